@@ -1,0 +1,15 @@
+"""The exceptions of RestoRT: each carries one clear sentence for the user."""
+
+from __future__ import annotations
+
+
+class RestortError(Exception):
+    """Something asked for cannot be done.
+
+    The message is one sentence: what was wrong, with which file or option, and what to do about it.
+    The command line prints it as it is and exits with status 1.
+    """
+
+
+class UsageError(RestortError):
+    """The request itself is wrong (an option, a name, a combination): exit status 2."""
