@@ -1,0 +1,17 @@
+"""Where RestoRT keeps what it can fetch or make again: downloaded weights, emitted graphs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_root() -> Path:
+    """The folder of the caches: RESTORT_CACHE if set and not empty, else the user's cache folder.
+
+    The folder need not exist; whoever writes into it makes it.
+    """
+    chosen = os.environ.get("RESTORT_CACHE")
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_path("restort"))
