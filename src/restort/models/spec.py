@@ -100,16 +100,22 @@ def detect(state: Mapping[str, Any]) -> Spec:
 
     Raises RestortError where the names or shapes are of neither architecture, naming the first difference.
     """
-    if "patch_embed.proj.weight" in state:
-        spec: Spec = _detect_restormer(state)
-    elif "head.0.weight" in state and any(".modules_lfe." in name for name in state):
-        spec = _detect_elan(state)
-    else:
-        sample = ", ".join(list(state)[:3]) or "no parameters at all"
+    try:
+        # Vision transformers have a patch_embed too: the second name tells a Restormer from them.
+        if "patch_embed.proj.weight" in state and "encoder_level1.0.attn.temperature" in state:
+            spec: Spec = _detect_restormer(state)
+        elif "head.0.weight" in state and any(name.startswith("body.0.modules_lfe.lfe_0.") for name in state):
+            spec = _detect_elan(state)
+        else:
+            sample = ", ".join(name[:60] for name in list(state)[:3]) or "no parameters at all"
+            raise RestortError(
+                f"these weights are neither a Restormer nor an ELAN (they begin with: {sample}); "
+                "use a checkpoint of one of the two"
+            )
+    except (ValueError, IndexError, ZeroDivisionError):  # a shape with too few or empty dimensions
         raise RestortError(
-            f"these weights are neither a Restormer nor an ELAN (they begin with: {sample}); "
-            "use a checkpoint of one of the two"
-        )
+            "these weights have shapes of no Restormer and no ELAN; the file is damaged"
+        ) from None
     _check(state, spec)
     return spec
 
@@ -126,7 +132,7 @@ def _count(state: Mapping[str, Any], prefix: str) -> int:
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     found = {int(match.group(1)) for name in state if (match := pattern.match(name))}
     if found != set(range(len(found))):
-        raise RestortError(f"the blocks under {prefix} are not numbered 0 to {len(found) - 1}; the file is incomplete")
+        raise RestortError(f"the blocks under {prefix} are not numbered one by one; the file is incomplete")
     return len(found)
 
 
@@ -136,7 +142,9 @@ def _detect_restormer(state: Mapping[str, Any]) -> RestormerSpec:
     if not all(blocks):
         raise RestortError("a level of this Restormer has no blocks; the file is incomplete")
     heads = tuple(_shape(state, f"{level}.0.attn.temperature")[0] for level in LEVELS)
-    widths = [(dim << i, _shape(state, f"{level}.0.ffn.dwconv.weight")[0] // 2) for i, level in enumerate(LEVELS)]
+    if any(count < 1 or (dim << i) % count for i, count in enumerate(heads)):
+        raise RestortError(f"the heads {heads} do not divide the channels of this Restormer; it is damaged")
+    hidden = [_shape(state, f"{level}.0.ffn.dwconv.weight")[0] // 2 for level in LEVELS]
     return RestormerSpec(
         in_channels=in_channels,
         out_channels=_shape(state, "output.weight")[0],
@@ -144,7 +152,7 @@ def _detect_restormer(state: Mapping[str, Any]) -> RestormerSpec:
         num_blocks=blocks,  # type: ignore[arg-type]
         num_refinement_blocks=_count(state, "refinement"),
         heads=heads,  # type: ignore[arg-type]
-        ffn_expansion=_expansion(widths),
+        ffn_expansion=_expansion([(dim << i, width) for i, width in enumerate(hidden)]),
         bias="encoder_level1.0.attn.qkv.bias" in state,
         layer_norm="WithBias" if "encoder_level1.0.norm1.body.bias" in state else "BiasFree",
         dual_pixel="skip_conv.weight" in state,
@@ -154,7 +162,7 @@ def _detect_restormer(state: Mapping[str, Any]) -> RestormerSpec:
 def _expansion(widths: list[tuple[int, int]]) -> float:
     """The factor f, with the fewest decimals, for which int(channels * f) is each level's hidden width."""
     low = max(hidden / channels for channels, hidden in widths)
-    candidates = [2.66, *(math.ceil(low * 10**digits) / 10**digits for digits in range(7))]
+    candidates = [2.66, *(math.ceil(low * 10.0**digits) / 10.0**digits for digits in range(7))]
     for factor in candidates:
         if all(int(channels * factor) == hidden for channels, hidden in widths):
             return factor
@@ -199,12 +207,14 @@ def _check(state: Mapping[str, Any], spec: Spec) -> None:
             continue
         if _shape(state, name) != shape:
             raise RestortError(
-                f"the parameter {name} has shape {list(_shape(state, name))} where this {spec.architecture} needs "
-                f"{list(shape)}; the file is of another variant"
+                f"the parameter {name} has shape {list(_shape(state, name))} where this {spec.architecture} "
+                f"needs {list(shape)}; the file is of another variant"
             )
     extra = [name for name in state if name not in expected]
     if extra:
-        raise RestortError(f"the weights hold {len(extra)} parameters that no {spec.architecture} has, such as {extra[0]}")
+        raise RestortError(
+            f"the weights hold {len(extra)} parameters that no {spec.architecture} has, such as {extra[0]}"
+        )
 
 
 def parameter_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
@@ -273,7 +283,8 @@ def _elan_shapes(spec: ElanSpec) -> dict[str, tuple[int, ...]]:
                 shapes[f"{lfe}.{conv}.shift_conv.conv1x1.bias"] = (out,)
             gmsa = f"body.{group}.modules_gmsa.gmsa_{i}"
             projected = 2 * c if i == 0 else c  # the first block makes q and v, the others only v
-            shapes |= {f"{gmsa}.project_inp.0.weight": (projected, c, 1, 1), f"{gmsa}.project_inp.0.bias": (projected,)}
+            shapes[f"{gmsa}.project_inp.0.weight"] = (projected, c, 1, 1)
+            shapes[f"{gmsa}.project_inp.0.bias"] = (projected,)
             for name in ("weight", "bias", "running_mean", "running_var"):
                 shapes[f"{gmsa}.project_inp.1.{name}"] = (projected,)
             shapes[f"{gmsa}.project_inp.1.num_batches_tracked"] = ()
