@@ -17,9 +17,9 @@ import numpy.typing as npt
 from restort.errors import RestortError
 from restort.models import elan_names
 from restort.models.containers import find_state
+from restort.models.pickled import TensorRef
 from restort.models.spec import Spec, detect, parameter_shapes
 from restort.models.torchfile import LegacyTorchFile, TorchFile, ZipTorchFile
-from restort.models.unpickle import TensorRef
 
 Array = npt.NDArray[Any]
 

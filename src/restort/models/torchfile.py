@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from restort.errors import RestortError
-from restort.models.unpickle import StorageRef, TensorRef, read_pickle
+from restort.models.pickled import StorageRef, TensorRef
+from restort.models.unpickle import read_pickle
 
 Array = npt.NDArray[Any]
 
