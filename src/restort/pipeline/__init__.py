@@ -1,0 +1,1 @@
+"""From files to files: a model with its options, folders, resuming, progress."""

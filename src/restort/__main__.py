@@ -1,0 +1,8 @@
+"""`python -m restort`."""
+
+import sys
+
+from restort.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Options that several commands share, and what their values may be."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+# Kept here, not taken from the backends: `restort --help` must not import them. A test compares the two.
+BACKENDS = ("onnxruntime", "openvino", "torch")
+PRECISIONS = ("fp32", "bf16")
+Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
+
+
+def command(
+    subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], int], help: str, **more: Any
+) -> argparse.ArgumentParser:
+    """A parser of a command that `run` carries out."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False, **more
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """--model or --weights, and what concerns fetching."""
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--model", metavar="NAME", help="a model of `restort models`")
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=Path,
+        help="a file of weights (.safetensors, .pth) of either network",
+    )
+    parser.add_argument("--offline", action="store_true", help="never download")
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """What runs the network, and how."""
+    group = parser.add_argument_group("computing")
+    group.add_argument(
+        "--backend",
+        choices=("auto", *BACKENDS),
+        default="auto",
+        help="what runs the network (default: auto, the fastest measured of those installed)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default="auto",
+        help="numbers to compute in (default: auto)",
+    )
+    group.add_argument("--threads", metavar="N", type=positive, help="threads to use (default: all cores)")
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("large pictures")
+    group.add_argument(
+        "--tile",
+        metavar="auto|N|none",
+        type=tile,
+        default="auto",
+        help="cut into overlapping tiles of N x N pixels; auto: only if the memory asks for it (default)",
+    )
+    group.add_argument(
+        "--overlap",
+        metavar="N",
+        type=not_negative,
+        help="pixels by which tiles overlap (default: as measured)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        metavar="N",
+        type=pixels,
+        default="default",
+        help="refuse files that claim more pixels, such as 2e9; none for no limit (default: 500 million)",
+    )
+
+
+def add_reporting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one machine-readable summary on stdout")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def positive(text: str) -> int:
+    return _number(text, 1)
+
+
+def not_negative(text: str) -> int:
+    return _number(text, 0)
+
+
+def tile(text: str) -> int | str | None:
+    """'auto', None for none, or a number."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    return _number(text, 1, "auto, none or a number of pixels")
+
+
+def pixels(text: str) -> int | str | None:
+    """'default', None for none, or a number, 2e9 included."""
+    if text in ("default", "none"):
+        return None if text == "none" else text
+    try:
+        number = float(text)
+        if 1 <= number < 1e18:
+            return int(number)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels; give one, such as 2e9, or none")
+
+
+def quality(text: str) -> int:
+    number = _number(text, 1, "a number from 1 to 100")
+    if number > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to 100")
+    return number
+
+
+def _number(text: str, least: int, wanted: str = "a whole number") -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than {least}")
+    return number

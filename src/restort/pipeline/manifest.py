@@ -1,0 +1,286 @@
+"""What has been made in an output folder, so that a second run does only what is missing or has changed.
+
+OUTPUT/.restort/manifest.jsonl holds one JSON object a line and is only ever appended to: a line "begun"
+before a picture is written, a line "done" after. Neither kill -9 nor two runs at once can spoil it: every
+line goes out in one write under a lock, a torn last line is skipped when reading, and a picture that was
+begun but not done is known to be ours and is made again. Old lines are dropped when they pile up.
+
+Runs that share a folder share the work: a picture is claimed (a lock that the system frees when its owner
+dies) before it is made, and one that another run has claimed is left to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from restort.errors import RestortError
+
+FOLDER = ".restort"
+CLAIMS = 64  # lock files that claims are spread over; two pictures on one of them only wait for each other
+LEFTOVER = re.compile(r"\.restort-[0-9a-f]{16}\.part")
+SETTLED_SECONDS = 60.0  # a temporary file untouched for so long belongs to no living run
+_LOCK_SECONDS = 30.0
+
+State = Literal["new", "unknown", "foreign", "changed", "done"]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A file's content: the size and time for a quick look, SHA-256 (hex) for certainty."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @staticmethod
+    def of(path: Path) -> Fingerprint:
+        """Raises OSError where the file cannot be read."""
+        status = path.stat()  # before the content: a change while reading is then noticed later
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return Fingerprint(status.st_size, status.st_mtime_ns, digest.hexdigest())
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file still has this content; read only where size is the same and the time is not."""
+        try:
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            return status.st_mtime_ns == self.mtime_ns or Fingerprint.of(path).sha256 == self.sha256
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: `target` relative to the output folder, `source` absolute, `made` None while only begun."""
+
+    target: str
+    source: str
+    content: Fingerprint
+    recipe: Mapping[str, Any]
+    made: Fingerprint | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> bytes:
+        return (json.dumps(asdict(self), separators=(",", ":"), default=str) + "\n").encode("ascii")
+
+    @staticmethod
+    def parse(line: bytes) -> Record | None:
+        """None for what is no such line: torn, damaged or of another version."""
+        try:
+            fields = json.loads(line)
+            fields["content"] = Fingerprint(**fields["content"])
+            fields["made"] = fields["made"] and Fingerprint(**fields["made"])
+            return Record(**fields) if isinstance(fields["target"], str) else None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+
+class Manifest:
+    """The manifest of one output folder; the folder is made if need be.
+
+    Raises RestortError where the folder or its manifest cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folder = root / FOLDER
+        self._path = self._folder / "manifest.jsonl"
+        self._records: dict[str, Record] = {}
+        self._inode, self._offset, self._lines = -1, 0, 0
+        self._claims: dict[int, FileLock] = {}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self._folder / "manifest.lock", timeout=_LOCK_SECONDS, thread_local=False)
+            self.refresh()
+            if self._lines > 2 * len(self._records) + 1000:
+                self._compact()
+            self._path.open("ab").close()
+        except (OSError, Timeout) as error:
+            raise _unwritable(root, error) from None
+
+    def refresh(self) -> None:
+        """Reads what other runs have added since."""
+        try:
+            with self._path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode:  # the first time, or another run has dropped old lines
+                    self._records, self._inode, self._offset, self._lines = {}, inode, 0, 0
+                file.seek(self._offset)
+                news = file.read()
+        except FileNotFoundError:
+            return
+        whole = news[: news.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            self._lines += 1
+            record = Record.parse(line)
+            if record is not None:
+                self._records[record.target] = record
+
+    def state(self, source: Path, target: Path, recipe: Mapping[str, Any]) -> State:
+        """What is to be done for `target`.
+
+        'done'     it was made from this content by this recipe and is still as it was made
+        'changed'  it was made, or begun, from this source and must be made again
+        'new'      it does not exist
+        'unknown'  it exists and no run made it
+        'foreign'  it was made from other content of another source
+        """
+        record = self._records.get(self._key(target))
+        exists = os.path.lexists(target)
+        if record is None:
+            return "unknown" if exists else "new"
+        same_content = record.content.matches(source)
+        if record.made is not None and same_content and dict(record.recipe) == dict(recipe):
+            return "done" if record.made.matches(target) else "changed" if exists else "new"
+        if not exists:
+            return "new"
+        if record.source != _absolute(source) and not same_content and record.made is not None:
+            return "foreign"
+        return "changed"
+
+    def maker(self, target: Path) -> str:
+        """The source that `target` was made from, as a path."""
+        return self._records[self._key(target)].source
+
+    def details(self, target: Path) -> Mapping[str, Any]:
+        """What was noted when `target` was made."""
+        record = self._records.get(self._key(target))
+        return record.details if record is not None else {}
+
+    def begin(self, source: Path, target: Path, content: Fingerprint, recipe: Mapping[str, Any]) -> Record:
+        """To be called before the target is written."""
+        record = Record(self._key(target), _absolute(source), content, dict(recipe))
+        self._append(record)
+        return record
+
+    def finish(self, record: Record, target: Path, details: Mapping[str, Any]) -> None:
+        """To be called after the target is written."""
+        try:
+            made = Fingerprint.of(target)
+        except OSError as error:
+            raise RestortError(f"{target} cannot be read after writing ({error.strerror or error})") from None
+        self._append(replace(record, made=made, details=dict(details)))
+
+    @contextmanager
+    def claim(self, target: Path, *, wait: bool = False) -> Iterator[bool]:
+        """Holds the target against other runs; gives False if another run has it and `wait` is not set."""
+        number = zlib.crc32(os.fsencode(self._key(target))) % CLAIMS
+        lock = self._claims.get(number)
+        if lock is None:
+            lock = FileLock(self._folder / f"claim-{number:02d}.lock", thread_local=False)
+            self._claims[number] = lock
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise _unwritable(self.root, error) from None
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _append(self, record: Record) -> None:
+        try:
+            with self._lock:
+                torn = self._ends_torn()
+                with self._path.open("ab", buffering=0) as file:
+                    file.write((b"\n" if torn else b"") + record.line())
+        except (OSError, Timeout) as error:
+            raise _unwritable(self.root, error) from None
+        self._records[record.target] = record
+
+    def _ends_torn(self) -> bool:
+        """Whether the last line lacks its end, because the disk was full or the power went."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                return file.read(1) != b"\n"
+        except OSError:  # no file, or an empty one
+            return False
+
+    def _compact(self) -> None:
+        with self._lock:
+            self.refresh()
+            temporary = self._path.with_suffix(".part")
+            temporary.write_bytes(b"".join(record.line() for record in self._records.values()))
+            os.replace(temporary, self._path)
+
+    def _key(self, target: Path) -> str:
+        return Path(os.path.relpath(target, self.root)).as_posix()
+
+
+class Leftovers:
+    """Temporary files of killed runs in some folders: those that no living run is writing.
+
+    At the start those go that nothing has touched for a minute; younger ones might be another run's, so they
+    go at the end if they are still what they were at the start.
+    """
+
+    def __init__(self, folders: set[Path]) -> None:
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._since = time.monotonic()
+        for folder in folders:
+            for path, mark in _temporaries(folder):
+                if time.time() - mark[1] / 1e9 > SETTLED_SECONDS:
+                    _remove(path)
+                else:
+                    self._seen[path] = mark
+
+    def clean(self) -> None:
+        """To be called at the end of the run; waits up to two seconds if the run was shorter than that."""
+        if not self._seen:
+            return
+        time.sleep(max(0.0, self._since + 2 - time.monotonic()))
+        for folder in {path.parent for path in self._seen}:
+            for path, mark in _temporaries(folder):
+                if self._seen.get(path) == mark:
+                    _remove(path)
+
+
+def _temporaries(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
+    """Temporary files in a folder, with size and time of the last change."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if LEFTOVER.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((Path(entry.path), (status.st_size, status.st_mtime_ns)))
+    except OSError:  # no such folder yet, or not ours to read
+        pass
+    return found
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # if it stays, nothing depends on it
+        path.unlink(missing_ok=True)
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path)
+
+
+def _unwritable(root: Path, error: Exception) -> RestortError:
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return RestortError(
+        f"the output folder {root} cannot be used ({why.lower()}); choose one that can be written"
+    )

@@ -1,0 +1,372 @@
+"""A network ready to restore pictures: weights, the backend that runs them, and how to cut large pictures.
+
+model = load("elan-light-x4")
+enlarged = model(image)                      # arrays in, arrays out
+model.restore_file("small.jpg", "large.png")  # files, with profile, EXIF and alpha
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from restort.errors import RestortError, UsageError
+from restort.imaging.picture import Picture
+from restort.imaging.read import MAX_PIXELS, read
+from restort.imaging.tiles import TileOption, TilePlan, plan, run_tiled, stream_tiled
+from restort.imaging.write import QUALITY, check_output, write
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from restort.backends.base import Runner
+    from restort.models.checkpoint import Weights
+    from restort.models.spec import Spec
+    from restort.zoo.catalogue import Entry
+
+Array = npt.NDArray[Any]
+Say = Callable[[str], None]
+TileProgress = Callable[[int, int], None]
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+PIXELS_VERSION = 1
+"""Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
+before are then made again. Part of `Model.recipe`."""
+
+_log = logging.getLogger("restort")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of one file. Sizes are (width, height); `tile` is 'whole' or the tiles' 'WIDTHxHEIGHT'."""
+
+    source: Path
+    target: Path
+    size: tuple[int, int]
+    result_size: tuple[int, int]
+    tile: str
+    notes: tuple[str, ...] = ()
+
+
+class Model:
+    """A network with its backend; made by `load`, closed by `close` or as a context manager.
+
+    Not meant for several threads at once: make one per thread, or put a lock around it.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        runner: Runner,
+        *,
+        name: str,
+        entry: Entry | None = None,
+        tile: TileOption = "auto",
+        overlap: int | None = None,
+    ) -> None:
+        self.weights = weights
+        self.name = name
+        self.entry = entry
+        self.tile = tile
+        self.overlap = overlap
+        self._runner = runner
+
+    @property
+    def spec(self) -> Spec:
+        """Architecture and hyper-parameters."""
+        return self.weights.spec
+
+    @property
+    def scale(self) -> int:
+        """How many times as high and wide the output is."""
+        return self.spec.scale
+
+    @property
+    def task(self) -> str | None:
+        """What the weights were trained for, where that is known."""
+        if self.entry is not None:
+            return self.entry.task
+        return known_task(self.weights)
+
+    @property
+    def backend(self) -> str:
+        return self._runner.name
+
+    @property
+    def precision(self) -> str:
+        return self._runner.precision
+
+    def recipe(self, quality: int = QUALITY) -> dict[str, str | int]:
+        """Everything besides the input that decides the pixels of an output file."""
+        return {
+            "pixels": PIXELS_VERSION,
+            "weights": self.weights.digest,
+            "backend": self.backend,
+            "precision": self.precision,
+            "tile": "none" if self.tile is None else self.tile,
+            "overlap": "auto" if self.overlap is None else self.overlap,
+            "quality": quality,
+        }
+
+    def plan(self, height: int, width: int, batch: int = 1) -> TilePlan:
+        """How a picture of that size would be cut."""
+        return plan(height, width, self.spec, self.tile, self.overlap, batch=batch)
+
+    @overload
+    def __call__(self, image: Array, *, progress: TileProgress | None = None) -> Array: ...
+
+    @overload
+    def __call__(self, image: Picture, *, progress: TileProgress | None = None) -> Picture: ...
+
+    def __call__(self, image: Array | Picture, *, progress: TileProgress | None = None) -> Array | Picture:
+        """The restored image: of the same kind, type and channels, `scale` times as high and wide.
+
+        image   a Picture; or an array (H, W) or (H, W, C), uint8, uint16 or floating-point in [0, 1], in sRGB
+                order red, green, blue. C is 1 or 3; for integers also 2 or 4 (alpha last, kept or resized); or
+                whatever the network takes (6 for dual-pixel weights, whose result has 3). Values of the result
+                are clipped to the range of the type.
+
+        Raises RestortError for other arrays, NaN or infinity, and floats that are not on the scale of [0, 1].
+        """
+        if isinstance(image, Picture):
+            return self.restore_picture(image, progress=progress)
+        if not isinstance(image, np.ndarray):
+            raise RestortError(
+                f"an image of type {type(image).__name__} cannot be restored; give a NumPy array or a path"
+            )
+        return _array_through(self, image, progress)
+
+    def restore_picture(self, picture: Picture, *, progress: TileProgress | None = None) -> Picture:
+        """The restored picture, metadata and alpha carried along; one row of tiles is in memory at a time."""
+        return self._restored(picture, progress)[0]
+
+    def _restored(self, picture: Picture, progress: TileProgress | None) -> tuple[Picture, TilePlan]:
+        x = picture.to_unit(self.spec.in_channels)
+        cut = self.plan(picture.height, picture.width, batch=len(x))
+        try:
+            return picture.from_bands(stream_tiled(self._runner, x, cut, progress), self.scale), cut
+        except MemoryError:
+            raise _too_large(picture.height, picture.width) from None
+
+    def restore_file(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        overwrite: bool = False,
+        quality: int = QUALITY,
+        max_pixels: int | None = MAX_PIXELS,
+        picture: Picture | None = None,
+        before_write: Callable[[], None] | None = None,
+        progress: TileProgress | None = None,
+    ) -> Restored:
+        """Reads `source`, restores it and writes `target` in the format of its suffix.
+
+        overwrite     replaces an existing `target`; never `source` itself.
+        quality       1 to 100 of JPEG, WebP and AVIF.
+        max_pixels    a file whose header claims more is refused; None for no limit.
+        picture       the content of `source`, if it has been read already.
+        before_write  called when the result is there and before anything is written.
+        progress      called as progress(done, total) after each tile.
+
+        Raises RestortError, one sentence; nothing half-written is left behind.
+        """
+        source, target = Path(source), Path(target)
+        check_output(target)
+        if same_file(source, target):
+            raise UsageError(
+                f"{target} is the input itself; inputs are never overwritten: give another output"
+            )
+        if picture is None:
+            picture = read(source, max_pixels=max_pixels)
+        result, cut = self._restored(picture, progress)
+        if before_write is not None:
+            before_write()
+        lost = write(target, result, overwrite=overwrite, quality=quality)
+        return Restored(
+            source,
+            target,
+            (picture.width, picture.height),
+            (result.width, result.height),
+            "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}",
+            (*picture.notes, *lost),
+        )
+
+    def run(
+        self, x: npt.NDArray[np.float32], progress: TileProgress | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The bare network over (N, C, H, W) float32 in [0, 1], tiled and padded as planned; not clipped."""
+        cut = self.plan(x.shape[2], x.shape[3], batch=x.shape[0])
+        try:
+            return run_tiled(self._runner, x, cut, progress)
+        except MemoryError:
+            raise _too_large(x.shape[2], x.shape[3]) from None
+
+    def close(self) -> None:
+        """Frees what the backend holds."""
+        self._runner.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<restort.Model {self.name} on {self.backend} {self.precision}>"
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    tile: TileOption = "auto",
+    overlap: int | None = None,
+    threads: int | None = None,
+    offline: bool = False,
+    say: Say | None = None,
+) -> Model:
+    """A model by its name in the catalogue, or from a file of weights (.safetensors, .pth).
+
+    backend     'onnxruntime', 'openvino', 'torch', or 'auto': the fastest measured that is installed.
+    precision   'fp32', 'bf16', or 'auto'.
+    tile        'auto' (by free memory), the edge of the tiles in pixels of the input, or None: never tiles.
+    overlap     pixels by which tiles overlap at least; None for the measured default.
+    threads     of the processor; None for all cores.
+    offline     never downloads.
+    say         told what was chosen; without it only licences are told, on stderr.
+
+    Raises UsageError for an unknown name or option, RestortError where the weights or the backend fail.
+    """
+    path, entry = locate(model, offline=offline, notice=say or _to_stderr)
+    from restort.models.checkpoint import load_weights
+
+    return assemble(
+        load_weights(path),
+        entry,
+        backend=backend,
+        precision=precision,
+        tile=tile,
+        overlap=overlap,
+        threads=threads,
+        say=say,
+    )
+
+
+def assemble(
+    weights: Weights,
+    entry: Entry | None = None,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    tile: TileOption = "auto",
+    overlap: int | None = None,
+    threads: int | None = None,
+    say: Say | None = None,
+) -> Model:
+    """A model of weights that have been read; the options are those of `load`."""
+    from restort.backends import create
+
+    edge = tile if isinstance(tile, int) else 1024
+    plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
+    runner = create(weights, backend, precision, threads=threads, say=say or _log.info)
+    name = entry.name if entry is not None else weights.path.stem
+    return Model(weights, runner, name=name, entry=entry, tile=tile, overlap=overlap)
+
+
+def locate(model: str | Path, *, offline: bool, notice: Say) -> tuple[Path, Entry | None]:
+    """The file of a model: a path is itself, a name is looked up in the catalogue (and fetched if need be)."""
+    if isinstance(model, Path) or model.lower().endswith(WEIGHTS_SUFFIXES) or "/" in model or "\\" in model:
+        return Path(model).expanduser(), None
+    from restort.zoo.catalogue import find
+    from restort.zoo.fetch import path_of
+
+    entry = find(model)
+    return path_of(entry, offline=offline, notice=notice), entry
+
+
+def known_task(weights: Weights) -> str | None:
+    """The task of weights from a file: upscaling is told by the network, others by the file's metadata."""
+    if weights.spec.scale > 1:
+        return "upscale"
+    return weights.metadata.get("task")
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file, also through links."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return a.absolute() == b.absolute()
+
+
+def _too_large(height: int, width: int) -> RestortError:
+    return RestortError(
+        f"a picture of {width} x {height} pixels does not fit into the memory this way; use smaller tiles (--tile)"
+    )
+
+
+def _to_stderr(line: str) -> None:
+    print(f"restort: {line}", file=sys.stderr)
+
+
+def _array_through(model: Model, image: Array, progress: TileProgress | None) -> Array:
+    """Any array `Model.__call__` takes, through the network."""
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise RestortError(f"an array of shape {image.shape} is no image; give (H, W) or (H, W, C)")
+    planes = image[:, :, None] if image.ndim == 2 else image
+    channels, wanted = planes.shape[2], model.spec.in_channels
+    if planes.dtype in (np.uint8, np.uint16) and channels <= 4:
+        alpha = planes[:, :, -1] if channels in (2, 4) else None
+        colours = planes if alpha is None else planes[:, :, :-1]
+        result = model.restore_picture(Picture(colours, alpha), progress=progress)
+        restored = result.pixels if result.alpha is None else np.dstack([result.pixels, result.alpha])
+    elif channels in (1, 3, wanted):
+        restored = _floats_through(model, planes, progress)
+    else:
+        raise RestortError(
+            f"an array of {channels} channels and type {image.dtype} does not fit {model.name}, which takes {wanted}"
+        )
+    return restored[:, :, 0] if image.ndim == 2 else restored
+
+
+def _floats_through(model: Model, planes: Array, progress: TileProgress | None) -> Array:
+    """(H, W, C) -> (H * scale, W * scale, C') of the same type, without going through integers."""
+    if planes.dtype in (np.uint8, np.uint16):
+        peak = float(np.iinfo(planes.dtype).max)
+    elif planes.dtype.kind == "f":
+        peak = 1.0
+        low, high = float(planes.min()), float(planes.max())
+        if not np.isfinite([low, high]).all():
+            raise RestortError("the image holds NaN or infinity; give finite values in [0, 1]")
+        if low < -1 or high > 2:
+            raise RestortError(
+                f"the image's values run from {low:g} to {high:g}; floating-point images lie in [0, 1] (divide by 255?)"
+            )
+    else:
+        raise RestortError(
+            f"an image of type {planes.dtype} cannot be restored; give uint8, uint16 or float32"
+        )
+    x = (planes.transpose(2, 0, 1).astype(np.float32) / np.float32(peak))[None]
+    if x.shape[1] != model.spec.in_channels:
+        x = x.transpose(1, 0, 2, 3) if model.spec.in_channels == 1 else x.repeat(3, axis=1)
+    y = model.run(np.ascontiguousarray(np.clip(x, 0, 1)), progress)
+    if not np.isfinite(y).all():
+        raise RestortError("the network returned NaN or infinity; try precision fp32 or other weights")
+    if y.shape[0] > 1:
+        y = y.transpose(1, 0, 2, 3)
+    elif planes.shape[2] == 1 and y.shape[1] == 3:
+        y = np.tensordot(np.asarray([0.299, 0.587, 0.114], np.float32), y, axes=(0, 1))[:, None]
+    y = np.clip(y[0].transpose(1, 2, 0), 0, 1)
+    restored: Array = y if peak == 1 else np.rint(y * np.float32(peak))
+    return restored.astype(planes.dtype)

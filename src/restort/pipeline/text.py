@@ -1,0 +1,25 @@
+"""Words and figures for people."""
+
+from __future__ import annotations
+
+
+def printable(text: object) -> str:
+    """Text that any terminal takes: control characters and broken encodings shown as escapes."""
+    safe = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
+
+
+def rate_text(files_per_second: float) -> str:
+    if files_per_second <= 0:
+        return "-- s/file"
+    if files_per_second >= 1:
+        return f"{files_per_second:.1f} files/s"
+    return f"{1 / files_per_second:.1f} s/file"
+
+
+def time_text(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
