@@ -76,8 +76,8 @@ def test_kernels_are_point_spread_functions(size: int, centre: str) -> None:
 
 
 def test_kernels_differ_in_size_and_repeat_exactly() -> None:
-    kernels = degrade.motion_kernels(400, 37, generator())
-    assert torch.equal(kernels, degrade.motion_kernels(400, 37, generator()))
+    kernels = degrade.motion_kernels(400, 37, generator(), centre="box")
+    assert torch.equal(kernels, degrade.motion_kernels(400, 37, generator(), centre="box"))
     seen = kernels > 0.02 * kernels.amax((1, 2), keepdim=True)
     extent = torch.maximum(seen.any(1).sum(1), seen.any(2).sum(1))
     assert extent.min() <= 3 and extent.max() >= 26
@@ -85,7 +85,7 @@ def test_kernels_differ_in_size_and_repeat_exactly() -> None:
 
 
 def test_box_centred_kernels_lie_in_the_middle() -> None:
-    kernels = degrade.motion_kernels(300, 37, generator(3))
+    kernels = degrade.motion_kernels(300, 37, generator(3), centre="box")
     seen = kernels > 1e-3 * kernels.amax((1, 2), keepdim=True)
     for axis in (1, 2):
         profile = seen.any(axis).int()
@@ -94,10 +94,10 @@ def test_box_centred_kernels_lie_in_the_middle() -> None:
 
 
 def test_centroid_centred_kernels_balance() -> None:
-    kernels = degrade.motion_kernels(300, 37, generator(4), longest=15.0, centre="centroid")
+    kernels = degrade.motion_kernels(300, 37, generator(4))
     grid = torch.arange(37) - 18.0
     for axis in (1, 2):
-        assert ((kernels.sum(axis) * grid).sum(1)).abs().max() < 0.05
+        assert ((kernels.sum(axis) * grid).sum(1)).abs().max() < 0.1
 
 
 def test_blur_is_the_convolution_where_it_fits() -> None:

@@ -75,7 +75,7 @@ def motion_kernels(
     device: torch.device | str = "cpu",
     *,
     longest: float = 27.0,
-    centre: str = "box",
+    centre: str = "centroid",
 ) -> Tensor:
     """Random point-spread functions of camera motion: (n, size, size) float32, each of sum 1, size odd.
 
@@ -86,8 +86,9 @@ def motion_kernels(
     kernels the camera rests at one spot. The path is drawn with sub-pixel accuracy (bilinear) and softened by
     a Gaussian of 0.2 to 0.6 px, in a tenth up to 1.5 px as slight defocus.
 
-    `centre` says which point stays in place: "box", the middle of the path's bounding box (how kernel files
-    with tight arrays lie), or "centroid", its centre of mass as far as the path then fits into the array.
+    `centre` says which point stays in place: the "centroid" (low frequencies stay where they are, so that a
+    blind network has nothing to guess; paths that would leave the array shrink), or the middle of the path's
+    bounding "box" (as kernel files with tight arrays lie).
     """
     if size % 2 == 0 or size < 9:
         raise ValueError(f"the size of a kernel must be odd and at least 9, not {size}")
@@ -102,10 +103,10 @@ def motion_kernels(
         path = path - ((low + high) / 2)[..., None]
         path = path * (extent / (high - low).amax(1, keepdim=True))[..., None]
         if centre == "centroid":
-            half = (path.amax(2) - path.amin(2)) / 2
-            slack = (room / 2 - half).clamp_min(0)
             shift = (path * dwell[:, None]).sum(2) / dwell.sum(1, keepdim=True)
-            path = path - torch.maximum(torch.minimum(shift, slack), -slack)[..., None]
+            path = path - shift[..., None]
+            reach = path.abs().amax((1, 2))[:, None, None]
+            path = path * torch.clamp(room[..., None] / 2 / reach.clamp_min(1e-6), max=1)
         return _draw(path, dwell, soft, size)
 
 
