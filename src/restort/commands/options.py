@@ -55,7 +55,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", metavar="N", type=positive, help="threads to use (default: all cores)")
 
 
-def add_tiles(parser: argparse.ArgumentParser) -> None:
+def add_tiles(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
     group = parser.add_argument_group("large pictures")
     group.add_argument(
         "--tile",
@@ -70,6 +70,8 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
         type=not_negative,
         help="pixels by which tiles overlap (default: as measured)",
     )
+    if not files:
+        return
     group.add_argument(
         "--max-pixels",
         metavar="N",

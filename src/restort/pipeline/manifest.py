@@ -105,7 +105,7 @@ class Manifest:
         self._inode, self._offset, self._lines = -1, 0, 0
         self._claims: dict[int, FileLock] = {}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "claims").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._folder / "manifest.lock", timeout=_LOCK_SECONDS, thread_local=False)
             self.refresh()
             if self._lines > 2 * len(self._records) + 1000:
@@ -184,7 +184,7 @@ class Manifest:
         number = zlib.crc32(os.fsencode(self._key(target))) % CLAIMS
         lock = self._claims.get(number)
         if lock is None:
-            lock = FileLock(self._folder / f"claim-{number:02d}.lock", thread_local=False)
+            lock = FileLock(self._folder / "claims" / f"{number:02d}.lock", thread_local=False)
             self._claims[number] = lock
         try:
             lock.acquire(timeout=-1 if wait else 0)
