@@ -1,0 +1,57 @@
+# make demo   sets up .venv and restores the example photographs into demo/
+# make test   sets up .venv with everything the tests need, and runs them
+# make lint   style and types
+#
+# PYTHON   the interpreter to make .venv with (3.10 or newer)
+# TORCH    what pip installs as PyTorch for the tests. The default is a build for CPU where pip's sources offer one,
+#          and on many Linux machines the large CUDA build. Others, such as the CPU build from PyTorch's own index:
+#              make test TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#          Empty for none: the tests that need it are then skipped.
+# PYTEST   more arguments for pytest, such as PYTEST="-k folder -x"
+# WEIGHTS  a file of weights for the upscaling of the demo, instead of the shipped model
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST ?=
+WEIGHTS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.core
+	$(BIN)/python examples/demo.py --output demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
+test: .venv/.dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "the venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+.venv/.core: pyproject.toml | $(BIN)/python
+	@echo "installing restort into .venv ..."
+	@$(PIP) install -e .
+	@$(PIP) install -e '.[openvino]' || echo "OpenVINO cannot be installed here; ONNX Runtime does the work"
+	@touch $@
+
+.venv/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing restort and what its tests need into .venv ..."
+	@$(if $(TORCH),$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH) || $(PIP) install torch,true)
+	@$(PIP) install -e '.[dev]'
+	@touch $@
