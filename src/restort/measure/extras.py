@@ -1,0 +1,22 @@
+"""Libraries that only measuring needs, imported when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from restort.errors import RestortError
+
+_PACKAGES = {"skimage": "scikit-image", "h5py": "h5py", "scipy": "scipy"}
+
+
+def need(module: str, purpose: str) -> Any:
+    """The imported module; RestortError with the command that installs it where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = _PACKAGES[module.split(".")[0]]
+        raise RestortError(
+            f"{purpose} needs {package}, which is not installed; "
+            "install it with: pip install 'restort[evaluate]'"
+        ) from None
