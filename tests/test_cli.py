@@ -352,8 +352,8 @@ def test_doctor_without(broken: str) -> None:
     assert done.stdout.splitlines()[-1].startswith("restort ")
     if broken in ("pyvips", "numpy"):
         assert (
-            (done.returncode == 1 and f"import of {broken}" in done.stdout) or "cannot be loaded" in done.stdout
-        )
+            done.returncode == 1 and f"import of {broken}" in done.stdout
+        ) or "cannot be loaded" in done.stdout
 
 
 def test_an_unforeseen_error_is_one_sentence(
@@ -401,3 +401,46 @@ def test_help_is_quick_and_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_export(restort: Any, weights: Path, tmp_path: Path) -> None:
+    import onnx
+
+    target = tmp_path / "new" / "x4.onnx"
+    told = restort("export", "--weights", weights, "-o", target, "--json", "--quiet")
+    report = json.loads(told.out)
+    assert told.status == 0 and told.err == "" and report["metadata"]["restort.scale"] == "4"
+    onnx.checker.check_model(onnx.load(target))
+    told = restort("export", "--weights", weights, "-o", target)
+    assert told.status == 1 and "--overwrite" in told.err
+    assert (
+        restort("export", "--weights", weights, "-o", target, "--overwrite", "--precision", "fp16").status
+        == 0
+    )
+    assert target.stat().st_size < report["bytes"]
+    told = restort("export", "--weights", weights, "-o", tmp_path / "x4.png")
+    assert told.status == 2 and ".onnx" in told.err
+
+
+def test_evaluate(restort: Any, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    photos = tmp_path / "set"
+    for name in ("a.png", "b.png"):
+        photos.mkdir(exist_ok=True)
+        write(photos / name, Picture(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    record = tmp_path / "record.json"
+    told = restort("evaluate", "--weights", weights, "--dataset", photos, "-o", record, "--quiet")
+    assert told.status == 0 and "average" in told.out and told.err == ""
+    told = restort("evaluate", "--weights", weights, "--dataset", photos, "--json", "--quiet")
+    assert json.loads(told.out)["task"] == json.loads(record.read_text())["task"] == "upscale"
+    told = restort("evaluate", "--weights", weights, "--dataset", photos, "-o", record)
+    assert told.status == 1 and "--overwrite" in told.err
+    cleaner = write_weights(tmp_path / "clean.safetensors", RESTORMER)
+    told = restort("evaluate", "--weights", cleaner, "--dataset", photos, "--quiet")
+    assert told.status == 2 and "--task" in told.err
+    told = restort(
+        "evaluate", "--weights", cleaner, "--dataset", photos, "--task", "denoise", "--sigma", "25", "--json"
+    )
+    assert told.status == 0 and json.loads(told.out)["averages"][0]["pictures"] == 2
+    told = restort("evaluate", "--weights", weights, "--dataset", tmp_path / "nowhere")
+    assert told.status == 1 and len(told.lines) == 1

@@ -58,7 +58,7 @@ class Restored:
 class Model:
     """A network with its backend; made by `load`, closed by `close` or as a context manager.
 
-    Not meant for several threads at once: make one per thread, or put a lock around it.
+    Several threads may call one model.
     """
 
     def __init__(
