@@ -285,7 +285,7 @@ def test_empty(load) -> None:
 
 
 def test_text_named_png(load) -> None:
-    with pytest.raises(RestortError, match="not a picture in a format known here.*PNG, JPEG") as error:
+    with pytest.raises(RestortError, match=r"not a picture in a format known here.*PNG, JPEG") as error:
         load(b"Dear diary, today I restored a photograph.", "diary.png")
     sentence(error)
 

@@ -53,7 +53,7 @@ def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
 
 
 def write_bmp(pixels: Array, resolution: tuple[float, float] | None) -> bytes:
-    """(H, W, 1, 3 or 4) uint8 -> the file; gray as 8 bit with a gray palette, alpha in the fourth byte."""
+    """(H, W, 1 or 3) uint8 -> the file; gray as 8 bit with a gray palette."""
     from PIL import Image
 
     buffer = io.BytesIO()

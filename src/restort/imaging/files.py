@@ -8,7 +8,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from restort.errors import RestortError, UsageError
+from restort.errors import RestortError
 
 TEMPORARY_PREFIX = ".restort-"
 
@@ -42,10 +42,7 @@ def write_bytes(path: Path, data: bytes, *, overwrite: bool = False, sync: bool 
     Without `overwrite` an existing file stays as it is, also one that appears during the writing. `sync`
     waits until the data is on the disk before the renaming. On any failure nothing is left behind.
     """
-    if not overwrite and os.path.lexists(path):
-        raise RestortError(f"{path} exists already; use --overwrite to replace it")
-    if path.is_dir():
-        raise RestortError(f"cannot write {path}: it is a folder; give the name of a file")
+    check_free(path, overwrite)
     temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,12 +77,11 @@ def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises UsageError where `path` could not be written because something is there: asked before long
-    work."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
+    """Raises RestortError where something is at `path` that must stay; worth asking before long work, too."""
+    if os.path.isdir(path):
+        raise RestortError(f"cannot write {path}: it is a folder; give the name of a file")
     if not overwrite and os.path.lexists(path):
-        raise UsageError(f"{path} exists already; use --overwrite to replace it")
+        raise RestortError(f"{path} exists already; use --overwrite to replace it")
 
 
 def _why(error: Exception, path: Path) -> str:
@@ -93,15 +89,15 @@ def _why(error: Exception, path: Path) -> str:
         return "the file does not fit into the memory"
     code = getattr(error, "errno", None)
     if code == errno.ENOENT:
-        return "there is no such file" if path.parent.is_dir() else f"there is no folder {path.parent}"
+        return "there is no such file" if os.path.isdir(path.parent) else f"there is no folder {path.parent}"
     if code in (errno.EISDIR, errno.ENXIO):
         return (
             "it is a folder, not a picture"
-            if path.is_dir()
+            if os.path.isdir(path)
             else "it is not a regular file; give a picture file"
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        if path.is_dir():
+        if os.path.isdir(path):
             return "it is a folder, not a picture"
         return "no permission; change the permissions or choose another place"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,10 @@ def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | N
 def _is_folder(output: str | Path, sources: list[Path]) -> bool:
     several = len(sources) > 1 or sources[0].is_dir()
     path = Path(output)
-    if several and path.is_file():
+    meant = path.is_dir() or str(output).endswith(("/", os.sep)) or not path.suffix
+    if several and (path.is_file() or not (meant or formats.output_format(path) is None)):
         raise UsageError(f"{output} is a file, but several pictures need a folder; give the name of a folder")
-    return several or path.is_dir() or str(output).endswith(("/", os.sep)) or not path.suffix
+    return several or meant
 
 
 def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
@@ -107,8 +109,10 @@ def _with_suffix(target: Path, suffix: str | None) -> Path:
 
 
 def _key(path: Path) -> str:
-    """Equal for names that a file system without upper and lower case takes as one."""
-    return os.path.normcase(os.path.abspath(path)).casefold()
+    """Equal for names that the system takes as one, without upper and lower case where that does not
+    count."""
+    name = os.path.normcase(os.path.abspath(path))
+    return name.casefold() if sys.platform == "darwin" else name
 
 
 def _named_apart(jobs: list[Job]) -> list[Job]:

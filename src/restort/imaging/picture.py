@@ -124,8 +124,8 @@ class Picture:
         The inverse of `to_unit`: clipped to [0, 1] and rounded to the nearest value of this picture's depth;
         a gray picture stays gray (three channels are weighed as `LUMA`). Alpha comes from the network's
         output for `alpha_to_unit` if given, is otherwise enlarged by cubic interpolation or, at scale 1,
-        kept exactly. The metadata is carried along. Raises RestortError where the output holds NaN or
-        infinity.
+        kept exactly. The metadata is carried along, also the resolution: 300 dpi stay 300 dpi. Raises
+        RestortError where the output holds NaN or infinity.
         """
         scale = result.shape[2] // self.height
         return self.from_bands([(0, result)], scale, None if alpha is None else [(0, alpha)])
@@ -138,8 +138,7 @@ class Picture:
             alpha: Array | None = _assembled(alpha_bands, np.empty((height, width, 1), dtype))[:, :, 0]
         else:
             alpha = None if self.alpha is None else resize_alpha(self.alpha, scale)
-        resolution = self.resolution and (self.resolution[0] * scale, self.resolution[1] * scale)
-        return dataclasses.replace(self, pixels=pixels, alpha=alpha, resolution=resolution)
+        return dataclasses.replace(self, pixels=pixels, alpha=alpha)
 
 
 def _assembled(bands: Bands, pixels: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 from restort.errors import RestortError
 from restort.imaging.arrays import Array
 
+_GLIB_LEVELS = 8 | 16 | 32 | 64 | 128  # critical, warning, message, info, debug
 FORMATS = {"uint8": "uchar", "uint16": "ushort"}
 
 
@@ -28,6 +29,11 @@ def vips() -> Any:
         raise RestortError(
             f"libvips cannot be loaded ({error}); install it with: pip install 'pyvips[binary]'"
         ) from None
+    # pyvips takes the messages of libvips only; a damaged header makes GLib itself complain on the terminal.
+    handler = getattr(pyvips, "_log_handler_cb", None)
+    if handler is not None:
+        for domain in (b"GLib", b"GLib-GObject"):
+            pyvips.glib_lib.g_log_set_handler(domain, _GLIB_LEVELS, handler, pyvips.ffi.NULL)
     # Operations are cached by the address of their buffer, and every picture here is read once.
     pyvips.cache_set_max(0)
     return pyvips
@@ -36,7 +42,7 @@ def vips() -> Any:
 def reason(error: Exception) -> str:
     """The telling line of a libvips error, without the function that failed."""
     lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-    text = lines[-1] if lines else "no reason given"
+    text = lines[-1] if lines else "it cannot be decoded"
     return text if len(text) <= 120 else text[:117] + "..."
 
 

@@ -47,9 +47,9 @@ def write(
     """Writes `picture` in the format of the suffix; returns notes on what the format could not hold.
 
     16 bit goes to PNG and TIFF as it is, to AVIF with 12 bits, to the others rounded to 8. Alpha is laid
-    over white for JPEG, unless it is opaque throughout. Profile, EXIF, XMP, IPTC and resolution go along
-    where the format (and libvips) has a place for them: EXIF not in TIFF, none of them in BMP, whose colours
-    are therefore made sRGB.
+    over white for JPEG and BMP, unless it is opaque throughout. Profile, EXIF, XMP, IPTC and resolution go
+    along where the format (and libvips) has a place for them: EXIF not in TIFF, none of them in BMP, whose
+    colours are therefore made sRGB.
 
     overwrite   replaces an existing file; without it RestortError.
     quality     1 to 100 of the lossy formats, JPEG in 4:4:4; 100 is lossless in WebP.
@@ -90,13 +90,11 @@ def _prepared(picture: Picture, name: str, notes: list[str]) -> Array:
     ):
         pixels = colour.pixels_to_srgb(pixels, picture.icc)
         notes.append("colours were converted to sRGB: BMP cannot hold the profile")
-    if name == "jpeg" and alpha is not None:
+    if name in ("jpeg", "bmp") and alpha is not None:
         if (alpha != picture.peak).any():
             pixels = _over_white(pixels, alpha)
-            notes.append("alpha was laid over white: JPEG cannot hold it")
+            notes.append(f"alpha was laid over white: {formats.NAMES[name]} cannot hold it")
         alpha = None
-    if name == "bmp" and alpha is not None and picture.channels == 1:
-        pixels = pixels.repeat(3, axis=2)
     joined = pixels if alpha is None else np.dstack([pixels, alpha])
     if picture.bits == 16 and name not in _SIXTEEN_BIT:
         notes.append(f"16 bit was rounded to 8: {formats.NAMES[name]} holds no more")
@@ -129,7 +127,8 @@ def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: in
         image = image.copy(xres=72 / 25.4, yres=72 / 25.4)  # what libvips takes as unknown when it reads
     blocks = {
         "icc-profile-data": picture.icc,
-        "exif-data": picture.exif,
+        # TIFF has no place for it in libvips, which would take the resolution from it all the same.
+        "exif-data": None if name == "tiff" else picture.exif,
         "xmp-data": picture.xmp,
         "iptc-data": picture.iptc,
     }
