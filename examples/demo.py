@@ -19,7 +19,11 @@ from restort.errors import RestortError
 from restort.zoo.catalogue import default_for
 
 HERE = Path(__file__).resolve().parent
-STEPS = (("upscale", "kitten_small.png"), ("denoise", "kitten_noisy.png"), ("deblur", "kitten_blurred.png"))
+STEPS = (  # command, input, result
+    ("upscale", "kitten_small.png", "kitten_large.png"),
+    ("denoise", "kitten_noisy.png", "kitten_clean.png"),
+    ("deblur", "kitten_blurred.png", "kitten_sharp.png"),
+)
 
 
 def available(task: str) -> bool:
@@ -40,12 +44,12 @@ def main() -> int:
     )
     options = parser.parse_args()
     made = []
-    for task, name in STEPS:
+    for task, name, result in STEPS:
         given = ["--weights", str(options.weights)] if options.weights and task == "upscale" else []
         if not given and not available(task):
             print(f"{task}: no model for it ships with this version; skipped")
             continue
-        source, target = HERE / name, options.output / f"{Path(name).stem}_{task}d.png"
+        source, target = HERE / name, options.output / result
         arguments = [task, str(source), "-o", str(target), *given, "--overwrite"]
         print("$ restort " + shlex.join(arguments), flush=True)
         status = restort(arguments)

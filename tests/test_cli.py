@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -278,6 +277,7 @@ def test_no_permission(weights: Path, photo: Path, anyones: Path) -> None:
 
 def test_full_disk(weights: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for it; small files still succeed."""
+    resource = pytest.importorskip("resource")
     photos = tmp_path / "in"
     photos.mkdir()
     random = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from restort import __version__
+from restort.pipeline.text import printable
 
 Findings = dict[str, Any]
 
@@ -260,4 +261,4 @@ def text(findings: Findings) -> str:
         lines += ["", "missing:"]
         lines += [f"  {item['what']}, for {item['for']}: {item['how']}" for item in findings["missing"]]
     lines += ["", "restort works here" if findings["healthy"] else "restort does NOT work here: see missing"]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)

@@ -16,6 +16,7 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from restort.cache import cache_root
+    from restort.pipeline.text import printable
     from restort.zoo.catalogue import entries
 
     folder = cache_root() / "weights"
@@ -49,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    print(f"\nDownloads are kept in {folder}. Sources and checksums: restort models --json")
+    print(f"\nDownloads are kept in {printable(folder)}. Sources and checksums: restort models --json")
     return 0
