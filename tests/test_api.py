@@ -127,3 +127,27 @@ def test_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_core_needs_only_what_it_names() -> None:
+    """Every library that the package imports is a dependency, or one of an extra that is asked for politely."""
+    import ast
+    import re
+
+    root = Path(__file__).parents[1]
+    project = (root / "pyproject.toml").read_text("utf-8")
+    named = set(
+        re.findall(r'^    "([a-z0-9-]+)', project[: project.index("[project.optional")], re.MULTILINE)
+    )
+    known = {"PIL": "pillow"}
+    extras = {"torch", "openvino", "skimage", "h5py", "scipy", "matplotlib"}
+    for path in (root / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in {name.partition(".")[0] for name in names}:
+                if name not in sys.stdlib_module_names | extras | {"restort"}:
+                    assert known.get(name, name) in named | {"requests"}, f"{path} imports {name}"

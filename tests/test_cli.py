@@ -444,3 +444,16 @@ def test_evaluate(restort: Any, weights: Path, tmp_path: Path) -> None:
     assert told.status == 0 and json.loads(told.out)["averages"][0]["pictures"] == 2
     told = restort("evaluate", "--weights", weights, "--dataset", tmp_path / "nowhere")
     assert told.status == 1 and len(told.lines) == 1
+
+
+@pytest.mark.parametrize("guide", ["guide.md", "guide.zh-CN.md"])
+def test_the_guide_knows_every_command_and_option(guide: str) -> None:
+    import argparse
+
+    text = (Path(__file__).parents[1] / "docs" / guide).read_text("utf-8")
+    (commands,) = (a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in commands.items():
+        assert f"restort {name}" in text
+        for action in command._actions:
+            for option in action.option_strings[-1:]:
+                assert option in text or option == "--help", f"{option} of {name}"

@@ -157,6 +157,14 @@ def test_other_options_or_weights_make_all_again(upscale: Any, photos: Path, tmp
     assert set(upscale(photos, "-o", out, *more).states.values()) == {"skipped"}
 
 
+def test_a_release_of_other_pixels_makes_all_again(
+    upscale: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscale(photos, "-o", tmp_path / "out")
+    monkeypatch.setattr("restort.pipeline.model.PIXELS_VERSION", 10**6)
+    assert set(upscale(photos, "-o", tmp_path / "out").states.values()) == {"done"}
+
+
 def test_a_bad_file_stops_nothing(upscale: Any, photos: Path, tmp_path: Path) -> None:
     (photos / "a1.png").write_bytes(b"")
     (photos / "b1.png").write_text("no picture at all, but long enough to be one")

@@ -21,6 +21,7 @@ CORE = (
     "onnx",
     "onnxruntime",
     "pyvips",
+    "pillow",
     "safetensors",
     "platformdirs",
     "pooch",
