@@ -1,0 +1,133 @@
+"""A small builder of ONNX graphs: nodes from calls, initialisers from NumPy arrays, names from scopes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Precision: TypeAlias = Literal["fp32", "fp16"]
+Array: TypeAlias = npt.NDArray[Any]
+
+FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
+NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
+IR_VERSIONS = {17: 8, 20: 9}
+
+
+class GraphBuilder:
+    """Collects nodes and weights; a value is the name of a tensor.
+
+    `precision` is the type of activations and weights; `wide` values are always float32. In an fp32 graph the
+    casts between the two are no nodes at all.
+    """
+
+    def __init__(self, precision: Precision, opset: int) -> None:
+        self.precision: Precision = precision
+        self.opset = opset
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._scope: list[str] = []
+        self._count = 0
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Node and tensor names made inside begin with `name/`, so that profiles can be read."""
+        self._scope.append(name)
+        yield
+        self._scope.pop()
+
+    def _name(self, kind: str) -> str:
+        self._count += 1
+        return "/".join([*self._scope, f"{kind.lower()}_{self._count}"])
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node of one output and return that output's name."""
+        return self.multi(kind, 1, *inputs, **attributes)[0]
+
+    def multi(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
+        """Append a node of several outputs and return their names."""
+        name = self._name(kind)
+        names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, **attributes))
+        return names
+
+    def weight(self, values: Array, wide: bool = False) -> str:
+        """An initialiser in the graph's float type (float32 if `wide`); equal ones are stored once."""
+        return self._store(np.ascontiguousarray(values, np.float32 if wide else NUMPY_TYPES[self.precision]))
+
+    def integers(self, values: Sequence[int] | int) -> str:
+        """An int64 initialiser: a vector, or a scalar for a single int."""
+        return self._store(np.asarray(values, np.int64))
+
+    def _store(self, values: Array) -> str:
+        digest = hashlib.blake2b(
+            values.tobytes(), digest_size=8, key=str((values.shape, values.dtype)).encode()
+        )
+        name = f"w_{digest.hexdigest()}"
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(values, name)
+        return name
+
+    def widen(self, x: str) -> str:
+        """`x` in float32."""
+        return x if self.precision == "fp32" else self.op("Cast", x, to=TensorProto.FLOAT)
+
+    def narrow(self, x: str) -> str:
+        """`x` in the graph's own float type."""
+        return x if self.precision == "fp32" else self.op("Cast", x, to=TensorProto.FLOAT16)
+
+    def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
+        """Parts of `x` with the given sizes along `axis`."""
+        return self.multi("Split", len(sizes), x, self.integers(list(sizes)), axis=axis)
+
+    def conv(
+        self, x: str, weight: Array, bias: Array | None = None, groups: int = 1, wide: bool = False
+    ) -> str:
+        """A convolution of stride 1 that keeps the size (zero padding)."""
+        k = weight.shape[-1]
+        inputs = [x, *(self.weight(part, wide) for part in (weight, bias) if part is not None)]
+        return self.op("Conv", *inputs, kernel_shape=[k, k], pads=[k // 2] * 4, group=groups)
+
+    def reduce(self, kind: str, x: str, *axes: int) -> str:
+        """ReduceL2, ReduceMean, ... over `axes`, which are kept with size 1."""
+        if self.opset < 18:  # axes became an input with opset 18
+            return self.op(kind, x, axes=list(axes), keepdims=1)
+        return self.op(kind, x, self.integers(list(axes)), keepdims=1)
+
+    def finish(
+        self,
+        name: str,
+        result: str,
+        inputs: tuple[int, str],
+        outputs: tuple[int, str],
+        metadata: Mapping[str, str],
+    ) -> onnx.ModelProto:
+        """The model: 'input' and 'output' of (channels, suffix of the symbolic sizes) with free N, H and W.
+
+        `result` must be the value of the last node: it is renamed to 'output'.
+        """
+        self._nodes[-1].output[list(self._nodes[-1].output).index(result)] = "output"
+        kind = FLOAT_TYPES[self.precision]
+
+        def value(port: str, channels: int, suffix: str) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(port, kind, ["N", channels, f"H{suffix}", f"W{suffix}"])
+
+        graph = helper.make_graph(
+            self._nodes,
+            name,
+            [value("input", *inputs)],
+            [value("output", *outputs)],
+            list(self._initializers.values()),
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", self.opset)], producer_name="restort"
+        )
+        model.ir_version = IR_VERSIONS[self.opset]
+        helper.set_model_props(model, dict(metadata))
+        return model

@@ -1,0 +1,102 @@
+"""Index arithmetic of ELAN as Gather indices, computed once in the graph from the size of the input.
+
+A picture lies as rows: pixel (n, y, x) is row (n * H + y) * W + x. ELAN's window partition, cyclic roll and
+fixed shift move whole rows (or equal parts of rows), so each is one Gather, its index shared by all blocks.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from restort.export.graph import GraphBuilder
+
+SHIFTS = (
+    (0, 1),
+    (0, -1),
+    (1, 0),
+    (-1, 0),
+    (0, 0),
+)  # (down, right) of the pixel that each fifth of channels takes
+
+
+class PixelIndices:
+    """Makes the int64 indices for an 'input' of (N, C, H, W); H and W are multiples of every window size."""
+
+    def __init__(self, graph: GraphBuilder) -> None:
+        self.graph = g = graph
+        self.shape = g.op("Shape", "input")
+        self.n, self.h, self.w = (g.op("Gather", self.shape, g.integers(i), axis=0) for i in (0, 2, 3))
+        self.pixels = g.op("Mul", self.h, self.w)
+        self.rows = g.op("Mul", self.n, self.pixels)
+        # cached per instance, because each call would make the same nodes again
+        self.range = lru_cache(None)(self._range)
+        self.windows = lru_cache(None)(self._windows)
+        self.parts = lru_cache(None)(self._parts)
+        self.back = lru_cache(None)(self._back)
+        self.first = g.op("Mul", self.range(self.n), self.pixels)  # (N,): the first row of each image
+
+    def nhwc(self, channels: int) -> str:
+        """The vector (N, H, W, channels)."""
+        g = self.graph
+        sizes = [g.op("Unsqueeze", size, g.integers([0])) for size in (self.n, self.h, self.w)]
+        return g.op("Concat", *sizes, g.integers([channels]), axis=0)
+
+    def shift(self) -> str:
+        """(rows, 5): into fifths of rows, for ELAN's fixed shift; 5 * rows, a row of zeros, outside the image."""
+        g = self.graph
+        down, right = ([step[i] for step in SHIFTS] for i in range(2))
+        y = g.op("Add", self._column(self.range(self.h), 2), g.integers(down))  # (H, 1, 5)
+        x = g.op("Add", self._column(self.range(self.w), 1), g.integers(right))  # (W, 5)
+        inside = g.op("And", self._within(y, self.h), self._within(x, self.w))  # (H, W, 5)
+        pixel = g.op("Add", g.op("Mul", y, self.w), x)
+        row = g.op("Add", self._column(self.first, 3), pixel)  # (N, H, W, 5)
+        fifth = g.op("Add", g.op("Mul", row, g.integers(5)), g.integers(list(range(5))))
+        outside = g.op("Mul", self.rows, g.integers(5))
+        return g.op("Reshape", g.op("Where", inside, fifth, outside), g.integers([-1, 5]))
+
+    def _windows(self, size: int, rolled: bool) -> str:
+        """(windows, size * size): the row of each pixel of each window, of a picture rolled by half a window."""
+        g = self.graph
+        offset = size // 2 if rolled else 0
+        y = g.op("Mul", self._rolled(self.h, offset), self.w)
+        y = g.op("Reshape", y, g.integers([-1, 1, size, 1]))
+        x = g.op("Reshape", self._rolled(self.w, offset), g.integers([1, -1, 1, size]))
+        pixel = g.op("Add", y, x)  # (H / size, W / size, size, size)
+        row = g.op("Add", self._column(self.first, 4), pixel)
+        return g.op("Reshape", row, g.integers([-1, size * size]))
+
+    def _parts(self, size: int, rolled: bool, parts: int, part: int) -> str:
+        """As `windows`, into rows that are cut into `parts` equal parts, of which it takes number `part`."""
+        g = self.graph
+        rows = g.op("Mul", self.windows(size, rolled), g.integers(parts))
+        return g.op("Add", rows, g.integers(part)) if part else rows
+
+    def _back(self, sizes: tuple[int, ...], rolled: bool) -> str:
+        """(rows, len(sizes)): where each row lies in the windows of each size, one size stacked below the other.
+
+        It is the inverse of the permutation that cuts the windows, found by scattering the numbers 0, 1, 2, ...
+        """
+        g, count = self.graph, len(sizes)
+        there = [self.parts(size, rolled, count, i) for i, size in enumerate(sizes)]
+        there = [g.op("Reshape", rows, g.integers([-1])) for rows in there]
+        numbers = self.range(g.op("Mul", self.rows, g.integers(count)))
+        back = g.op("ScatterElements", numbers, g.op("Concat", *there, axis=0), numbers, axis=0)
+        return g.op("Reshape", back, g.integers([-1, count]))
+
+    def _range(self, length: str) -> str:
+        return self.graph.op("Range", self.graph.integers(0), length, self.graph.integers(1))
+
+    def _rolled(self, length: str, offset: int) -> str:
+        """(i + offset) mod length for every i below length."""
+        g = self.graph
+        if not offset:
+            return self.range(length)
+        return g.op("Mod", g.op("Add", self.range(length), g.integers(offset)), length)
+
+    def _column(self, x: str, trailing: int) -> str:
+        """A vector with `trailing` axes of size 1 appended."""
+        return self.graph.op("Reshape", x, self.graph.integers([-1] + [1] * trailing))
+
+    def _within(self, x: str, length: str) -> str:
+        g = self.graph
+        return g.op("And", g.op("GreaterOrEqual", x, g.integers(0)), g.op("Less", x, length))
