@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 
 from restort.errors import RestortError
-from restort.export.elan import fixed_kernel
 from restort.export.emit import emit
 from restort.models.checkpoint import Weights, load_weights
+from restort.models.elan_names import shift_weights
 from restort.models.spec import ElanSpec, RestormerSpec, Spec, detect, parameter_shapes
 
 
@@ -75,7 +75,7 @@ def weights_of(spec: Spec, seed: int = 0) -> Weights:
     for name, shape in parameter_shapes(spec).items():
         value = random.standard_normal(shape)
         if name.endswith("shift_conv.weight"):
-            value = fixed_kernel(shape[0])
+            value = shift_weights(shape[0])
         elif name.endswith("num_batches_tracked"):
             value = np.zeros((), np.int64)
         elif name.endswith("_mean.weight"):
@@ -270,7 +270,7 @@ def test_the_graphs_are_small(spec: Spec, precision: Any, limit: int) -> None:
     state = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(spec).items()}
     for name, value in state.items():
         if name.endswith("shift_conv.weight"):
-            state[name] = fixed_kernel(len(value))
+            state[name] = shift_weights(len(value))
         if name.endswith("_mean.weight"):
             state[name] = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
     model = emit(Weights(state, spec, {}, "0" * 64, Path("x")), precision)

@@ -13,8 +13,8 @@ import pytest
 
 from restort.errors import RestortError, UsageError
 from restort.export import cache
-from restort.export.elan import fixed_kernel
 from restort.models.checkpoint import Weights
+from restort.models.elan_names import shift_weights
 from restort.models.spec import ElanSpec, parameter_shapes
 
 SPEC = ElanSpec(2, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)
@@ -22,7 +22,7 @@ SPEC = ElanSpec(2, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)
 
 def make_weights(digest: str = "ab" * 32) -> Weights:
     state = {name: np.ones(shape, np.float32) for name, shape in parameter_shapes(SPEC).items()}
-    state |= {n: fixed_kernel(len(v)) for n, v in state.items() if n.endswith("shift_conv.weight")}
+    state |= {n: shift_weights(len(v)) for n, v in state.items() if n.endswith("shift_conv.weight")}
     return Weights(state, SPEC, {}, digest, Path("small.safetensors"))
 
 

@@ -1,10 +1,11 @@
 """The ONNX graph of an ELAN, node by node from its weights.
 
-Source of the equations: Zhang et al., ECCV 2022, sections 3.1 to 3.3, as in models/elan.py. The graph keeps the
-picture as rows of channels, (N * H * W, C), because everything between head and tail either works on rows (1x1
-convolutions are matrix products) or moves them (see pixels.py). BatchNorm is folded into the projection before
-it, the colour range into head and tail, and the mean colour that is added at the end into the tail's bias; the
-one that is subtracted at the beginning cannot be, because the head's zero padding comes after it.
+Source of the equations: Zhang et al., ECCV 2022, sections 3.1 to 3.3, as in models/elan.py. The residual stream
+is a picture (N, C, H, W): 1x1 convolutions, the shift (a depthwise convolution with its stored kernel) and the
+residual sums follow one another, which every tool fuses and runs channels last. Only attention sees the picture
+as rows of channels, (N * H * W, C): it moves them (see pixels.py). BatchNorm is folded into the projection
+before it, the colour range into head and tail, and the mean colour that is added at the end into the tail's
+bias; the one that is subtracted at the beginning cannot be, because the head's zero padding comes after it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from restort.export.graph import Array, GraphBuilder
-from restort.export.pixels import SHIFTS, PixelIndices
+from restort.export.pixels import PixelIndices
 from restort.models.spec import ElanSpec
 
 BATCH_NORM_EPSILON = 1e-5
@@ -26,16 +27,14 @@ class ElanGraph:
     def __init__(self, graph: GraphBuilder, spec: ElanSpec, state: Mapping[str, Array]) -> None:
         self.graph, self.spec, self.state = graph, spec, state
         self.pixels = PixelIndices(graph)
-        self.shift_index = ""
 
     def emit(self) -> str:
         """All nodes, from 'input'; returns the name of the last one's value."""
         g, spec = self.graph, self.spec
-        x = g.conv(
+        head = g.conv(
             self._centred("input"), self.state["head.0.weight"] * spec.value_range, self.state["head.0.bias"]
         )
-        x = g.op("Transpose", x, perm=[0, 2, 3, 1])
-        x = head = g.op("Reshape", x, g.integers([-1, spec.channels]))
+        x = head
         for group in range(spec.groups):
             scores: list[str] = []
             for i in range(spec.n_share + 1):
@@ -43,8 +42,7 @@ class ElanGraph:
                     x = g.op("Add", self._lfe(x, f"body.{group}.modules_lfe.lfe_{i}"), x)
                     attended = self._gmsa(x, f"body.{group}.modules_gmsa.gmsa_{i}", group % 2 == 1, scores)
                     x = g.op("Add", attended, x)
-        x = self._to_picture(g.op("Add", x, head), spec.channels)
-        return self._tail(x)
+        return self._tail(g.op("Add", x, head))
 
     def _centred(self, x: str) -> str:
         """sub_mean in [0, 1] instead of [0, value_range]."""
@@ -71,38 +69,15 @@ class ElanGraph:
             x = g.op("Mul", x, g.weight(np.array(1 / spec.value_range)))
         return g.op("DepthToSpace", x, blocksize=spec.scale, mode="CRD") if spec.scale > 1 else x
 
-    def _rows_product(self, x: str, weight: Array, bias: Array) -> str:
-        """A 1x1 convolution of rows."""
-        g = self.graph
-        return g.op("Gemm", x, g.weight(weight[:, :, 0, 0].T), g.weight(bias))
-
-    def _to_picture(self, x: str, channels: int) -> str:
-        """Rows as (N, channels, H, W)."""
-        g = self.graph
-        return g.op("Transpose", g.op("Reshape", x, self.pixels.nhwc(channels)), perm=[0, 3, 1, 2])
-
     def _lfe(self, x: str, name: str) -> str:
         y = self.graph.op("Relu", self._shift_conv(x, f"{name}.conv0.shift_conv"))
         return self._shift_conv(y, f"{name}.conv1.shift_conv")
 
     def _shift_conv(self, x: str, name: str) -> str:
-        return self._rows_product(
-            self._shift(x, self.state[f"{name}.weight"]),
-            self.state[f"{name}.conv1x1.weight"],
-            self.state[f"{name}.conv1x1.bias"],
-        )
-
-    def _shift(self, x: str, kernel: Array) -> str:
-        """The fixed shift as one Gather of fifths of rows, a fifth of zeros standing for all outside the image."""
-        g, channels = self.graph, len(kernel)
-        if channels % len(SHIFTS) or not np.array_equal(kernel, fixed_kernel(channels)):
-            x = g.conv(self._to_picture(x, channels), kernel, groups=channels)
-            return g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 3, 1]), g.integers([-1, channels]))
-        self.shift_index = self.shift_index or self.pixels.shift()
-        part = channels // len(SHIFTS)
-        x = g.op("Concat", g.op("Reshape", x, g.integers([-1, part])), g.weight(np.zeros((1, part))), axis=0)
-        x = g.op("Gather", x, self.shift_index, axis=0)
-        return g.op("Reshape", x, g.integers([-1, channels]))
+        """The stored depthwise kernel, whatever it holds, then the 1x1 convolution."""
+        g, kernel = self.graph, self.state[f"{name}.weight"]
+        x = g.conv(x, kernel, groups=len(kernel))
+        return g.conv(x, self.state[f"{name}.conv1x1.weight"], self.state[f"{name}.conv1x1.bias"])
 
     def _projection(self, name: str) -> tuple[Array, Array]:
         """project_inp with its BatchNorm folded in, in float64."""
@@ -120,7 +95,7 @@ class ElanGraph:
         first = not scores
         step = 2 if first else 1  # q and v of each window size, or v alone
         parts = step * len(sizes)
-        x = self._rows_product(x, *self._projection(name))
+        x = g.op("Transpose", g.conv(x, *self._projection(name)), perm=[0, 2, 3, 1])
         x = g.op("Reshape", x, g.integers([-1, part]))
         attended = []
         for i, size in enumerate(sizes):
@@ -132,15 +107,6 @@ class ElanGraph:
             v = g.op("Gather", x, self.pixels.parts(size, rolled, parts, step * i + step - 1), axis=0)
             attended.append(g.op("Reshape", g.op("MatMul", scores[i], v), g.integers([-1, part])))
         x = g.op("Gather", g.op("Concat", *attended, axis=0), self.pixels.back(sizes, rolled), axis=0)
-        x = g.op("Reshape", x, g.integers([-1, self.spec.channels]))
-        return self._rows_product(
-            x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"]
-        )
-
-
-def fixed_kernel(channels: int) -> Array:
-    """(channels, 1, 3, 3): the depthwise kernel of the shift, as stored."""
-    kernel = np.zeros((channels, 1, 3, 3), np.float32)
-    for i, (down, right) in enumerate(SHIFTS):
-        kernel[i * (channels // 5) : (i + 1) * (channels // 5), 0, 1 + down, 1 + right] = 1
-    return kernel
+        x = g.op("Reshape", x, self.pixels.nhwc(self.spec.channels))
+        x = g.op("Transpose", x, perm=[0, 3, 1, 2])
+        return g.conv(x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"])

@@ -16,7 +16,7 @@ from restort.models.spec import RestormerSpec
 if TYPE_CHECKING:
     from restort.models.checkpoint import Weights
 
-EMITTER = 1  # counted up whenever the same weights give another graph
+EMITTER = 2  # counted up whenever the same weights give another graph
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 

@@ -1,7 +1,7 @@
 """Index arithmetic of ELAN as Gather indices, computed once in the graph from the size of the input.
 
-A picture lies as rows: pixel (n, y, x) is row (n * H + y) * W + x. ELAN's window partition, cyclic roll and
-fixed shift move whole rows (or equal parts of rows), so each is one Gather, its index shared by all blocks.
+A picture lies as rows: pixel (n, y, x) is row (n * H + y) * W + x. ELAN's window partition with its cyclic
+roll moves whole rows (or equal parts of rows), so it is one Gather, its index shared by all blocks.
 """
 
 from __future__ import annotations
@@ -9,14 +9,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from restort.export.graph import GraphBuilder
-
-SHIFTS = (
-    (0, 1),
-    (0, -1),
-    (1, 0),
-    (-1, 0),
-    (0, 0),
-)  # (down, right) of the pixel that each fifth of channels takes
 
 
 class PixelIndices:
@@ -32,27 +24,15 @@ class PixelIndices:
         self.range = lru_cache(None)(self._range)
         self.windows = lru_cache(None)(self._windows)
         self.parts = lru_cache(None)(self._parts)
+        self.nhwc = lru_cache(None)(self._nhwc)
         self.back = lru_cache(None)(self._back)
         self.first = g.op("Mul", self.range(self.n), self.pixels)  # (N,): the first row of each image
 
-    def nhwc(self, channels: int) -> str:
+    def _nhwc(self, channels: int) -> str:
         """The vector (N, H, W, channels)."""
         g = self.graph
         sizes = [g.op("Unsqueeze", size, g.integers([0])) for size in (self.n, self.h, self.w)]
         return g.op("Concat", *sizes, g.integers([channels]), axis=0)
-
-    def shift(self) -> str:
-        """(rows, 5): into fifths of rows, for ELAN's fixed shift; 5 * rows, a row of zeros, outside the image."""
-        g = self.graph
-        down, right = ([step[i] for step in SHIFTS] for i in range(2))
-        y = g.op("Add", self._column(self.range(self.h), 2), g.integers(down))  # (H, 1, 5)
-        x = g.op("Add", self._column(self.range(self.w), 1), g.integers(right))  # (W, 5)
-        inside = g.op("And", self._within(y, self.h), self._within(x, self.w))  # (H, W, 5)
-        pixel = g.op("Add", g.op("Mul", y, self.w), x)
-        row = g.op("Add", self._column(self.first, 3), pixel)  # (N, H, W, 5)
-        fifth = g.op("Add", g.op("Mul", row, g.integers(5)), g.integers(list(range(5))))
-        outside = g.op("Mul", self.rows, g.integers(5))
-        return g.op("Reshape", g.op("Where", inside, fifth, outside), g.integers([-1, 5]))
 
     def _windows(self, size: int, rolled: bool) -> str:
         """(windows, size * size): the row of each pixel of each window, of a picture rolled by half a window."""
@@ -96,7 +76,3 @@ class PixelIndices:
     def _column(self, x: str, trailing: int) -> str:
         """A vector with `trailing` axes of size 1 appended."""
         return self.graph.op("Reshape", x, self.graph.integers([-1] + [1] * trailing))
-
-    def _within(self, x: str, length: str) -> str:
-        g = self.graph
-        return g.op("And", g.op("GreaterOrEqual", x, g.integers(0)), g.op("Less", x, length))
