@@ -31,8 +31,12 @@ LADDER = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 them."""
 
 DEFAULT_OVERLAP = {"elan": 32, "restormer": 32}
-"""Pixels of the input by which neighbouring tiles overlap at least; measured, see docs and
-tests/test_tiles.py."""
+"""Pixels of the input by which neighbouring tiles overlap at least.
+
+Measured for ELAN-light x4 on Set14 against the whole picture, 8 bit: at least 62.8 dB with tiles of 128 and
+55.5 dB with tiles of 96 (tests/test_tiles.py with RESTORT_ALL_OF_SET14=1). Restormer's attention sums over
+all it is given, so its tiles differ from the whole at any overlap.
+"""
 
 WRAP = {"elan": 16, "restormer": 0}
 """Pixels at the picture's edges that are shown to the network together with the opposite edge.
