@@ -314,18 +314,26 @@ def test_parity_with_the_original(name: str, shared: Path) -> None:
 
 
 def test_trained_elan(shared: Path) -> None:
-    """A trained network, on pictures: 1e-5 in float32 at several sizes, 2e-3 in fp16."""
+    """A trained network on photographs: 1e-5 in float32 at several sizes, 2e-3 in fp16.
+
+    Not on noise: far from what it was trained on, this network is chaotic even in float64.
+    """
+    from PIL import Image
+
     weights = load_weights(shared / "weights" / "elan_light_x4_friedricelab.safetensors")
     runner, half = session(emit(weights)), session(emit(weights, "fp16"))
-    y, x = np.mgrid[0:48, 0:64] / 9
-    scene = np.stack([np.sin(x) * np.cos(y), np.sin(x * y / 5), np.sign(np.sin(x + y))]) * 0.4 + 0.5
-    scene = scene.astype(np.float32)
+    folder = shared / "data" / "test" / "set5" / "LR_bicubic" / "X4"
+    bird, head = (
+        np.asarray(Image.open(folder / f"{name}x4.png").convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+        for name in ("bird", "head")
+    )
     for batch in (
-        scene[None, :, :16, :32],
-        scene[None],
-        np.stack([scene[:, :32, :16], scene[:, 16:, 32:48]]),
+        bird[None, :, :16, :32],
+        bird[None, :, :64, :64],
+        np.stack([p[:, 16:48, 8:56] for p in (bird, head)]),
     ):
-        expected = by_torch(weights, batch)
-        assert_close(runner.run(None, {"input": batch})[0], expected, 1e-5)
-        low = half.run(None, {"input": batch.astype(np.float16)})[0].astype(np.float64)
+        x = np.ascontiguousarray(batch)
+        expected = by_torch(weights, x)
+        assert_close(runner.run(None, {"input": x})[0], expected, 1e-5)
+        low = half.run(None, {"input": x.astype(np.float16)})[0].astype(np.float64)
         assert np.linalg.norm(low - expected) <= 2e-3 * np.linalg.norm(expected)

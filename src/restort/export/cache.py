@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +77,9 @@ def _is_whole(path: Path, digest: str) -> bool:
     """Whether `path` holds a complete graph of these weights: a truncated or overwritten file does not parse."""
     try:
         model = onnx.load(path)
-    except FileNotFoundError:
-        return False
-    except Exception:  # protobuf's own error types differ between its implementations
+    except (
+        Exception
+    ):  # not there, or not readable: protobuf's own error types differ between its implementations
         return False
     kept = {entry.key: entry.value for entry in model.metadata_props}
     return kept.get("restort.weights_sha256") == digest
@@ -87,21 +87,12 @@ def _is_whole(path: Path, digest: str) -> bool:
 
 def _write(path: Path, data: bytes, place: str) -> None:
     """Write under a temporary name in the same folder, then rename."""
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise RestortError(f"cannot write {place}: {error.strerror or error}") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
