@@ -109,7 +109,8 @@ def test_second_run_does_nothing(upscale: Any, photos: Path, tmp_path: Path) -> 
     assert result.status == 0
     assert set(result.states.values()) == {"skipped"}
     assert times(tmp_path / "out") == before
-    assert result.files["a.png"]["result_size"] == [60, 40]
+    item = result.files["a.png"]
+    assert (item["result_size"], item["backend"], item["tile"]) == ([60, 40], "fake", "whole")
 
 
 @pytest.mark.parametrize("change", ["content", "vanished", "altered", "new"])
@@ -155,6 +156,18 @@ def test_other_options_or_weights_make_all_again(upscale: Any, photos: Path, tmp
     more = ["--tile", "64", "--threads", "1", "--quiet", "--max-pixels", "1e6"]
     upscale(photos, "-o", out, "--tile", "64")
     assert set(upscale(photos, "-o", out, *more).states.values()) == {"skipped"}
+
+
+def test_what_auto_takes_is_no_option(
+    upscale: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fakebackend import FakeRunner
+
+    upscale(photos, "-o", tmp_path / "out")
+    monkeypatch.setattr(FakeRunner, "name", "another")
+    assert set(upscale(photos, "-o", tmp_path / "out").states.values()) == {"skipped"}
+    result = upscale(photos, "-o", tmp_path / "out", "--backend", "onnxruntime")
+    assert set(result.states.values()) == {"done"}
 
 
 def test_a_release_of_other_pixels_makes_all_again(

@@ -227,8 +227,8 @@ class _Run:
                 "skipped",
                 size=_pair(known.get("size")),
                 result_size=_pair(known.get("result_size")),
-                backend=self.model.backend,
-                precision=self.model.precision,
+                backend=known.get("backend"),
+                precision=known.get("precision"),
                 tile=known.get("tile"),
                 message="done already",
             )
@@ -304,7 +304,13 @@ class _Run:
             progress=self.observer.tile,
         )
         if manifest is not None and record is not None:
-            details = {"size": restored.size, "result_size": restored.result_size, "tile": restored.tile}
+            details = {
+                "size": restored.size,
+                "result_size": restored.result_size,
+                "backend": self.model.backend,
+                "precision": self.model.precision,
+                "tile": restored.tile,
+            }
             manifest.finish(record, job.target, details)
         return restored
 

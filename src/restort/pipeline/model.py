@@ -68,6 +68,7 @@ class Model:
         *,
         name: str,
         entry: Entry | None = None,
+        asked: tuple[str, str] | None = None,
         tile: TileOption = "auto",
         overlap: int | None = None,
     ) -> None:
@@ -77,6 +78,7 @@ class Model:
         self.tile = tile
         self.overlap = overlap
         self._runner = runner
+        self._asked = asked or (runner.name, runner.precision)
 
     @property
     def spec(self) -> Spec:
@@ -104,12 +106,16 @@ class Model:
         return self._runner.precision
 
     def recipe(self, quality: int = QUALITY) -> dict[str, str | int]:
-        """Everything besides the input that decides the pixels of an output file."""
+        """What was asked for, besides the input, that decides the pixels of an output file.
+
+        A backend that `auto` took is not part of it: another choice on another day, of which the results are
+        equally good, must not make a whole folder again.
+        """
         return {
             "pixels": PIXELS_VERSION,
             "weights": self.weights.digest,
-            "backend": self.backend,
-            "precision": self.precision,
+            "backend": self._asked[0],
+            "precision": self._asked[1],
             "tile": "none" if self.tile is None else self.tile,
             "overlap": "auto" if self.overlap is None else self.overlap,
             "quality": quality,
@@ -281,7 +287,8 @@ def assemble(
     plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
     runner = create(weights, backend, precision, threads=threads, say=say or _log.info)
     name = entry.name if entry is not None else weights.path.stem
-    return Model(weights, runner, name=name, entry=entry, tile=tile, overlap=overlap)
+    asked = (backend, precision)
+    return Model(weights, runner, name=name, entry=entry, asked=asked, tile=tile, overlap=overlap)
 
 
 def locate(model: str | Path, *, offline: bool, notice: Say) -> tuple[Path, Entry | None]:
