@@ -191,10 +191,12 @@ def _detect_elan(state: Mapping[str, Any]) -> ElanSpec:
 
 
 def _rgb_range(state: Mapping[str, Any]) -> float:
-    """1 or 255, from the mean that the network subtracts; 255, as published, where it is not stored."""
+    """The range of values, from the mean colour that the network adds; 255, as published, if it is not stored."""
     mean = state.get("add_mean.bias")
     try:
-        return 1.0 if mean is not None and 0 < float(abs(mean).max()) <= 1 else 255.0
+        largest = float(abs(mean).max()) if mean is not None else 0.0
+        unit = max(ELAN_RGB_MEAN) if len(mean) == 3 else sum(ELAN_RGB_MEAN) / 3  # type: ignore[arg-type]
+        return float(round(largest / unit, 3)) if largest > 0 else 255.0
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return 255.0
 

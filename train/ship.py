@@ -1,0 +1,86 @@
+"""python -m train.ship CONFIG RUN/ema.safetensors [-o FILE]: the file that the package ships, from trained weights.
+
+Parameters are stored as float16, the running statistics of BatchNorm as float32 (a variance may exceed what float16
+holds). Buffers that every ELAN shares are left out: the reader puts them back exactly. An ELAN trained on values in
+[0, r] is rescaled to the published [0, 255], which is the same function: the first convolution by r / 255, the last by
+255 / r.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from restort.models.spec import ElanSpec
+from train.config import Config, read_config
+
+LIMIT = 8 * 2**20
+FIXED = ("sub_mean.", "add_mean.")
+
+
+def rescale(state: dict[str, Tensor], spec: ElanSpec, target: float = 255.0) -> dict[str, Tensor]:
+    """The same ELAN for values in [0, target] instead of [0, spec.rgb_range].
+
+    Only the two ends change: between them everything stays as it is, biases and statistics included.
+    """
+    ratio = target / spec.rgb_range
+    return state | {
+        "head.0.weight": state["head.0.weight"] / ratio,
+        "tail.0.weight": state["tail.0.weight"] * ratio,
+        "tail.0.bias": state["tail.0.bias"] * ratio,
+        "sub_mean.bias": state["sub_mean.bias"] * ratio,
+        "add_mean.bias": state["add_mean.bias"] * ratio,
+    }
+
+
+def shipped_form(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """What the file holds."""
+    if isinstance(config.spec, ElanSpec):
+        state = rescale(state, config.spec)
+    kept: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.startswith(FIXED) or name.endswith((".shift_conv.weight", ".num_batches_tracked")):
+            continue
+        kept[name] = value.float() if ".running_" in name else value.half()
+        if not torch.isfinite(kept[name]).all():
+            raise ValueError(f"{name} does not fit into float16")
+    return {name: value.contiguous() for name, value in kept.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m train.ship", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("weights", type=Path, help="ema.safetensors of a run")
+    parser.add_argument("-o", "--output", type=Path, help="default: where the package looks for it")
+    args = parser.parse_args()
+    config = read_config(args.config)
+    folder = Path(__file__).resolve().parents[1] / "src/restort/zoo/weights"
+    target = args.output or folder / f"{config.name}.safetensors"
+    spec = replace(config.spec, rgb_range=255.0) if isinstance(config.spec, ElanSpec) else config.spec
+    metadata = {
+        "model": config.name,
+        "task": config.task,
+        "scale": str(spec.scale),
+        "licence": "Apache-2.0",
+        "source": "trained by RestoRT; see the model card beside this file",
+    }
+    temporary = target.with_suffix(".tmp")
+    save_file(shipped_form(load_file(args.weights), config), temporary, metadata)
+    size = temporary.stat().st_size
+    if size >= LIMIT:
+        temporary.unlink()
+        raise SystemExit(
+            f"{config.name} takes {size} bytes, which is more than the {LIMIT} a shipped file may have"
+        )
+    os.replace(temporary, target)
+    print(f"{target}: {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()
