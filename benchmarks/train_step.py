@@ -17,10 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from restort.models import elan  # noqa: E402
-from train.config import read_config  # noqa: E402
-from train.loop import Trainer  # noqa: E402
-from train.tasks import Task  # noqa: E402
+from restort.models import elan
+from train.config import read_config
+from train.loop import Trainer
+from train.tasks import Task
 
 PLAIN_ATTENTION = elan.window_attention
 CONFIGS = Path(__file__).resolve().parents[1] / "train/configs"

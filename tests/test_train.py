@@ -1,4 +1,4 @@
-"""Training: an interrupted run continues bit for bit, crops of different scales agree, shipped files hold the function."""
+"""Training: a run continues bit for bit, crops of two scales agree, a shipped file computes what was trained."""
 
 from __future__ import annotations
 

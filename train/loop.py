@@ -107,10 +107,8 @@ class Trainer:
         """One step; the loss stays on the device."""
         degraded, clean = self.task.batch(self.step)
         self.rate.fill_(learning_rate(self.config, self.step))
-        if not self.fast:
-            loss = self._update(degraded, clean)
-        else:
-            loss = self._graphed_update(degraded, clean)
+        update = self._graphed_update if self.fast else self._update
+        loss = update(degraded, clean)
         self._update_ema()
         self.step += 1
         return loss

@@ -194,7 +194,8 @@ def _load(base, pixel, d, valid, plane, D: tl.constexpr):
 @triton.jit
 def _attend(
     q, v, y, lse, stride_q, stride_v, H, W,
-    D: tl.constexpr, DP: tl.constexpr, SIZE: tl.constexpr, OFFSET: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, SIZE: tl.constexpr, OFFSET: tl.constexpr,
+    STEPS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     tile, n = tl.program_id(0), tl.program_id(1)
     plane = H * W
@@ -227,7 +228,8 @@ def _attend(
 @triton.jit
 def _attend_backward(
     q, v, y, lse, grad, dq, dv, stride_q, stride_v, H, W,
-    D: tl.constexpr, DP: tl.constexpr, SIZE: tl.constexpr, OFFSET: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, SIZE: tl.constexpr, OFFSET: tl.constexpr,
+    STEPS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     # s = q q^T is symmetric, so one product gives both the rows (as query) and the columns (as key) of a block.
     tile, n = tl.program_id(0), tl.program_id(1)

@@ -29,8 +29,7 @@ def shift_kernel(channels: int) -> Tensor:
 
 def shift(x: Tensor) -> Tensor:
     """The convolution with `shift_kernel`, zero padded, as index arithmetic: (N, C, H, W) -> the same shape."""
-    n, c, h, w = x.shape
-    g = c // 5
+    g = x.shape[1] // 5
     wide = F.pad(x, (1, 1, 1, 1))
     moved = [
         wide[:, :g, 1:-1, 2:],
@@ -122,7 +121,8 @@ class GMSA(nn.Module):
         else:
             values = list(parts)
         attended = [
-            window_attention(q, v, size, self.rolled) for q, v, size in zip(queries, values, self.window_sizes, strict=True)
+            window_attention(q, v, size, self.rolled)
+            for q, v, size in zip(queries, values, self.window_sizes, strict=True)
         ]
         return self.project_out(torch.cat(attended, 1)), queries
 
@@ -171,7 +171,9 @@ class Elan(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(spec.colors, spec.channels, 3, padding=1))
         self.body = nn.Sequential(*(Group(spec, rolled=i % 2 == 1) for i in range(spec.groups)))
         shuffle = nn.PixelShuffle(spec.scale)
-        self.tail = nn.Sequential(nn.Conv2d(spec.channels, spec.colors * spec.scale**2, 3, padding=1), shuffle)
+        self.tail = nn.Sequential(
+            nn.Conv2d(spec.channels, spec.colors * spec.scale**2, 3, padding=1), shuffle
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
