@@ -196,7 +196,8 @@ def _rgb_range(state: Mapping[str, Any]) -> float:
     try:
         largest = float(abs(mean).max()) if mean is not None else 0.0
         unit = max(ELAN_RGB_MEAN) if len(mean) == 3 else sum(ELAN_RGB_MEAN) / 3  # type: ignore[arg-type]
-        return float(round(largest / unit, 3)) if largest > 0 else 255.0
+        found = largest / unit  # a file in float16 gives 254.986 for 255
+        return float(round(found)) if round(found) > 0 and abs(found / round(found) - 1) < 1e-3 else 255.0
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return 255.0
 
