@@ -337,7 +337,7 @@ def test_doctor(restort: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         "safetensors",
         "openvino",
         "torch",
-        "rich",
+        "tqdm",
     ],
 )
 def test_doctor_without(broken: str) -> None:
@@ -396,7 +396,7 @@ def test_help_is_quick_and_light() -> None:
     code = (
         "import sys, time; start = time.perf_counter(); import restort; from restort.cli import main\n"
         "main(['--help']); seconds = time.perf_counter() - start\n"
-        "heavy = {'numpy', 'onnx', 'onnxruntime', 'torch', 'openvino', 'pyvips', 'rich'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'torch', 'openvino', 'pyvips', 'tqdm'} & set(sys.modules)\n"
         "assert not heavy, heavy\nassert seconds < 0.3, seconds"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -25,7 +25,7 @@ CORE = (
     "safetensors",
     "platformdirs",
     "pooch",
-    "rich",
+    "tqdm",
     "psutil",
     "filelock",
 )

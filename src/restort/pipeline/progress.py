@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from restort.pipeline.job import FileResult
 from restort.pipeline.text import printable, rate_text, time_text
@@ -49,71 +47,55 @@ class Lines:
 
 
 class Bar(Lines):
-    """rich's progress bar over files and the tiles within, with rate and time left; gone when finished."""
+    """tqdm's progress bar over files and the tiles within, with rate and time left; gone when finished."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-        from rich.text import Text
+        from tqdm import tqdm
 
-        start = time.monotonic()
-
-        def pace(task: Task) -> tuple[float, float]:
-            """Files a second of those really worked on, and seconds left."""
-            worked = task.completed - task.fields["skipped"]
-            rate = worked / max(time.monotonic() - start, 1e-9)
-            return rate, (total - task.completed) / rate if rate > 0 else float("inf")
-
-        class Column(ProgressColumn):
-            max_refresh = 0.25
-
-            def __init__(self, show: Callable[[Task], str]) -> None:
-                super().__init__()
-                self.show = show
-
-            def render(self, task: Task) -> Text:
-                return Text(self.show(task))
-
-        columns: list[Any] = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            Column(lambda task: f"{int(task.completed)}/{total}"),
-            Column(lambda task: rate_text(pace(task)[0])),
-            TimeElapsedColumn(),
-            Column(lambda task: f"left {time_text(pace(task)[1])}"),
-        ]
-        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task("", total=total, skipped=0)
+        self._bar = tqdm(
+            total=total,
+            file=sys.stderr,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc} {bar} {postfix[0]}/{total} {postfix[1]} [{elapsed}, left {postfix[2]}]",
+            postfix=[0, rate_text(0), time_text(float("inf"))],
+        )
+        self._start = time.monotonic()
         self._skipped = 0
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._bar.close()
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bar.write(line, file=sys.stderr)
 
     def begin(self, source: Path) -> None:
         name = printable(source.name)
-        self._progress.update(self._task, description=name if len(name) <= 32 else name[:29] + "...")
+        self._bar.set_description_str(name if len(name) <= 32 else name[:29] + "...")
 
     def tile(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=self._finished + done / total)
+        self._show(self._finished + done / total)
 
     def end(self, result: FileResult) -> None:
         self._finished += 1
         self._skipped += result.status == "skipped"
-        self._progress.update(self._task, completed=self._finished, skipped=self._skipped)
+        self._show(self._finished)
         if result.status == "failed":
             self.say(failure(result))
         for note in result.notes:
             self.say(f"restort: note: {printable(result.source)}: {note}")
+
+    def _show(self, completed: float) -> None:
+        """Rate and time left count the files really worked on, not those found done."""
+        worked = completed - self._skipped
+        rate = worked / max(time.monotonic() - self._start, 1e-9)
+        left = (self.total - completed) / rate if rate > 0 else float("inf")
+        self._bar.postfix[:] = [int(completed), rate_text(rate), time_text(left)]
+        self._bar.n = completed
+        self._bar.refresh()
 
 
 def observer(total: int, *, quiet: bool) -> Lines:

@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from restort.cache import cache_root
 from restort.errors import RestortError
@@ -103,8 +102,8 @@ def _download(entry: Entry, target: Path, part: Path, known: str | None, progres
 
     pooch.get_logger().setLevel(logging.WARNING)  # `notice` has said what it would say
     part.unlink(missing_ok=True)
-    bar = _Bar(entry.filename) if (sys.stderr.isatty() if progress is None else progress) else None
-    load = pooch.HTTPDownloader(progressbar=bar or False, chunk_size=_CHUNK_BYTES, timeout=TIMEOUT_SECONDS)
+    shown = sys.stderr.isatty() if progress is None else progress
+    load = pooch.HTTPDownloader(progressbar=shown, chunk_size=_CHUNK_BYTES, timeout=TIMEOUT_SECONDS)
     try:
         pooch.retrieve(entry.source, known and f"sha256:{known}", part.name, part.parent, downloader=load)
     except RequestException as error:
@@ -120,9 +119,6 @@ def _download(entry: Entry, target: Path, part: Path, known: str | None, progres
                 f"if that is right, delete {_record_path(target)} to accept the new file"
             )
         raise RestortError(f"{blame}; {_by_hand(entry, target)}") from None
-    finally:
-        if bar:
-            bar.stop()
 
 
 def _reason(error: Exception) -> str:
@@ -195,39 +191,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest()
-
-
-class _Bar:
-    """pooch's protocol for a progress bar (total, update, reset, close) on rich's bar."""
-
-    def __init__(self, label: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
-
-        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Speed()]
-        self._progress = Progress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-        )
-        self._task = self._progress.add_task(label, total=None)
-        self._progress.start()
-
-    @property
-    def total(self) -> float | None:
-        return self._progress.tasks[0].total
-
-    @total.setter
-    def total(self, value: int) -> None:
-        self._progress.update(self._task, total=value or None)
-
-    def update(self, count: int) -> None:
-        self._progress.advance(self._task, count)
-
-    def reset(self) -> None:
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._progress.stop()
