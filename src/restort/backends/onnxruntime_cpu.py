@@ -1,0 +1,58 @@
+"""ONNX Runtime on the CPU, float32: the backend that the core install always has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from restort.backends.base import Array, checked, closed, one_line
+from restort.backends.processor import default_threads
+from restort.errors import RestortError
+from restort.models.checkpoint import Weights
+
+PRECISIONS = ("fp32",)
+
+
+class OnnxRuntimeRunner:
+    """A session on the emitted graph. Sessions may be run from several threads at once."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
+        import onnxruntime as ort
+
+        from restort.export.cache import graph_path
+
+        self.spec = weights.spec
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or default_threads()
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        # Softmax tails underflow to denormals, which are slow and worth nothing.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        path = graph_path(weights, "fp32")
+        try:
+            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise RestortError(
+                f"ONNX Runtime cannot load {path} ({one_line(error)}); delete that file"
+            ) from None
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, x: Array) -> Array:
+        x = checked(x, self.spec)
+        session = self._session
+        if session is None:
+            raise closed(self.name)
+        try:
+            result: Array = session.run(None, {self._input: x})[0]
+        except Exception as error:
+            raise RestortError(
+                f"ONNX Runtime failed on {x.shape} ({one_line(error)}); try smaller tiles"
+            ) from None
+        return result
+
+    def close(self) -> None:
+        self._session = None

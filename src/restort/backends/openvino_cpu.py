@@ -1,0 +1,100 @@
+"""OpenVINO on the CPU, float32 or bfloat16: the fastest backend on x86 processors."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from restort.backends.base import Array, checked, closed, one_line
+from restort.backends.processor import default_threads
+from restort.errors import RestortError
+from restort.models.checkpoint import Weights
+
+PRECISIONS = ("fp32", "bf16")
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+SHAPES_KEPT = 3  # compiled models of fixed shapes; each holds a copy of the weights
+
+
+class OpenVinoRunner:
+    """The emitted graph, compiled for any shape and, where that pays, again for shapes that come back.
+
+    ELAN's index arithmetic becomes constants once the shape is fixed, and the network a third faster; compiling
+    takes about a second. So the first picture of a shape runs on the dynamic model and the second compiles,
+    which serves folders of equal pictures and tiles. Restormer gains nothing and stays dynamic (figures in
+    benchmarks/NOTES.md). The two models round differently in the last bits. Calls from several threads take
+    turns: one inference uses all threads already.
+    """
+
+    name = "openvino"
+
+    def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
+        import openvino as ov
+
+        from restort.export.cache import graph_path
+
+        self.spec = weights.spec
+        self.precision = precision
+        self._fixes_shapes = weights.spec.architecture == "elan"
+        self._core: Any = ov.Core()
+        self._options = {
+            # Said always: without it OpenVINO takes bfloat16 by itself where the processor has it.
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads or default_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            # Two processes that pin their threads pin them to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._path = graph_path(weights, "fp32", norm="convolution")
+        self._lock = threading.Lock()
+        self._seen: set[tuple[int, ...]] = set()
+        self._fixed: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._dynamic: Any = None
+
+    def __call__(self, x: Array) -> Array:
+        x = checked(x, self.spec)
+        with self._lock:
+            if self._core is None:
+                raise closed(self.name)
+            request = self._request(x.shape)
+            try:
+                request.infer([x], share_inputs=True)
+            except Exception as error:
+                raise RestortError(
+                    f"OpenVINO failed on {x.shape} ({one_line(error)}); try smaller tiles"
+                ) from None
+            # The request's own buffer is written again by the next call.
+            return np.array(request.get_output_tensor(0).data, np.float32, order="C")
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        """The inference request for x of `shape`, compiled if it is not there yet."""
+        if shape in self._fixed:
+            self._fixed.move_to_end(shape)
+            return self._fixed[shape]
+        if self._fixes_shapes and shape in self._seen:
+            self._fixed[shape] = self._compile(shape)
+            if len(self._fixed) > SHAPES_KEPT:
+                self._fixed.popitem(last=False)
+            return self._fixed[shape]
+        self._seen.add(shape)
+        if self._dynamic is None:
+            self._dynamic = self._compile(None)
+        return self._dynamic
+
+    def _compile(self, shape: tuple[int, ...] | None) -> Any:
+        try:
+            model = self._core.read_model(self._path)
+            if shape is not None:
+                model.reshape(list(shape))
+            return self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        except Exception as error:
+            raise RestortError(
+                f"OpenVINO cannot compile {self._path} ({one_line(error)}); use --backend onnxruntime"
+            ) from None
+
+    def close(self) -> None:
+        with self._lock:
+            self._fixed.clear()
+            self._dynamic = self._core = None

@@ -1,0 +1,52 @@
+"""PyTorch on the CPU: the reference networks themselves, channels last, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from restort.backends.base import Array, checked, closed
+from restort.backends.processor import default_threads
+from restort.models.checkpoint import Weights
+
+PRECISIONS = ("fp32", "bf16")
+
+
+class TorchRunner:
+    """The PyTorch network in inference mode.
+
+    In bfloat16 weights and activations are bfloat16 (autocast is slower and no nearer to float32); the networks
+    take their statistics in float32. PyTorch has one number of threads per process; the last runner made sets it.
+    """
+
+    name = "torch"
+
+    def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
+        import torch
+
+        from restort.models.build import build
+
+        torch.set_num_threads(threads or default_threads())
+        self.precision = precision
+        self.spec = weights.spec
+        self._type = torch.bfloat16 if precision == "bf16" else torch.float32
+        model = build(weights.spec, weights.state, self._type)
+        self._model: Any = model.to(memory_format=torch.channels_last)
+
+    def __call__(self, x: Array) -> Array:
+        import torch
+
+        x = checked(x, self.spec)
+        model = self._model
+        if model is None:
+            raise closed(self.name)
+        scale = self.spec.value_range
+        with torch.inference_mode():
+            image = torch.from_numpy(x) * scale
+            image = image.to(self._type).contiguous(memory_format=torch.channels_last)
+            result = model(image).float() / scale
+        return np.ascontiguousarray(result.numpy(), np.float32)
+
+    def close(self) -> None:
+        self._model = None
