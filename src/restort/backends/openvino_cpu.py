@@ -68,6 +68,11 @@ class OpenVinoRunner:
             # The request's own buffer is written again by the next call.
             return np.array(request.get_output_tensor(0).data, np.float32, order="C")
 
+    def expect(self, shape: tuple[int, ...]) -> None:
+        """Says that arrays of `shape` will come again and again: the first one compiles for it already."""
+        with self._lock:
+            self._seen.add(shape)
+
     def _request(self, shape: tuple[int, ...]) -> Any:
         """The inference request for x of `shape`, compiled if it is not there yet."""
         if shape in self._fixed:

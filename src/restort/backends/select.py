@@ -35,9 +35,11 @@ Make = Callable[[str, str, Weights, int | None], Runner]
 Say = Callable[[str], None]
 
 NEAR_DB = 45.0  # PSNR of bf16 against fp32 (peak 1) from which `auto` takes it: 1.4 steps of 8 bits, RMS
-BUDGET_S = 4.0  # no further candidate is tried after this long
-HOPELESS = 3.0  # a candidate whose first run takes this many times the best time is not run again
+BUDGET_S = 5.0  # no further candidate is tried after this long
+HOPELESS = 3.0  # a candidate whose first warm run takes this many times the best time is not run again
+WARM = 1  # runs that are not timed: libraries compile and allocate
 REPEATS = 2
+METHOD = 2  # counted up whenever times are taken otherwise
 TILE = 128  # pixels a side
 ORDER: tuple[Pair, ...] = (
     ("openvino", "bf16"),
@@ -88,7 +90,7 @@ def choose(
         chosen = _best(found, ids, weights.digest)
         if chosen is None:
             raise RestortError(f"no backend could run these weights ({trial.trouble or 'nothing was tried'})")
-    say(_sentence(chosen, found, ids, kept))
+    say(_sentence(chosen, found, ids, kept, found.near.get(weights.digest, {})))
     name, precision = chosen.split("/")
     return make(name, precision, weights, threads)
 
@@ -148,17 +150,19 @@ class _Trial:
         near.update({n: _psnr(y, reference) for n, y in self.results.items() if n.endswith("/bf16")})
 
     def _time(self, pair: Pair, name: str, best: float) -> float:
-        """Seconds of one warm run. The third run is the first to be timed: see OpenVinoRunner on shapes."""
+        """Seconds of one warm run."""
         runner = self.make(*pair, self.weights, self.threads)
         with contextlib.closing(runner):
-            times = []
-            for i in range(2 + REPEATS):
+            if hasattr(runner, "expect"):
+                runner.expect(self.tile.shape)
+            times: list[float] = []
+            for _ in range(WARM + REPEATS):
                 start = self.clock()
                 self.results[name] = runner(self.tile)
                 times.append(self.clock() - start)
-                if i == 1 and min(times) > HOPELESS * best:
-                    return min(times)
-            return min(times[2:])
+                if len(times) > WARM and times[-1] > HOPELESS * best:
+                    break
+            return min(times[WARM:])
 
 
 def sample(spec: Spec) -> Array:
@@ -177,8 +181,13 @@ def _psnr(a: Array, b: Array) -> float:
     return min(-10 * math.log10(error), 200.0) if error > 0 else 200.0 if error == 0 else -math.inf
 
 
-def _sentence(chosen: str, found: Findings, ids: list[str], kept: bool) -> str:
-    others = [f"{i} {found.seconds[i]:.2f} s" for i in ids if i in found.seconds and i != chosen]
+def _sentence(chosen: str, found: Findings, ids: list[str], kept: bool, near: dict[str, float]) -> str:
+    others = []
+    for name in ids:
+        if name in found.seconds and name != chosen:
+            decibels = near.get(name, math.inf)
+            far = f" (but only {decibels:.0f} dB near fp32)" if decibels < NEAR_DB else ""
+            others.append(f"{name} {found.seconds[name]:.2f} s{far}")
     how = "measured before" if kept else "measured now"
     against = f" against {', '.join(others)}" if others else ""
     return f"auto took {chosen}: {found.seconds[chosen]:.2f} s for {TILE}x{TILE}{against} ({how})"
@@ -200,6 +209,7 @@ def _record(spec: Spec, threads: int, ranked: Sequence[Pair]) -> tuple[Path, dic
         "libraries": {name: library_version(name) for name in names},
         "network": {"architecture": spec.architecture} | asdict(spec),
         "tile": TILE,
+        "method": METHOD,
     }
     key = json.loads(json.dumps(key))
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
