@@ -93,8 +93,8 @@ def window_attention(q: Tensor, v: Tensor, size: int, rolled: bool) -> Tensor:
     offset = size // 2 if rolled else 0
     if offset:
         q, v = (torch.roll(t, (-offset, -offset), (2, 3)) for t in (q, v))
-    in_windows = windows(q, size)
-    y = F.scaled_dot_product_attention(in_windows, in_windows, windows(v, size), scale=1.0)
+    in_windows = windows(q, size)[:, None]  # one head: PyTorch fuses attention on CPUs for four axes only
+    y = F.scaled_dot_product_attention(in_windows, in_windows, windows(v, size)[:, None], scale=1.0)
     y = unwindows(y, size, v.shape)
     return torch.roll(y, (offset, offset), (2, 3)) if offset else y
 
