@@ -42,6 +42,7 @@ class ElanGraph:
                     x = g.op("Add", self._lfe(x, f"body.{group}.modules_lfe.lfe_{i}"), x)
                     attended = self._gmsa(x, f"body.{group}.modules_gmsa.gmsa_{i}", group % 2 == 1, scores)
                     x = g.op("Add", attended, x)
+            x = g.call(x, f"body.{group}")
         return self._tail(g.op("Add", x, head))
 
     def _centred(self, x: str) -> str:

@@ -16,7 +16,7 @@ from restort.models.spec import RestormerSpec
 if TYPE_CHECKING:
     from restort.models.checkpoint import Weights
 
-EMITTER = 2  # counted up whenever the same weights give another graph
+EMITTER = 3  # counted up whenever the same weights give another graph
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
@@ -32,6 +32,8 @@ def emit(
     Input 'input' [N, C, H, W] in [0, 1], H and W multiples of `spec.size_multiple` (padding stays outside);
     output 'output' [N, C', H * scale, W * scale] on the same scale, not clipped. Both are float32, or float16
     with precision 'fp16', where statistics, norms, scores and softmax still are float32.
+
+    The value that a block makes is named as its module (restort.models.blocks): 'encoder_level1.0', 'body.3'.
 
     `norm` chooses how a Restormer's LayerNorm is written: 'layer', as LayerNormalization between transposes, is
     what every other tool recognises; 'convolution' says the same with a 1x1 convolution and is faster in

@@ -57,6 +57,12 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, **attributes))
         return names
 
+    def call(self, value: str, name: str) -> str:
+        """`value`, which the last node must have made and nothing may have used yet, under the name `name`."""
+        outputs = self._nodes[-1].output
+        outputs[list(outputs).index(value)] = name
+        return name
+
     def weight(self, values: Array, wide: bool = False) -> str:
         """An initialiser in the graph's float type (float32 if `wide`); equal ones are stored once."""
         return self._store(np.ascontiguousarray(values, np.float32 if wide else NUMPY_TYPES[self.precision]))

@@ -92,6 +92,7 @@ class RestormerGraph:
             with g.scope(f"{name}.{i}"):
                 x = g.op("Add", self._attention(x, f"{name}.{i}", stage), x)
                 x = g.op("Add", self._feed_forward(x, f"{name}.{i}", stage), x)
+            x = g.call(x, f"{name}.{i}")
         return x
 
     def _shape(self, x: str, stage: Stage) -> str:
