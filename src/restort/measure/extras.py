@@ -7,7 +7,8 @@ from typing import Any
 
 from restort.errors import RestortError
 
-_PACKAGES = {"skimage": "scikit-image", "h5py": "h5py", "scipy": "scipy"}
+_PACKAGES = {"skimage": "scikit-image", "h5py": "h5py", "scipy": "scipy", "matplotlib": "matplotlib"}
+_EXTRAS = {"matplotlib": "plots"}  # the others are in `evaluate`
 
 
 def need(module: str, purpose: str) -> Any:
@@ -15,8 +16,9 @@ def need(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        package = _PACKAGES[module.split(".")[0]]
+        root = module.split(".")[0]
+        package, extra = _PACKAGES[root], _EXTRAS.get(root, "evaluate")
         raise RestortError(
             f"{purpose} needs {package}, which is not installed; "
-            "install it with: pip install 'restort[evaluate]'"
+            f"install it with: pip install 'restort[{extra}]'"
         ) from None
