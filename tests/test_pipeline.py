@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -319,9 +320,10 @@ def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, statu
 
 def test_progress_bar_on_a_terminal(weights: Path, photos: Path, tmp_path: Path) -> None:
     """Through a pseudo-terminal: a bar with rate and time left, and the errors above it."""
-    pty = pytest.importorskip("pty")
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
     (photos / "bad.png").write_bytes(b"")
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))  # a new one has no rows
     command = [*FAKE, "upscale", str(photos), "-o", str(tmp_path / "out"), "--weights", str(weights)]
     environment = os.environ | {"FAKE_SECONDS": "0.4", "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, env=environment, stderr=follower, stdout=subprocess.DEVNULL)

@@ -13,7 +13,9 @@ from restort.models.restormer import Restormer
 from restort.models.spec import RestormerSpec, Spec
 
 
-def build(spec: Spec, state: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+def build(
+    spec: Spec, state: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """The network of `spec` in evaluation mode, with the parameters of `state` (arrays or tensors) where given.
 
     Its input and output are in the network's own range, [0, spec.value_range].
