@@ -17,7 +17,8 @@ from restort.models.build import build  # noqa: E402
 from restort.models.checkpoint import load_weights  # noqa: E402
 from restort.models.spec import ElanSpec, RestormerSpec  # noqa: E402
 from train.config import Config, read_config  # noqa: E402
-from train.data import Bank  # noqa: E402
+from train.data import Bank
+from train.data import photographs as split  # noqa: E402
 from train.fast import forward  # noqa: E402
 from train.loop import Trainer, learning_rate  # noqa: E402
 from train.ship import shipped_form  # noqa: E402
@@ -139,6 +140,12 @@ def test_the_shipped_file_computes_what_was_trained(task: str, tmp_path: Path) -
         expected = forward(model, x, None)
         result = forward(build(weights.spec, weights.state), x, None)
     assert ((result - expected).norm() / expected.norm()).item() < 3e-3
+
+
+def test_excluded_photographs_are_in_neither_part(photographs: Path) -> None:
+    training, held = split(photographs, ("3.png",))
+    assert sorted(p.name for p in (*training, *held)) == ["0.png", "1.png", "2.png", "4.png"]
+    assert not set(training) & set(held)
 
 
 def test_every_configuration_reads() -> None:

@@ -40,6 +40,7 @@ class Config:
     progressive: tuple[tuple[float, int, int], ...] = ()  # (from this share of the steps, patch, batch)
     checkpoint_seconds: float = 60.0
     validate_every: int = 2000
+    exclude: tuple[str, ...] = ()  # names of photographs to keep out altogether
 
     def stage(self, step: int) -> tuple[int, int]:
         """(patch, batch) of a step."""
@@ -67,7 +68,7 @@ def read_config(path: Path, **changes: Any) -> Config:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     table["spec"] = _spec(table.pop("network"))
     table.setdefault("name", path.stem)
-    for name in ("sigma", "progressive"):
+    for name in ("sigma", "progressive", "exclude"):
         if name in table:
             table[name] = tuple(tuple(v) if isinstance(v, list) else v for v in table[name])
     known = {f.name for f in dataclasses.fields(Config)}

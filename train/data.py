@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +20,10 @@ def decode(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def photographs(folder: Path) -> tuple[list[Path], list[Path]]:
+def photographs(folder: Path, exclude: Collection[str] = ()) -> tuple[list[Path], list[Path]]:
     """(training, validation) files: the same split on every machine, by name."""
-    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    suffixes = {".jpg", ".jpeg", ".png"}
+    names = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and p.name not in exclude)
     if not names:
         raise FileNotFoundError(f"{folder} holds no JPEG or PNG photographs")
     stride = max(2, len(names) // VALIDATION)

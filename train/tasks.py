@@ -44,7 +44,7 @@ def _held_out(paths: list[Path], device: torch.device) -> list[Tensor]:
 
 def make_task(config: Config, folder: Path, device: torch.device, limit: int | None = None) -> Task:
     """The task of `config` over the photographs in `folder` (`limit`: only the first so many of them)."""
-    training, held = photographs(folder)
+    training, held = photographs(folder, config.exclude)
     images = load_all(training[:limit])
     clean = _held_out(held[:limit], device)
     makers = {"upscale": _upscale, "denoise": _denoise, "deblur": _deblur}
