@@ -17,7 +17,7 @@ from restort.models.build import build  # noqa: E402
 from restort.models.checkpoint import load_weights  # noqa: E402
 from restort.models.spec import ElanSpec, RestormerSpec  # noqa: E402
 from train.config import Config, read_config  # noqa: E402
-from train.data import Bank
+from train.data import Bank  # noqa: E402
 from train.data import photographs as split  # noqa: E402
 from train.fast import forward  # noqa: E402
 from train.loop import Trainer, learning_rate  # noqa: E402
