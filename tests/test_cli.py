@@ -76,7 +76,7 @@ def restort(capfd: pytest.CaptureFixture[str]) -> Any:
         (["upscale", "x.png", "-o", "y.png", "--precision", "int3"], "argument --precision"),
         (
             ["upscale", "x.png", "-o", "y.png", "--tile", "big"],
-            "'big' is not auto, none or a number of pixels",
+            "'big' is not auto, exact, none or a number of pixels",
         ),
         (["upscale", "x.png", "-o", "y.png", "--tile", "0"], "'0' is less than 1"),
         (["upscale", "x.png", "-o", "y.png", "--overlap", "-8"], "'-8' is less than 0"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from restort.backends.base import Array, checked, closed
 from restort.backends.processor import default_threads
+from restort.errors import UsageError
 from restort.models.checkpoint import Weights
 
 PRECISIONS = ("fp32", "bf16")
@@ -47,6 +50,25 @@ class TorchRunner:
             image = image.to(self._type).contiguous(memory_format=torch.channels_last)
             result = model(image).float() / scale
         return np.ascontiguousarray(result.numpy(), np.float32)
+
+    def exact(
+        self,
+        x: Array,
+        *,
+        memory_bytes: int,
+        folder: Path,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[int, Array]]:
+        """The result of the whole picture, strip by strip, in float32: restort.backends.strips."""
+        from restort.backends.strips import StripNetwork
+
+        if not self.spec.whole_image:
+            raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")
+        x = checked(x, self.spec)
+        model = self._model
+        if model is None:
+            raise closed(self.name)
+        return StripNetwork(model).stream(x, memory_bytes=memory_bytes, folder=folder, progress=progress)
 
     def close(self) -> None:
         self._model = None

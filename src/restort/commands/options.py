@@ -59,10 +59,11 @@ def add_tiles(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
     group = parser.add_argument_group("large pictures")
     group.add_argument(
         "--tile",
-        metavar="auto|N|none",
+        metavar="auto|N|exact|none",
         type=tile,
         default="auto",
-        help="cut into overlapping tiles of N x N pixels; auto: only if the memory asks for it (default)",
+        help="cut into overlapping tiles of N x N pixels; auto: only if the memory asks for it (default); "
+        "exact: Restormer by strips, to the result of the whole picture, in little memory",
     )
     group.add_argument(
         "--overlap",
@@ -95,10 +96,10 @@ def not_negative(text: str) -> int:
 
 
 def tile(text: str) -> int | str | None:
-    """'auto', None for none, or a number."""
-    if text in ("auto", "none"):
+    """'auto', 'exact', None for none, or a number."""
+    if text in ("auto", "exact", "none"):
         return None if text == "none" else text
-    return _number(text, 1, "auto, none or a number of pixels")
+    return _number(text, 1, "auto, exact, none or a number of pixels")
 
 
 def pixels(text: str) -> int | str | None:

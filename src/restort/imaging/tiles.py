@@ -46,7 +46,7 @@ with the last rows of the picture instead of its own, which are discarded anyhow
 sees when the network runs over the whole picture.
 """
 
-TileOption: TypeAlias = int | Literal["auto"] | None
+TileOption: TypeAlias = int | Literal["auto", "exact"] | None
 Progress: TypeAlias = Callable[[int, int], None]
 
 
@@ -144,7 +144,8 @@ def plan(
 ) -> TilePlan:
     """How to cut a picture of `height` x `width` pixels for the network `spec`.
 
-    tile          None: the whole picture at once. N: square tiles of N pixels, rounded up to the size
+    tile          None: the whole picture at once, as for 'exact', whose strips are no tiles
+                  (restort.pipeline.exact). N: square tiles of N pixels, rounded up to the size
                   multiple of the network. 'auto': the whole picture where its estimated need
                   (`bytes_per_pixel`) fits into `memory_bytes`, otherwise the largest edge of `LADDER` that
                   fits (the smallest if none does).
@@ -157,7 +158,7 @@ def plan(
     Raises UsageError for a tile or an overlap that cannot be.
     """
     multiple = spec.size_multiple
-    if tile is None:
+    if tile is None or tile == "exact":
         edge = max(round_up(height, multiple), round_up(width, multiple))
         fixed = False
     elif tile == "auto":
@@ -166,7 +167,7 @@ def plan(
         smallest = 4 * multiple
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < smallest:
             raise UsageError(
-                f"a tile of {tile} is too small for this network; use {smallest} or more, auto or none"
+                f"a tile of {tile} is too small for this network; use {smallest} or more, auto, exact or none"
             )
         edge = round_up(tile, multiple)
     limit = edge // 2 // multiple * multiple

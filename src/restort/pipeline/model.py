@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -22,6 +23,7 @@ from restort.imaging.picture import Picture
 from restort.imaging.read import MAX_PIXELS, read
 from restort.imaging.tiles import TileOption, TilePlan, plan, run_tiled, stream_tiled
 from restort.imaging.write import QUALITY, check_output, write
+from restort.pipeline.exact import run_exact, settle, stream_exact
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,7 +47,8 @@ _log = logging.getLogger("restort")
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of one file. Sizes are (width, height); `tile` is 'whole' or the tiles' 'WIDTHxHEIGHT'."""
+    """What became of one file. Sizes are (width, height); `tile` is 'whole', 'exact' or the tiles'
+    'WIDTHxHEIGHT'."""
 
     source: Path
     target: Path
@@ -155,13 +158,17 @@ class Model:
         """The restored picture, metadata and alpha carried along; one row of tiles is in memory at a time."""
         return self._restored(picture, progress)[0]
 
-    def _restored(self, picture: Picture, progress: TileProgress | None) -> tuple[Picture, TilePlan]:
+    def _restored(self, picture: Picture, progress: TileProgress | None) -> tuple[Picture, str]:
         x = picture.to_unit(self.spec.in_channels)
+        if self.tile == "exact":
+            with closing(stream_exact(self._runner, x, progress)) as bands:
+                return picture.from_bands(bands, self.scale), "exact"
         cut = self.plan(picture.height, picture.width, batch=len(x))
         try:
-            return picture.from_bands(stream_tiled(self._runner, x, cut, progress), self.scale), cut
+            result = picture.from_bands(stream_tiled(self._runner, x, cut, progress), self.scale)
         except MemoryError:
             raise _too_large(picture.height, picture.width) from None
+        return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
 
     def restore_file(
         self,
@@ -194,7 +201,7 @@ class Model:
             )
         if picture is None:
             picture = read(source, max_pixels=max_pixels)
-        result, cut = self._restored(picture, progress)
+        result, tile = self._restored(picture, progress)
         if before_write is not None:
             before_write()
         lost = write(target, result, overwrite=overwrite, quality=quality)
@@ -203,7 +210,7 @@ class Model:
             target,
             (picture.width, picture.height),
             (result.width, result.height),
-            "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}",
+            tile,
             (*picture.notes, *lost),
         )
 
@@ -211,6 +218,8 @@ class Model:
         self, x: npt.NDArray[np.float32], progress: TileProgress | None = None
     ) -> npt.NDArray[np.float32]:
         """The bare network over (N, C, H, W) float32 in [0, 1], tiled and padded as planned; not clipped."""
+        if self.tile == "exact":
+            return run_exact(self._runner, x, progress)
         cut = self.plan(x.shape[2], x.shape[3], batch=x.shape[0])
         try:
             return run_tiled(self._runner, x, cut, progress)
@@ -248,7 +257,8 @@ def load(
 
     backend     'onnxruntime', 'openvino', 'torch', or 'auto': the fastest measured that is installed.
     precision   'fp32', 'bf16', or 'auto'.
-    tile        'auto' (by free memory), the edge of the tiles in pixels of the input, or None: never tiles.
+    tile        'auto' (by free memory), the edge of the tiles in pixels of the input, None: never tiles, or
+                'exact': Restormer by strips, to the result of the whole picture, on the backend torch.
     overlap     pixels by which tiles overlap at least; None for the measured default.
     threads     of the processor; None for all cores.
     offline     never downloads.
@@ -287,7 +297,8 @@ def assemble(
 
     edge = tile if isinstance(tile, int) else 1024
     plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
-    runner = create(weights, backend, precision, threads=threads, say=say or _log.info)
+    used = settle(weights.spec, backend, precision, overlap) if tile == "exact" else (backend, precision)
+    runner = create(weights, *used, threads=threads, say=say or _log.info)
     name = entry.name if entry is not None else weights.path.stem
     asked = (backend, precision)
     return Model(weights, runner, name=name, entry=entry, asked=asked, tile=tile, overlap=overlap)

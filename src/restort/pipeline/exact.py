@@ -1,0 +1,100 @@
+"""`--tile exact`: a Restormer over a picture of any size, with the result of the whole picture.
+
+Tiles are another computation for Restormer, whose attention sums over all it is given. A backend that offers
+`exact` gathers these sums strip by strip instead (restort.backends.strips).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from restort.errors import RestortError, UsageError
+from restort.imaging.memory import available_memory
+from restort.imaging.pad import pad_to_multiple
+
+if TYPE_CHECKING:
+    from restort.backends.base import Runner
+    from restort.models.spec import Spec
+
+Float32 = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+BACKENDS = ("torch",)
+"""Those whose runners have `exact`."""
+
+
+class ExactRunner(Protocol):
+    """What a backend's runner offers beyond restort.backends.Runner.
+
+    `exact(x, ...)` yields (top, rows (N, C', rows, W) of the result) from top to bottom, in float32. What is kept
+    between the passes is held in memory up to `memory_bytes`, otherwise in files in `folder`, which are gone when
+    the iterator is closed.
+    """
+
+    def exact(
+        self, x: Float32, *, memory_bytes: int, folder: Path, progress: Progress | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[Any]]]: ...
+
+
+def settle(spec: Spec, backend: str, precision: str, overlap: int | None) -> tuple[str, str]:
+    """The backend and precision that 'exact' runs on, given those asked for; UsageError where there are none."""
+    if not spec.whole_image:
+        raise UsageError(
+            "--tile exact is for Restormer; ELAN looks at small windows, so its tiles agree with the whole picture "
+            "as they are: use --tile auto or none"
+        )
+    if overlap is not None:
+        raise UsageError("--tile exact has no tiles that could overlap; leave --overlap out")
+    if backend == "auto":
+        backend = BACKENDS[0]
+    if backend not in BACKENDS:
+        raise UsageError(f"the backend {backend} has no --tile exact; use --backend torch")
+    if precision not in ("auto", "fp32"):
+        raise UsageError(f"--tile exact computes in fp32, not in {precision}; leave --precision out")
+    return backend, "fp32"
+
+
+def stream_exact(
+    runner: Runner, x: Float32, progress: Progress | None = None
+) -> Generator[tuple[int, Float32], None, None]:
+    """Yields (top, finished rows (N, C', rows, W)) of the network over x (N, C, H, W) in [0, 1], of any size.
+
+    `progress(done, total)` counts strips, of all passes. Raises RestortError where memory or disk run out.
+    """
+    from restort.backends.featuremaps import temporary_folder
+
+    height, width = x.shape[2:]
+    try:
+        padded = pad_to_multiple(x, runner.spec.size_multiple)
+        bands = cast(ExactRunner, runner).exact(
+            padded, memory_bytes=available_memory() // 2, folder=temporary_folder(), progress=progress
+        )
+        with closing(cast(Generator[tuple[int, Float32], None, None], bands)):
+            for top, band in bands:
+                if top < height:
+                    yield top, band[:, :, : height - top, :width]
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise RestortError(
+            f"a picture of {width} x {height} pixels does not fit into the memory, not even by strips; "
+            "free some memory"
+        ) from None
+
+
+def run_exact(runner: Runner, x: Float32, progress: Progress | None = None) -> Float32:
+    """`stream_exact`, put together: (N, C, H, W) -> (N, C', H, W), not clipped."""
+    result: Float32 | None = None
+    with closing(stream_exact(runner, x, progress)) as bands:
+        for top, band in bands:
+            if result is None:
+                result = np.empty((*band.shape[:2], *x.shape[2:]), np.float32)
+            result[:, :, top : top + band.shape[2]] = band
+    assert result is not None
+    return result
