@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 MODEL = "restormer-small-denoise"
 SIGMA = 25
-WHOLE_BYTES_PER_PIXEL = 8000  # more than measured, so that a run never pushes others out of the memory
+WHOLE_BYTES_PER_PIXEL = 4000  # more than measured, so that a run never pushes others out of the memory
 KODAK = tuple(f"test/kodak24/kodim{i:02d}.png" for i in (1, 13, 23))
 LARGER = ("train/unsplash_e8e9b659.jpg", "train/unsplash_21ad055a.jpg")
 
@@ -190,6 +190,7 @@ def main() -> int:
             args.output.write_text(json.dumps(found, indent=1) + "\n")
     if not args.no_agreement:
         paths = [SHARED / "data" / name for name in (*KODAK, *LARGER)]
+        found["agreement_command"] = record["command"]
         found["agreement"] = [child("--agree", str(path), *threads) for path in paths if path.is_file()]
         args.output.write_text(json.dumps(found, indent=1) + "\n")
     return 0
