@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from restort.models.elan_names import shift_weights
 from restort.models.spec import ELAN_RGB_MEAN, ElanSpec
 
 
@@ -19,12 +20,7 @@ def shift_kernel(channels: int) -> Tensor:
 
     Channels left over by a division that is not exact stay in the last group (section 3.2).
     """
-    kernel = torch.zeros(channels, 1, 3, 3)
-    group = channels // 5
-    for i, (row, column) in enumerate([(1, 2), (1, 0), (2, 1), (0, 1)]):
-        kernel[i * group : (i + 1) * group, 0, row, column] = 1
-    kernel[4 * group :, 0, 1, 1] = 1
-    return kernel
+    return torch.from_numpy(shift_weights(channels))
 
 
 def shift(x: Tensor) -> Tensor:
@@ -44,8 +40,8 @@ def shift(x: Tensor) -> Tensor:
 class ShiftConv(nn.Module):
     """A fixed shift of five channel groups, then a 1x1 convolution (section 3.2).
 
-    The shift is stored as a depthwise 3x3 kernel under its published name; where the stored numbers are the
-    fixed ones, which they always were so far, it is carried out as index arithmetic.
+    The shift is stored as a depthwise 3x3 kernel under its published name and carried out as index arithmetic;
+    the reader of weights refuses a file whose stored kernel is another one.
     """
 
     def __init__(self, inp: int, out: int) -> None:
