@@ -152,3 +152,14 @@ def test_every_configuration_reads() -> None:
     names = {path.stem for path in CONFIGS.glob("*.toml")}
     assert names == {read_config(CONFIGS / f"{name}.toml").name for name in names}
     assert len(names) == 5
+
+
+def test_a_forecast_finds_the_curve_it_was_drawn_from() -> None:
+    from train.forecast import fit
+
+    steps = [float(t) for t in range(1000, 21000, 1000)]
+    curve = fit(steps, [32.0 - 1.5 * (t / 20000) ** -0.5 for t in steps])
+    assert abs(curve.at(80000) - (32.0 - 0.75)) < 0.02
+    assert curve.residual < 0.01
+    with pytest.raises(ValueError, match="5 validated steps"):
+        fit(steps[:4], [1.0, 2.0, 3.0, 4.0])
