@@ -170,8 +170,8 @@ def test_peers_are_the_originals(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorflow"}, "choose auto, onnxruntime, openvino or torch"),
-        ({"precision": "int8"}, "choose auto, fp32 or bf16"),
+        ({"backend": "tensorflow"}, "choose auto, onnxruntime, openvino, torch"),
+        ({"precision": "int8"}, "choose auto, fp32, fp16 or bf16"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "has no bf16"),
         ({"threads": 0}, "at least 1"),
     ],
@@ -194,7 +194,7 @@ def test_a_missing_library_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     states = {state.name: state for state in backends.status()}
     assert states["onnxruntime"].works and states["onnxruntime"].version
     assert not states["torch"].installed and states["torch"].remedy == "pip install 'restort[torch]'"
-    with pytest.raises(RestortError, match="no installed backend has bf16"):
+    with pytest.raises(RestortError, match="no backend that can be used here has bf16; pip install"):
         backends.create(weights, precision="bf16")
     absent(monkeypatch, "onnxruntime")
     with pytest.raises(RestortError, match="no backend is installed"):

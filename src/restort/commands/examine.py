@@ -32,12 +32,14 @@ CORE = (
 EXTRAS = {
     "openvino": ("openvino",),
     "torch": ("torch",),
+    "fused": ("torch", "triton"),
     "evaluate": ("scikit-image", "h5py", "scipy"),
     "plots": ("matplotlib",),
 }
 _PURPOSE = {
     "openvino": "the fastest backend on Intel and AMD processors, and bfloat16",
     "torch": "the reference networks, the torch backend, training",
+    "fused": "NVIDIA GPUs",
     "evaluate": "SSIM and blur kernels of `restort evaluate`",
     "plots": "curves and charts",
 }
@@ -194,7 +196,8 @@ def missing(findings: Findings) -> list[dict[str, str]]:
     for item in states if isinstance(states, list) else ():
         if not item["works"]:
             reason, remedy = item["reason"] or "does not work", item["remedy"] or "see the documentation"
-            found.append({"what": f"{item['name']} ({reason})", "for": "running models", "how": remedy})
+            purpose = "running models on NVIDIA GPUs" if item["name"] == "fused" else "running models"
+            found.append({"what": f"{item['name']} ({reason})", "for": purpose, "how": remedy})
     listed = {item["name"] for item in states} if isinstance(states, list) else set()
     for extra, packages in findings["extras"].items():
         lacking = [name for name, version in packages.items() if version is None]

@@ -255,8 +255,9 @@ def load(
 ) -> Model:
     """A model by its name in the catalogue, or from a file of weights (.safetensors, .pth).
 
-    backend     'onnxruntime', 'openvino', 'torch', or 'auto': the fastest measured that is installed.
-    precision   'fp32', 'bf16', or 'auto'.
+    backend     'fused' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a GPU can be used,
+                else the fastest measured that is installed.
+    precision   'fp32', 'fp16', 'bf16', or 'auto'.
     tile        'auto' (by free memory), the edge of the tiles in pixels of the input, None: never tiles, or
                 'exact': Restormer by strips, to the result of the whole picture, on the backend torch.
     overlap     pixels by which tiles overlap at least; None for the measured default.
