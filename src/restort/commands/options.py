@@ -44,7 +44,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("auto", *BACKENDS),
         default="auto",
-        help="what runs the network (default: auto: fused on an NVIDIA GPU, else the fastest measured of those installed)",
+        help="what runs the network (default: auto: fused on an NVIDIA GPU, else the fastest measured)",
     )
     group.add_argument(
         "--precision",
