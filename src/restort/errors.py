@@ -13,3 +13,7 @@ class RestortError(Exception):
 
 class UsageError(RestortError):
     """The request itself is wrong (an option, a name, a combination): exit status 2."""
+
+
+class OutOfMemory(RestortError, MemoryError):
+    """A backend has not the memory for an array of this size; a smaller one may fit (restort.imaging.tiles)."""
