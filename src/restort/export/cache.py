@@ -13,7 +13,7 @@ from restort.cache import cache_root
 from restort.errors import RestortError, UsageError
 from restort.export.emit import EMITTER, emit
 from restort.export.graph import Precision
-from restort.export.restormer import Norm
+from restort.export.form import Norm
 from restort.models.spec import RestormerSpec
 
 if TYPE_CHECKING:

@@ -31,27 +31,35 @@ class ElanGraph:
     def emit(self) -> str:
         """All nodes, from 'input'; returns the name of the last one's value."""
         g, spec = self.graph, self.spec
-        head = g.conv(
-            self._centred("input"), self.state["head.0.weight"] * spec.value_range, self.state["head.0.bias"]
-        )
-        x = head
+        with g.section("head"):
+            weight, bias = self.state["head.0.weight"] * spec.value_range, self.state["head.0.bias"]
+            x = head = g.conv(self._centred("input"), weight, bias)
         for group in range(spec.groups):
-            scores: list[str] = []
-            for i in range(spec.n_share + 1):
-                with g.scope(f"body.{group}.{i}"):
-                    x = g.op("Add", self._lfe(x, f"body.{group}.modules_lfe.lfe_{i}"), x)
-                    attended = self._gmsa(x, f"body.{group}.modules_gmsa.gmsa_{i}", group % 2 == 1, scores)
-                    x = g.op("Add", attended, x)
+            with g.section(f"body.{group}"):
+                x = self._group(g.enter(x), group)
             x = g.call(x, f"body.{group}")
-        return self._tail(g.op("Add", x, head))
+        with g.section("tail"):
+            return self._tail(g.op("Add", g.enter(x), g.enter(head)))
+
+    def _group(self, x: str, group: int) -> str:
+        """One ELAB: blocks that share the scores of the first."""
+        g, scores = self.graph, list[str]()
+        for i in range(self.spec.n_share + 1):
+            with g.scope(f"body.{group}.{i}"):
+                x = g.op("Add", self._lfe(x, f"body.{group}.modules_lfe.lfe_{i}"), x)
+                attended = self._gmsa(x, f"body.{group}.modules_gmsa.gmsa_{i}", group % 2 == 1, scores)
+                x = g.op("Add", attended, x)
+        return x
 
     def _centred(self, x: str) -> str:
-        """sub_mean in [0, 1] instead of [0, value_range]."""
+        """sub_mean in [0, 1] instead of [0, value_range], in the precision of the input where it is an addition."""
         g = self.graph
         weight, bias = self.state["sub_mean.weight"], self.state["sub_mean.bias"] / self.spec.value_range
         if np.array_equal(weight[:, :, 0, 0], np.eye(len(weight))):
-            return g.op("Add", x, g.weight(bias.reshape(1, -1, 1, 1)))
-        return g.conv(x, weight, bias)
+            with g.at(g.ports):
+                x = g.op("Add", x, g.weight(bias.reshape(1, -1, 1, 1)))
+            return g.enter(x)
+        return g.conv(g.enter(x), weight, bias)
 
     def _tail(self, x: str) -> str:
         """Tail, pixel shuffle and add_mean, in [0, 1].
@@ -66,8 +74,10 @@ class ElanGraph:
         late = g.precision == "fp16" and spec.value_range != 1
         factor = 1.0 if late else 1 / spec.value_range
         x = g.conv(x, weight.reshape(-1, *weight.shape[2:]) * factor, bias.reshape(-1) * factor)
+        x = g.leave(x)
         if late:
-            x = g.op("Mul", x, g.weight(np.array(1 / spec.value_range)))
+            with g.at(g.ports):
+                x = g.op("Mul", x, g.weight(np.array(1 / spec.value_range)))
         return g.op("DepthToSpace", x, blocksize=spec.scale, mode="CRD") if spec.scale > 1 else x
 
     def _lfe(self, x: str, name: str) -> str:

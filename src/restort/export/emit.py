@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal
 
 import onnx
@@ -9,15 +10,16 @@ import onnx
 import restort
 from restort.errors import RestortError
 from restort.export.elan import ElanGraph
+from restort.export.form import Form, Norm, sections
 from restort.export.graph import GraphBuilder, Precision
-from restort.export.restormer import Norm, RestormerGraph
+from restort.export.restormer import RestormerGraph
 from restort.models.spec import RestormerSpec
 
 if TYPE_CHECKING:
     from restort.models.checkpoint import Weights
 
 EMITTER = 3  # counted up whenever the same weights give another graph
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
 def emit(
@@ -25,31 +27,42 @@ def emit(
     precision: Precision = "fp32",
     *,
     norm: Norm = "layer",
-    opset: Literal[17, 20] | None = None,
+    opset: Literal[17, 20, 22] | None = None,
+    form: Form | None = None,
+    keep_fp32: Collection[str] = (),
+    ports: Precision | None = None,
 ) -> onnx.ModelProto:
     """The network of `weights` as an ONNX model with dynamic batch, height and width, weights inside.
 
     Input 'input' [N, C, H, W] in [0, 1], H and W multiples of `spec.size_multiple` (padding stays outside);
-    output 'output' [N, C', H * scale, W * scale] on the same scale, not clipped. Both are float32, or float16
-    with precision 'fp16', where statistics, norms, scores and softmax still are float32.
+    output 'output' [N, C', H * scale, W * scale] on the same scale, not clipped. Both are of the type `ports`, by
+    default that of `precision`. Statistics, norms, scores and softmax are float32 in every precision.
 
     The value that a block makes is named as its module (restort.models.blocks): 'encoder_level1.0', 'body.3'.
 
-    `norm` chooses how a Restormer's LayerNorm is written: 'layer', as LayerNormalization between transposes, is
-    what every other tool recognises; 'convolution' says the same with a 1x1 convolution and is faster in
-    OpenVINO on a CPU. Weights without LayerNorm bias always take the second form, fp16 with it the first.
-    `opset` is 20 for Restormer (it has Gelu, which keeps the graph small) and 17 for ELAN unless given; 17 is
-    the newest that TensorRT 8.6 reads.
+    `form` chooses how the nodes are written (restort.export.form); `norm` alone how a Restormer's LayerNorm is:
+    'layer', as LayerNormalization between transposes, is what every other tool recognises; 'convolution' says
+    the same with a 1x1 convolution and is faster in OpenVINO on a CPU. Weights without LayerNorm bias always
+    take the second form, fp16 with it the first.
+    `keep_fp32` names sections (restort.export.form.sections) that stay in float32, with casts at their borders:
+    mixed precision.
+    `opset` is 20 for Restormer (it has Gelu, which keeps the graph small), 17 for ELAN and 22 for bf16 (which has
+    it for Conv) unless given; 17 is the newest that TensorRT 8.6 reads.
 
-    Raises RestortError for an unknown precision.
+    Raises RestortError for an unknown precision or section.
     """
     if precision not in PRECISIONS:
-        raise RestortError(f"a graph has precision fp32 or fp16, not {precision}")
+        raise RestortError(f"a graph has precision fp32, fp16 or bf16, not {precision}")
     spec = weights.spec
+    unknown = sorted(set(keep_fp32) - set(sections(spec)))
+    if unknown:
+        raise RestortError(f"the network has no section {unknown[0]!r} to keep in float32")
     is_restormer = isinstance(spec, RestormerSpec)
-    graph = GraphBuilder(precision, opset or (20 if is_restormer else 17))
+    opset = opset or (22 if precision == "bf16" else 20 if is_restormer else 17)
+    graph = GraphBuilder(precision, opset, ports=ports, keep_fp32=keep_fp32)
+    form = form or Form(norm=norm)
     if isinstance(spec, RestormerSpec):
-        result = RestormerGraph(graph, spec, weights.state, norm).emit()
+        result = RestormerGraph(graph, spec, weights.state, form).emit()
     else:
         result = ElanGraph(graph, spec, weights.state).emit()
     name = weights.metadata.get("name") or weights.path.stem
@@ -57,11 +70,13 @@ def emit(
         "restort.architecture": spec.architecture,
         "restort.scale": str(spec.scale),
         "restort.size_multiple": str(spec.size_multiple),
-        "restort.precision": precision,
+        "restort.precision": "mixed" if keep_fp32 and precision != "fp32" else precision,
         "restort.version": restort.__version__,
         "restort.model": name,
         "restort.weights_sha256": weights.digest,
     }
+    if keep_fp32 and precision != "fp32":
+        metadata["restort.keep_fp32"] = ",".join(name for name in sections(spec) if name in keep_fp32)
     suffix = "" if spec.scale == 1 else f"*{spec.scale}"
-    ports = (spec.in_channels, ""), (spec.out_channels, suffix)
-    return graph.finish(spec.architecture, result, *ports, metadata)
+    ports_of = (spec.in_channels, ""), (spec.out_channels, suffix)
+    return graph.finish(spec.architecture, result, *ports_of, metadata)

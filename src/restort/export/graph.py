@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -12,24 +12,36 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 Array: TypeAlias = npt.NDArray[Any]
 
-FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}
-NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
-IR_VERSIONS = {17: 8, 20: 9}
+FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+IR_VERSIONS = {17: 8, 20: 9, 22: 10}
 
 
 class GraphBuilder:
     """Collects nodes and weights; a value is the name of a tensor.
 
-    `precision` is the type of activations and weights; `wide` values are always float32. In an fp32 graph the
-    casts between the two are no nodes at all.
+    `precision` is the type of activations and weights of the section being written; `wide` values are always
+    float32. In fp32 the casts between the two are no nodes at all. Sections in `keep_fp32` are written in fp32
+    whatever `precision` is; values go from one section to the next through `enter`. `ports` is the type of input
+    and output, by default `precision`.
     """
 
-    def __init__(self, precision: Precision, opset: int) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        opset: int,
+        *,
+        ports: Precision | None = None,
+        keep_fp32: Collection[str] = (),
+    ) -> None:
         self.precision: Precision = precision
         self.opset = opset
+        self.ports: Precision = ports or precision
+        self.keep_fp32 = frozenset(keep_fp32)
+        self._made: dict[str, Precision] = {"input": self.ports}
+        self._entered: dict[tuple[str, Precision], str] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._scope: list[str] = []
@@ -41,6 +53,35 @@ class GraphBuilder:
         self._scope.append(name)
         yield
         self._scope.pop()
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """What is written inside belongs to the section `name` and has its precision."""
+        with self.at("fp32" if name in self.keep_fp32 else self.precision):
+            yield
+
+    @contextmanager
+    def at(self, precision: Precision) -> Iterator[None]:
+        """What is written inside has this precision."""
+        outside, self.precision = self.precision, precision
+        yield
+        self.precision = outside
+
+    def enter(self, x: str) -> str:
+        """`x`, a value of any section, in this one's precision."""
+        return self._as(x, self.precision)
+
+    def leave(self, x: str) -> str:
+        """`x` in the precision of the output."""
+        return self._as(x, self.ports)
+
+    def _as(self, x: str, precision: Precision) -> str:
+        if self._made[x] == precision:
+            return x
+        if (x, precision) not in self._entered:
+            result = self._entered[x, precision] = self.op("Cast", x, to=FLOAT_TYPES[precision])
+            self._made[result] = precision
+        return self._entered[x, precision]
 
     def _name(self, kind: str) -> str:
         self._count += 1
@@ -55,29 +96,35 @@ class GraphBuilder:
         name = self._name(kind)
         names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, **attributes))
+        self._made.update((name, self.precision) for name in names)
         return names
 
     def call(self, value: str, name: str) -> str:
         """`value`, which the last node must have made and nothing may have used yet, under the name `name`."""
         outputs = self._nodes[-1].output
         outputs[list(outputs).index(value)] = name
+        self._made[name] = self._made.pop(value)
         return name
 
     def weight(self, values: Array, wide: bool = False) -> str:
         """An initialiser in the graph's float type (float32 if `wide`); equal ones are stored once."""
-        return self._store(np.ascontiguousarray(values, np.float32 if wide else NUMPY_TYPES[self.precision]))
+        kind = "fp32" if wide else self.precision
+        if kind == "bf16":
+            return self._store(bfloat16_bits(values), TensorProto.BFLOAT16)
+        return self._store(np.ascontiguousarray(values, np.float16 if kind == "fp16" else np.float32))
 
     def integers(self, values: Sequence[int] | int) -> str:
         """An int64 initialiser: a vector, or a scalar for a single int."""
         return self._store(np.asarray(values, np.int64))
 
-    def _store(self, values: Array) -> str:
+    def _store(self, values: Array, kind: int | None = None) -> str:
         digest = hashlib.blake2b(
             values.tobytes(), digest_size=8, key=str((values.shape, values.dtype)).encode()
         )
         name = f"w_{digest.hexdigest()}"
         if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(values, name)
+            tensor = self._initializers[name] = numpy_helper.from_array(values, name)
+            tensor.data_type = kind or tensor.data_type  # the bits are right; NumPy has no bfloat16
         return name
 
     def widen(self, x: str) -> str:
@@ -86,7 +133,7 @@ class GraphBuilder:
 
     def narrow(self, x: str) -> str:
         """`x` in the graph's own float type."""
-        return x if self.precision == "fp32" else self.op("Cast", x, to=TensorProto.FLOAT16)
+        return x if self.precision == "fp32" else self.op("Cast", x, to=FLOAT_TYPES[self.precision])
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
         """Parts of `x` with the given sizes along `axis`."""
@@ -116,10 +163,10 @@ class GraphBuilder:
     ) -> onnx.ModelProto:
         """The model: 'input' and 'output' of (channels, suffix of the symbolic sizes) with free N, H and W.
 
-        `result` must be the value of the last node: it is renamed to 'output'.
+        `result` must be in the precision of the output (`leave`) and the value of the last node: it is renamed to 'output'.
         """
         self._nodes[-1].output[list(self._nodes[-1].output).index(result)] = "output"
-        kind = FLOAT_TYPES[self.precision]
+        kind = FLOAT_TYPES[self.ports]
 
         def value(port: str, channels: int, suffix: str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(port, kind, ["N", channels, f"H{suffix}", f"W{suffix}"])
@@ -137,3 +184,10 @@ class GraphBuilder:
         model.ir_version = IR_VERSIONS[self.opset]
         helper.set_model_props(model, dict(metadata))
         return model
+
+
+def bfloat16_bits(values: Array) -> npt.NDArray[np.uint16]:
+    """The bits of `values` in bfloat16, rounded to the nearest, ties to even; finite values only."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded: npt.NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return rounded
