@@ -1,0 +1,125 @@
+"""One shape of an engine: its context, the buffers it computes between, and those that copies go through."""
+
+from __future__ import annotations
+
+import queue
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from restort.backends.tensorrt import cuda
+from restort.errors import RestortError
+
+if TYPE_CHECKING:
+    from restort.backends.tensorrt.flavour import Flavour
+
+Shape: TypeAlias = tuple[int, ...]
+
+INPUT, OUTPUT = "input", "output"
+SLOTS = 2  # calls of one shape in flight: one computes while the other's copies run
+
+
+class Slot:
+    """What a call in flight needs for itself: pinned and device buffers, and events between the streams."""
+
+    def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
+        self._parts: list[Any] = []
+        try:
+            self.host_in = self._keep(cuda.Pinned(input_shape))
+            self.host_out = self._keep(cuda.Pinned(output_shape))
+            self.device_in = self._keep(cuda.Buffer(self.host_in.size))
+            self.device_out = self._keep(cuda.Buffer(self.host_out.size))
+            self.uploaded, self.computed, self.done = (self._keep(cuda.Event()) for _ in range(3))
+        except BaseException:
+            self.free()
+            raise
+
+    def _keep(self, part: Any) -> Any:
+        self._parts.append(part)
+        return part
+
+    def free(self) -> None:
+        while self._parts:
+            self._parts.pop().free()
+
+
+class Lane:
+    """A context of `engine` for inputs of `shape`; made by Engine, under its lock.
+
+    calls       computations so far; `graph` is what was recorded of one, if `capturable`.
+    users       calls that are under way.
+    """
+
+    def __init__(self, flavour: Flavour, engine: Any, config: Any, shape: Shape) -> None:
+        self.shape = shape
+        self.calls = self.users = 0
+        self.capturable = True
+        self.graph: cuda.Graph | None = None
+        self._engine = engine
+        self._slots: list[Slot] = []
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self.input = self.output = cuda.Buffer(0)
+        with flavour.log.listening() as heard:
+            self.context = _context(flavour.module, engine, config)
+            if self.context is None:
+                raise heard.error("preparing the engine")
+            if not self.context.set_input_shape(INPUT, shape):
+                raise RestortError(
+                    f"the engine does not take an input of {'x'.join(map(str, shape))} ({heard.error('setting it')})"
+                )
+            self.output_shape = tuple(int(n) for n in self.context.get_tensor_shape(OUTPUT))
+            self.scratch_bytes = _scratch_bytes(engine, self.context)
+
+    def allocate(self) -> None:
+        """Its buffers."""
+        self._slots = [Slot(self.shape, self.output_shape) for _ in range(SLOTS)]
+        for slot in self._slots:
+            self._free.put(slot)
+        self.input = cuda.Buffer(self._slots[0].host_in.size)
+        self.output = cuda.Buffer(self._slots[0].host_out.size)
+        self.context.set_tensor_address(INPUT, self.input.pointer)
+        self.context.set_tensor_address(OUTPUT, self.output.pointer)
+
+    def use_scratch(self, scratch: cuda.Buffer) -> None:
+        """Where to keep what is between input and output. A graph that was recorded with another place is lost."""
+        if self.graph is not None:
+            self.graph.free()
+            self.graph, self.calls = None, 0
+        if hasattr(self.context, "set_device_memory"):
+            self.context.set_device_memory(scratch.pointer, scratch.size)
+        else:
+            self.context.device_memory = scratch.pointer
+
+    def take(self, wait: bool) -> Slot | None:
+        """A free slot; waits for one, or with `wait` False returns None where there is none."""
+        try:
+            return self._free.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def give(self, slot: Slot) -> None:
+        self._free.put(slot)
+
+    def free(self) -> None:
+        if self.graph is not None:
+            self.graph.free()
+        self.context = self.graph = None
+        for part in (*self._slots, self.input, self.output):
+            part.free()
+        self._slots = []
+
+
+def _context(module: Any, engine: Any, config: Any) -> Any:
+    """A context whose scratch memory is ours, by the name that this version has for it."""
+    if config is not None:
+        return engine.create_execution_context(config)
+    if hasattr(engine, "create_execution_context_without_device_memory"):
+        return engine.create_execution_context_without_device_memory()
+    return engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def _scratch_bytes(engine: Any, context: Any) -> int:
+    """What the context needs for its shape, or, before TensorRT 10, for the largest shape of the engine."""
+    if hasattr(context, "update_device_memory_size_for_shapes"):
+        return int(context.update_device_memory_size_for_shapes())
+    if hasattr(engine, "device_memory_size_v2"):
+        return int(engine.device_memory_size_v2)
+    return int(engine.device_memory_size)

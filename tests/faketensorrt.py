@@ -1,0 +1,130 @@
+"""A stand-in for TensorRT: an engine is a small JSON, and computes a NumPy function in a stream of FakeCuda.
+
+The result is the input enlarged by repetition, plus what "plus" says; "behaves" makes it misbehave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from fakecuda import FakeCuda
+
+from restort.errors import RestortError
+
+
+def plan(
+    scale: int = 2, least: tuple[int, ...] = (1, 1, 8, 8), most: tuple[int, ...] = (4, 9, 64, 64), **more: Any
+) -> bytes:
+    """An engine. `behaves`: 'nan' gives NaN, 'fails' is not enqueued, 'uncapturable' not while a graph is recorded."""
+    return json.dumps(
+        {"scale": scale, "min": least, "max": most, "plus": 0.0, "behaves": "", **more}
+    ).encode()
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def error(self, doing: str) -> RestortError:
+        return RestortError(f"TensorRT failed while {doing}: {'; '.join(self.lines) or 'it says nothing'}")
+
+
+class Log:
+    """What restort.backends.tensorrt.flavour gives, in short."""
+
+    logger = None
+
+    def __init__(self) -> None:
+        self.heard = Heard()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Heard]:
+        self.heard = Heard()
+        yield self.heard
+
+
+class Context:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.addresses: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+        self.device_memory = 0
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        about = self.engine.about
+        fits = all(a <= n <= b for a, n, b in zip(about["min"], shape, about["max"]))
+        if fits:
+            self.shape = shape
+        else:
+            self.engine.log.heard.lines.append("the shape is not in the profile")
+        return fits
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        n, c, h, w = self.shape
+        scale = self.engine.about["scale"]
+        return (n, c, h * scale, w * scale)
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self.addresses[name] = pointer
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        about, cuda = self.engine.about, self.engine.cuda
+        capturing = cuda.handles[stream].captured is not None
+        if about["behaves"] == "fails" or (about["behaves"] == "uncapturable" and capturing):
+            self.engine.log.heard.lines.append("a kernel failed")
+            return False
+        self.engine.enqueued += 1
+        source, target = (cuda.blocks[self.addresses[name]] for name in ("input", "output"))
+        assert self.device_memory in cuda.blocks
+        shape, result = self.shape, self.get_tensor_shape("output")
+
+        def compute() -> bool:
+            x = source[: int(np.prod(shape))].reshape(shape)
+            y = x.repeat(about["scale"], 2).repeat(about["scale"], 3) + np.float32(about["plus"])
+            if about["behaves"] == "nan":
+                y[0, 0, 0, 0] = np.nan
+            target[: int(np.prod(result))] = y.reshape(-1)
+            return True
+
+        cuda.put(stream, compute)
+        return True
+
+
+class FakeEngine:
+    device_memory_size = 4096
+
+    def __init__(self, about: dict[str, Any], cuda: FakeCuda, log: Log) -> None:
+        self.about, self.cuda, self.log = about, cuda, log
+        self.enqueued = 0
+        self.contexts = 0
+
+    def create_execution_context_without_device_memory(self) -> Context | None:
+        self.contexts += 1
+        return Context(self)
+
+
+def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> Any:
+    """A Flavour; `opened` lists its engines."""
+    log = Log()
+    opened: list[FakeEngine] = []
+
+    def deserialize(data: bytes) -> FakeEngine | None:
+        try:
+            about = json.loads(data)
+        except ValueError:
+            log.heard.lines.append("the plan does not parse")
+            return None
+        if about.get("version", version) != version:
+            log.heard.lines.append("the plan is of another version")
+            return None
+        opened.append(FakeEngine(about, cuda, log))
+        return opened[-1]
+
+    module = SimpleNamespace(Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize))
+    return SimpleNamespace(name=name, version=version, module=module, log=log, opened=opened)
