@@ -22,6 +22,13 @@ class Runner(Protocol):
     `runner(x)`: x float32 (N, C, H, W) in [0, 1], H and W multiples of `spec.size_multiple`; the result is
     float32 (N, C', H * scale, W * scale), C-contiguous, on the same scale and not clipped, and belongs to the
     caller. Several threads may call one runner. `close()` frees what it holds; it may be called twice.
+
+    A call raises restort.errors.OutOfMemory (or any MemoryError) where the array is too large for the memory, and
+    works on for smaller ones. A runner may also have
+        tile_memory()   (bytes that a picture may take now, bytes per pixel of the input), where its memory is not
+                        the computer's
+        warn, say       functions that are told, in a sentence, what the user should know
+    and what restort.measure.bench, .taps and restort.pipeline.exact ask for.
     """
 
     name: str
@@ -48,16 +55,19 @@ class BackendStatus:
 
 def checked(x: Array, spec: Spec) -> Array:
     """`x` as float32, C-contiguous; RestortError where its shape is not one the network takes."""
-    if x.ndim != 4 or x.shape[1] != spec.in_channels or 0 in x.shape:
-        raise RestortError(
-            f"this network takes arrays of shape (N, {spec.in_channels}, H, W), not {tuple(x.shape)}"
-        )
-    multiple = spec.size_multiple
-    if x.shape[2] % multiple or x.shape[3] % multiple:
-        raise RestortError(
-            f"height and width must be multiples of {multiple}, not {x.shape[2]} x {x.shape[3]}; pad first"
-        )
+    check_shape(tuple(x.shape), spec)
     return np.ascontiguousarray(x, np.float32)
+
+
+def check_shape(shape: tuple[int, ...], spec: Spec) -> None:
+    """Raises RestortError for a shape of arrays that the network does not take."""
+    if len(shape) != 4 or shape[1] != spec.in_channels or 0 in shape:
+        raise RestortError(f"this network takes arrays of shape (N, {spec.in_channels}, H, W), not {shape}")
+    multiple = spec.size_multiple
+    if shape[2] % multiple or shape[3] % multiple:
+        raise RestortError(
+            f"height and width must be multiples of {multiple}, not {shape[2]} x {shape[3]}; pad first"
+        )
 
 
 def closed(name: str) -> RestortError:

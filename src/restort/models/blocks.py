@@ -18,3 +18,12 @@ def block_names(spec: Spec) -> tuple[str, ...]:
     counts |= {f"decoder_level{level + 1}": spec.num_blocks[level] for level in (2, 1, 0)}
     counts["refinement"] = spec.num_refinement_blocks
     return tuple(f"{stage}.{i}" for stage, count in counts.items() for i in range(count))
+
+
+def block_channels(spec: Spec) -> dict[str, int]:
+    """Channels of each block's output, by the names of `block_names`, in their order."""
+    if not isinstance(spec, RestormerSpec):
+        return dict.fromkeys(block_names(spec), spec.channels)
+    factors = {name: 1 << i for i, name in enumerate(LEVELS)}
+    factors |= {"decoder_level3": 4, "decoder_level2": 2, "decoder_level1": 2, "refinement": 2}
+    return {name: spec.dim * factors[name.split(".")[0]] for name in block_names(spec)}

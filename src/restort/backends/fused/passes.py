@@ -19,8 +19,8 @@ class Pass:
     input       float32 (N, C, H, W) in [0, 1], contiguous, on the device; written by the caller.
     output      float32 (N, C', H * scale, W * scale), contiguous, on the scale of [0, 1] and not clipped.
     workspace   holds everything in between; neither `input` nor `output` lies in it.
-    blocks      each block's output by its name (restort.models.blocks), if it was asked to keep them; the
-                array is as the kernels keep it, (N, H, W, C) with the channels padded.
+    blocks      each block's output by its name (restort.models.blocks), if it was asked to keep them: (N, H, W, C),
+                the published channels first, then padding, in the network's own range.
     """
 
     launches: list[Launch]

@@ -4,7 +4,7 @@
 again, so that a look at the output is enough.
 """
 
-from restort.kernels.sentinel.kernel import launch, programs
+from restort.kernels.sentinel.kernel import LIMIT, launch, programs
 from restort.kernels.sentinel.reference import non_finite
 
-__all__ = ["launch", "non_finite", "programs"]
+__all__ = ["LIMIT", "launch", "non_finite", "programs"]

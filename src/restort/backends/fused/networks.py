@@ -1,0 +1,249 @@
+"""A network on the GPU in one precision: fused kernels for fp16 and bf16, PyTorch's operations for fp32.
+
+Both kinds take and give the same: `run` arrays of the host, `run_tensor` tensors of the device, each with the word
+whether the result is finite.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from restort.backends.base import Array
+from restort.backends.fused.instances import Instance, Instances, Shape
+from restort.backends.fused.passes import Pass
+from restort.imaging.memory import bytes_per_pixel
+from restort.models.blocks import block_channels, block_names
+from restort.models.build import build
+from restort.models.checkpoint import Weights
+
+Tensor = Any
+Say = Callable[[str], None]
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class Network(Protocol):
+    """What FusedRunner needs of a precision."""
+
+    def run(self, x: Array) -> tuple[Array, bool]:
+        """float32 (N, C, H, W) on the host -> the result, which belongs to the caller, and whether it is finite."""
+
+    def run_tensor(self, x: Tensor, check: bool) -> tuple[Tensor, bool]:
+        """The same on the device, in the order of the caller's stream. Without `check` it does not wait for the GPU
+        and the word is True."""
+
+    def timer(self, x: Array) -> Callable[[], float]:
+        """A function that runs x, on the device already, and returns milliseconds."""
+
+    def blocks(self, x: Array) -> dict[str, Array]:
+        """Every block's output, float32 (N, C, H, W) on the host, by name."""
+
+    def bytes_per_pixel(self) -> int:
+        """Of device memory, per pixel of the input and image of the batch."""
+
+    def clear(self) -> None:
+        """Gives back the memory of shapes seen before."""
+
+
+class FusedNetwork:
+    """restort.backends.fused.restormer or .elan."""
+
+    def __init__(
+        self, weights: Weights, precision: str, device: Any, count: int, limit: int, say: Say
+    ) -> None:
+        self.spec, self._device, self._dtype = weights.spec, device, TYPES[precision]
+        self._module: Any = importlib.import_module(f"restort.backends.fused.{self.spec.architecture}")
+        self._packed: Any = self._module.pack(weights, self._dtype).to(device)
+        self._say = say
+        self._per_pixel: int | None = None
+        self.instances = Instances(self._make, count, limit)
+
+    def _make(self, shape: Shape) -> Instance:
+        return Instance(lambda: self._plan(shape, self._device), self._device, self._say)
+
+    def _plan(self, shape: Shape, device: Any, keep_blocks: bool = False) -> Pass:
+        packed = self._packed if device == self._device else self._packed.to(device)
+        made: Pass = self._module.plan(
+            packed, self.spec, *shape, self._dtype, device, keep_blocks=keep_blocks
+        )
+        return made
+
+    def run(self, x: Array) -> tuple[Array, bool]:
+        instance = self.instances.get(_shape(x))
+        host = torch.from_numpy(x)
+        if instance.stream is None:
+            with instance.lock, torch.no_grad():
+                instance.input.copy_(host)
+                instance.launch()
+                return instance.output.numpy().copy(), not bool(instance.flags.any())
+        with torch.no_grad():
+            staged = host.pin_memory()
+            result = torch.empty(instance.output.shape, dtype=torch.float32, pin_memory=True)
+            flags = torch.empty(instance.flags.shape, dtype=torch.int32, pin_memory=True)
+            done = torch.cuda.Event()
+            with instance.lock, instance.on_stream():
+                instance.input.copy_(staged, non_blocking=True)
+                instance.launch()
+                result.copy_(instance.output, non_blocking=True)
+                flags.copy_(instance.flags, non_blocking=True)
+                done.record(instance.stream)
+            done.synchronize()
+        return result.numpy(), not flags.numpy().any()
+
+    def run_tensor(self, x: Tensor, check: bool) -> tuple[Tensor, bool]:
+        instance = self.instances.get(_shape(x))
+        with torch.no_grad():
+            if instance.stream is None:
+                with instance.lock:
+                    instance.input.copy_(x)
+                    instance.launch()
+                    return instance.output.clone(), not bool(instance.flags.any())
+            mine = torch.cuda.current_stream(self._device)
+            result = torch.empty_like(instance.output)  # of the caller's stream, which outlives this call
+            with instance.lock, instance.on_stream():
+                instance.stream.wait_stream(mine)
+                instance.input.copy_(x, non_blocking=True)
+                instance.launch()
+                result.copy_(instance.output, non_blocking=True)
+                flags = instance.flags.clone() if check else None
+                x.record_stream(instance.stream)
+                result.record_stream(instance.stream)
+                mine.wait_stream(instance.stream)
+            if flags is None:
+                return result, True
+            flags.record_stream(mine)
+            return result, not bool(flags.any())
+
+    def timer(self, x: Array) -> Callable[[], float]:
+        instance = self.instances.get(_shape(x))
+        with instance.lock, instance.on_stream(), torch.no_grad():
+            instance.input.copy_(torch.from_numpy(x))
+
+        def once() -> float:
+            with instance.lock, instance.on_stream(), torch.no_grad():
+                return timed(instance.launch)
+
+        return once
+
+    def blocks(self, x: Array) -> dict[str, Array]:
+        """Every block's output, float32 (N, C, H, W), of a pass of its own."""
+        instance = Instance(lambda: self._plan(_shape(x), self._device, True), self._device, self._say)
+        with instance.lock, instance.on_stream(), torch.no_grad():
+            instance.input.copy_(torch.from_numpy(x))
+            instance.launch()
+            channels, found = block_channels(self.spec), {}
+            for name, y in (instance.blocks or {}).items():
+                planes = y[..., : channels[name]].permute(0, 3, 1, 2).float().cpu().numpy()
+                found[name] = np.ascontiguousarray(planes)
+        return found
+
+    def bytes_per_pixel(self) -> int:
+        if self._per_pixel is None:
+            side = 512  # large enough that what does not grow with the picture hardly counts
+            made = self._plan((1, side, side), torch.device("meta"))
+            ends = 4 * (made.input.numel() + made.output.numel())
+            self._per_pixel = -(-(made.workspace.bytes + ends) // side**2)
+        return self._per_pixel
+
+    def clear(self) -> None:
+        self.instances.clear()
+
+
+class PlainNetwork:
+    """The reference network of restort.models in float32: what the other precisions are judged by, and fall back to."""
+
+    def __init__(self, weights: Weights, device: Any) -> None:
+        self.spec, self._device = weights.spec, device
+        self.model: Any = build(weights.spec, weights.state).to(device)
+        self._lock = threading.Lock()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        scale = self.spec.value_range
+        with torch.no_grad(), full_float32:
+            return self.model(x * scale) / scale
+
+    def run(self, x: Array) -> tuple[Array, bool]:
+        y, finite = self.run_tensor(torch.from_numpy(x).to(self._device), True)
+        return y.cpu().contiguous().numpy(), finite
+
+    def run_tensor(self, x: Tensor, check: bool) -> tuple[Tensor, bool]:
+        with self._lock:  # one picture's intermediates at a time
+            y = self._forward(x.float())
+            return y, not check or bool(y.isfinite().all())
+
+    def timer(self, x: Array) -> Callable[[], float]:
+        on_device = torch.from_numpy(x).to(self._device)
+
+        def once() -> float:
+            with self._lock:
+                return timed(lambda: self._forward(on_device))
+
+        return once
+
+    def blocks(self, x: Array) -> dict[str, Array]:
+        """Every block's output, float32 (N, C, H, W)."""
+        found: dict[str, Array] = {}
+
+        def keep(name: str) -> Any:
+            def hook(module: Any, inputs: Any, output: Any) -> None:
+                found[name] = np.ascontiguousarray(output.cpu().numpy())
+
+            return hook
+
+        names = block_names(self.spec)
+        with self._lock:
+            handles = [self.model.get_submodule(n).register_forward_hook(keep(n)) for n in names]
+            try:
+                self._forward(torch.from_numpy(x).to(self._device))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return found
+
+    def bytes_per_pixel(self) -> int:
+        return bytes_per_pixel(self.spec)
+
+    def clear(self) -> None:
+        pass
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Milliseconds on the current stream, by the device's own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+class _FullFloat32:
+    """Without TF32, which PyTorch lets convolutions use unless told otherwise; threads may overlap."""
+
+    def __init__(self) -> None:
+        self._lock, self._depth, self._before = threading.Lock(), 0, (False, False)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._depth:
+                self._before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            self._depth += 1
+
+    def __exit__(self, *trouble: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if not self._depth:
+                torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
+
+
+full_float32 = _FullFloat32()
+
+
+def _shape(x: Any) -> Shape:
+    return int(x.shape[0]), int(x.shape[2]), int(x.shape[3])

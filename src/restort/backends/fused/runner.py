@@ -1,0 +1,238 @@
+"""The backend `fused`: a network on an NVIDIA GPU, its passes fused kernels in CUDA graphs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from restort.backends.base import Array, check_shape, checked, closed
+from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork, full_float32
+from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.models.checkpoint import Weights
+
+Tensor = Any
+Result = TypeVar("Result")
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+LADDER = {"fp16": ("fp16", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
+"""What a result that is not finite is computed in instead: bf16 has the range of float32."""
+
+SHAPES = 8
+"""How many shapes stay ready to run."""
+
+_log = logging.getLogger("restort")
+
+
+class FusedRunner:
+    """A network on the current CUDA device.
+
+    precision   'fp16' or 'bf16': storage and matrix products; statistics and sums are float32. 'fp32': PyTorch's own
+                operations, for comparison and as the last resort.
+    shapes      graphs of so many shapes are kept; `limit` bounds their bytes (default: half of the device's memory).
+    device      for tests: 'cpu' runs the kernels in Triton's interpreter, without graphs.
+
+    Several threads may call one runner, and several runners may live side by side. `say` is told what takes long,
+    `warn` once if results had to be computed in another precision. Raises RestortError where kernels cannot be
+    compiled, OutOfMemory where the device's memory is not enough.
+    """
+
+    name = "fused"
+
+    def __init__(
+        self,
+        weights: Weights,
+        precision: str = "fp16",
+        threads: int | None = None,
+        *,
+        shapes: int = SHAPES,
+        limit: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.precision = precision
+        self.spec = weights.spec
+        self.say: Callable[[str], None] = _log.info
+        self.warn: Callable[[str], None] = _log.warning
+        self._weights: Weights | None = weights
+        self._device = torch.device(device or f"cuda:{torch.cuda.current_device()}")
+        if limit is None:
+            limit = 1 << 34 if self._device.type == "cpu" else _total(self._device) // 2
+        self._shapes, self._limit = shapes, limit
+        self._networks: dict[str, Network] = {}
+        self._lock = threading.Lock()
+        self._told = False
+        self._guarded(lambda: self._network(precision))
+
+    def __call__(self, x: Array) -> Array:
+        x = checked(x, self.spec)
+        return self._down_the_ladder(
+            lambda network: network.run(x), lambda: bool(np.isfinite(x).all()), x.shape
+        )
+
+    def run_tensor(self, x: Tensor, *, check: bool = True) -> Tensor:
+        """The network over a tensor that is on the device: (N, C, H, W) in [0, 1] -> float32 (N, C', H * scale, ...).
+
+        The result is ready for the caller's current stream. `check=False` skips the look for NaN and infinity, and
+        with it the wait for the GPU.
+        """
+        if not isinstance(x, torch.Tensor) or x.device != self._device:
+            raise RestortError(f"run_tensor takes a tensor on {self._device}; for others call the runner")
+        check_shape(tuple(x.shape), self.spec)
+        return self._down_the_ladder(
+            lambda network: network.run_tensor(x, check), lambda: bool(x.isfinite().all()), tuple(x.shape)
+        )
+
+    def _down_the_ladder(
+        self,
+        run: Callable[[Network], tuple[Result, bool]],
+        sane: Callable[[], bool],
+        shape: tuple[int, ...],
+    ) -> Result:
+        """`run` in this precision and, while the result is not finite, though the input is, in safer ones."""
+        for precision in LADDER[self.precision]:
+            y, finite = self._guarded(partial(self._once, precision, run), shape)
+            if finite or not sane():
+                break
+            self._tell(precision)
+        return y
+
+    def _once(self, precision: str, run: Callable[[Network], Result]) -> Result:
+        return run(self._network(precision))
+
+    def _tell(self, precision: str) -> None:
+        with self._lock:
+            first, self._told = not self._told, True
+        if first and precision != "fp32":
+            following = LADDER[precision][1]
+            self.warn(
+                f"a result in {precision} was not finite, these weights pass its range; such parts are computed in "
+                f"{following} instead, which takes longer (avoid it with --precision {following})"
+            )
+
+    def _network(self, precision: str) -> Network:
+        with self._lock:
+            weights = self._weights
+            if weights is None:
+                raise closed(self.name)
+            if precision not in self._networks:
+                self._networks[precision] = (
+                    PlainNetwork(weights, self._device)
+                    if precision == "fp32"
+                    else FusedNetwork(
+                        weights,
+                        precision,
+                        self._device,
+                        self._shapes,
+                        self._limit,
+                        lambda line: self.say(line),
+                    )
+                )
+            return self._networks[precision]
+
+    def _guarded(self, run: Callable[[], Result], shape: tuple[int, ...] | None = None) -> Result:
+        """`run()`; where the memory runs out once more, after all other shapes have given theirs back."""
+        try:
+            return run()
+        except Exception as error:
+            self._explain(error)
+        # Only here, where no error keeps the frames that hold memory, can it be given back.
+        for network in list(self._networks.values()):
+            network.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            return run()
+        except Exception as error:
+            self._explain(error)
+        what = "this network" if shape is None else f"an array of shape {list(shape)}"
+        raise OutOfMemory(f"the memory of {self.device} is not enough for {what}")
+
+    def _explain(self, error: Exception) -> None:
+        """Raises it, or a clearer one, unless the memory ran out."""
+        if out_of_memory(error):
+            return
+        if "C compiler" in str(error):
+            raise RestortError(
+                "Triton needs a C compiler to launch kernels, and there is none; install gcc, or set CC"
+            ) from None
+        raise error
+
+    @property
+    def device(self) -> str:
+        """The GPU's name."""
+        if self._device.type == "cpu":
+            return "the processor (Triton's interpreter)"
+        return str(torch.cuda.get_device_name(self._device))
+
+    def device_peak_bytes(self) -> int:
+        """The most memory that this process's tensors had on the device so far."""
+        return int(torch.cuda.max_memory_allocated(self._device)) if self._device.type == "cuda" else 0
+
+    def tile_memory(self) -> tuple[int, int]:
+        """(bytes of the device that a picture may take now, bytes per pixel of the input)."""
+        network = self._guarded(lambda: self._network(self.precision))
+        if self._device.type == "cpu":
+            return 1 << 32, network.bytes_per_pixel()
+        free, _ = torch.cuda.mem_get_info(self._device)
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        held = network.instances.bytes if isinstance(network, FusedNetwork) else 0  # can be given back
+        return int(0.9 * (free + kept + held)), network.bytes_per_pixel()
+
+    def timer(self, x: Array) -> Callable[[], float]:
+        """A function that runs x, on the device already, and returns the milliseconds of CUDA's events."""
+        x = checked(x, self.spec)
+        network = self._network(self.precision)
+        return self._guarded(lambda: network.timer(x), x.shape)
+
+    def blocks(self, x: Array) -> dict[str, Array]:
+        """Every block's output, float32 (N, C, H, W), by name."""
+        x = checked(x, self.spec)
+        network = self._network(self.precision)
+        return self._guarded(lambda: network.blocks(x), x.shape)
+
+    def exact(
+        self,
+        x: Array,
+        *,
+        memory_bytes: int,
+        folder: Path,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[int, Array]]:
+        """The result of the whole picture, strip by strip, on the GPU, in float32: restort.backends.strips."""
+        from restort.backends.strips import StripNetwork
+
+        if not self.spec.whole_image:
+            raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")
+        x = checked(x, self.spec)
+        network = self._guarded(lambda: self._network("fp32"))
+        assert isinstance(network, PlainNetwork)
+        for other in list(self._networks.values()):
+            other.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        strips = StripNetwork(network.model)
+        with full_float32:
+            yield from strips.stream(x, memory_bytes=memory_bytes, folder=folder, progress=progress)
+
+    def close(self) -> None:
+        with self._lock:
+            networks, self._networks, self._weights = list(self._networks.values()), {}, None
+        for network in networks:
+            network.clear()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the device's memory is not enough: PyTorch's own error, or the driver's through Triton."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+
+
+def _total(device: Any) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory)
