@@ -1,0 +1,154 @@
+"""What TensorRT says: one logger for the process, and sentences made of its errors."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from restort.errors import RestortError
+
+# Patterns of TensorRT's messages, and what a person can do. The first that fits is taken, so causes come before
+# their consequences.
+REMEDIES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"bad_alloc|out ?of ?memory|insufficient (device )?memory|failed to allocate|cuda error.* 2\b",
+        "the memory is not enough",
+        "take smaller sizes (--shape), or close what else uses the memory",
+    ),
+    (
+        r"driver version is insufficient|forward compatib|unsupported display driver",
+        "the NVIDIA driver is too old",
+        "install a newer driver",
+    ),
+    (
+        r"no cuda-capable device|cuda initialization failure|cuinit|no supported cuda|cuda error 100\b"
+        r"|error code 6|getdevice",
+        "no NVIDIA GPU can be used here",
+        "build on the machine that has it, or with --flavour rtx --compute-capability for a later machine",
+    ),
+    (
+        r"unsupported sm|compute capability .*(not supported|unsupported)|sm version|gpu architecture|target gpu sm",
+        "this library has no kernels for that GPU",
+        "choose another --compute-capability or --flavour",
+    ),
+    (
+        r"version tag|magictag|serialization.*(version|mismatch)|serialized engine|plan file|different (platform|version)"
+        r"|stdversion|deserializ",
+        "the engine was built by another version or for another GPU",
+        "build it again with this one",
+    ),
+    (
+        r"could not find any implementation|no valid tactic|no implementation",
+        "there is no kernel for one of its layers in that precision",
+        "choose another --precision, or leave out a limit of the workspace",
+    ),
+    (
+        r"optimization profile|profile dimension|kmin|kmax|kopt",
+        "the sizes do not fit the network",
+        "give sizes of --shape that are multiples of what the network asks for",
+    ),
+    (
+        r"no importer registered|unsupported op|unsupported onnx|opset|assertion failed.*importer|parse",
+        "this version cannot read the graph",
+        "install a newer TensorRT",
+    ),
+)
+NOISE = (  # where in TensorRT's source something happened is of no use to those who read the sentence
+    r"^.*?Error Code \d+: *",
+    r"^(Unexpected )?Internal Error:? *",
+    r"\(?\[?[\w./]+\.(cpp|h|cu):{1,2}\w*:*\d*(: ?\w+)?\]\s*",
+    r"\bIn \w+ at \S+",
+    r"\s*\([^()]*$",
+)
+
+
+@dataclass
+class Heard:
+    """Messages of one stretch of work, as (severity name, text), at most `LIMIT` of them."""
+
+    library: str
+    messages: list[tuple[str, str]] = field(default_factory=list)
+
+    LIMIT = 1000
+
+    def errors(self) -> list[str]:
+        return [text for severity, text in self.messages if "ERROR" in severity]
+
+    def warnings(self) -> list[str]:
+        return [text for severity, text in self.messages if severity == "WARNING"]
+
+    def error(self, doing: str) -> RestortError:
+        """What went wrong while `doing`, as 'building the engine', in one sentence with the likely remedy."""
+        said = self.errors() or self.warnings()[-1:]
+        if not said:
+            return RestortError(f"{self.library} failed while {doing} and did not say why")
+        for pattern, cause, remedy in REMEDIES:
+            match = next((text for text in said if re.search(pattern, text, re.IGNORECASE)), None)
+            if match is not None:
+                return RestortError(
+                    f"{self.library} failed while {doing}: {cause} ({plain(match)}); {remedy}"
+                )
+        return RestortError(f"{self.library} failed while {doing}: {plain(said[0])}")
+
+
+def plain(text: str) -> str:
+    """The gist of one of TensorRT's messages, in one line."""
+    kept = " ".join(text.split())
+    for pattern in NOISE:
+        shorter = re.sub(pattern, "", kept)
+        kept = shorter if shorter.strip(" .:)([]") else kept
+    kept = kept.strip(" .:;[")
+    return kept if len(kept) <= 160 else f"{kept[:157]}..."
+
+
+class Log:
+    """Collects what the library says, for whoever listens in the same thread.
+
+    The library keeps the first logger it is given for good, hence one for the process. Its own worker threads,
+    in which nobody listens, are heard by all.
+    """
+
+    def __init__(self, module: ModuleType, library: str) -> None:
+        self.library = library
+        self._listeners: dict[int, list[Heard]] = {}
+        self._lock = threading.Lock()
+        self.logger: Any = _logger(module, self._hear)
+
+    @contextmanager
+    def listening(self) -> Iterator[Heard]:
+        """Messages from here on, while the block runs."""
+        heard, thread = Heard(self.library), threading.get_ident()
+        with self._lock:
+            self._listeners.setdefault(thread, []).append(heard)
+        try:
+            yield heard
+        finally:
+            with self._lock:
+                self._listeners[thread].remove(heard)
+                if not self._listeners[thread]:
+                    del self._listeners[thread]
+
+    def _hear(self, severity: str, text: str) -> None:
+        with self._lock:
+            own = self._listeners.get(threading.get_ident())
+            listeners = own or [heard for found in self._listeners.values() for heard in found]
+            for heard in listeners:
+                if len(heard.messages) < Heard.LIMIT:
+                    heard.messages.append((severity, text))
+
+
+def _logger(module: Any, hear: Any) -> Any:
+    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= module.ILogger.Severity.WARNING:  # the smaller the worse; most calls are about less
+                hear(severity.name, str(message))
+
+    return Logger()
