@@ -1,8 +1,8 @@
 """The command line with a stand-in for the network, so that tests of everything around it are quick.
 
 Enlarging repeats pixels; networks of scale 1 invert them. `python fakebackend.py ARGUMENTS` runs the command line in
-a process of its own; FAKE_SECONDS makes every run of the network last that long, FAKE_USER gives up root before any
-picture is read.
+a process of its own; FAKE_SECONDS makes every run of the network last that long, FAKE_ROOM lets every run of more
+pixels fail for lack of memory, FAKE_USER gives up root before any picture is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from restort.errors import OutOfMemory
 from restort.models.spec import ElanSpec, RestormerSpec, Spec, parameter_shapes
 
 ELAN = {
@@ -65,6 +66,7 @@ class FakeRunner:
         self.spec = spec
         self.precision = "fp32" if precision == "auto" else precision
         self.calls = 0
+        self.failed: list[tuple[int, ...]] = []
         self.closed = False
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -73,6 +75,9 @@ class FakeRunner:
         assert not x.shape[2] % self.spec.size_multiple and not x.shape[3] % self.spec.size_multiple
         self.calls += 1
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+        if x.shape[0] * x.shape[2] * x.shape[3] > int(os.environ.get("FAKE_ROOM", 1 << 62)):
+            self.failed.append(x.shape)
+            raise OutOfMemory("the memory of the fake is not enough")
         if self.spec.scale == 1:
             return 1 - x[:, : self.spec.out_channels]
         return x.repeat(self.spec.scale, axis=2).repeat(self.spec.scale, axis=3)
@@ -82,7 +87,13 @@ class FakeRunner:
 
 
 def create(
-    weights: Any, backend: str = "auto", precision: str = "auto", *, threads: Any = None, say: Any = None
+    weights: Any,
+    backend: str = "auto",
+    precision: str = "auto",
+    *,
+    threads: Any = None,
+    say: Any = None,
+    warn: Any = None,
 ) -> FakeRunner:
     if "FAKE_USER" in os.environ:  # as late as this: that user may not be able to read Python's own modules
         from restort.imaging import memory

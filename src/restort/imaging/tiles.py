@@ -141,6 +141,7 @@ def plan(
     *,
     batch: int = 1,
     fixed: bool = False,
+    pixel_bytes: int | None = None,
 ) -> TilePlan:
     """How to cut a picture of `height` x `width` pixels for the network `spec`.
 
@@ -154,6 +155,7 @@ def plan(
     memory_bytes  what a run may use; None for half of the memory that is free now.
     batch         how many pictures run together.
     fixed         pads pictures smaller than a tile up to the tile, so that there is one shape for all.
+    pixel_bytes   what a run needs per pixel, where the backend knows that better than `bytes_per_pixel`.
 
     Raises UsageError for a tile or an overlap that cannot be.
     """
@@ -162,7 +164,7 @@ def plan(
         edge = max(round_up(height, multiple), round_up(width, multiple))
         fixed = False
     elif tile == "auto":
-        edge = _auto_edge(height, width, spec, memory_bytes, batch)
+        edge = _auto_edge(height, width, spec, memory_bytes, (pixel_bytes or bytes_per_pixel(spec)) * batch)
     else:
         smallest = 4 * multiple
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < smallest:
@@ -190,11 +192,11 @@ def plan(
     return TilePlan(rows, columns, spec.scale, overlap)
 
 
-def _auto_edge(height: int, width: int, spec: Spec, memory_bytes: int | None, batch: int) -> int:
+def _auto_edge(height: int, width: int, spec: Spec, memory_bytes: int | None, each: int) -> int:
     """The edge for 'auto': of the whole picture if that fits into the memory, else from the ladder."""
     budget = available_memory() // 2 if memory_bytes is None else memory_bytes
     padded = [round_up(n, spec.size_multiple) for n in (height, width)]
-    pixels = budget / (bytes_per_pixel(spec) * batch)
+    pixels = budget / each
     if padded[0] * padded[1] <= pixels:
         return max(padded)
     ladder = [round_up(edge, spec.size_multiple) for edge in LADDER]

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from restort.errors import RestortError, UsageError
+from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.imaging.halving import Halving
 from restort.imaging.picture import Picture
 from restort.imaging.read import MAX_PIXELS, read
-from restort.imaging.tiles import TileOption, TilePlan, plan, run_tiled, stream_tiled
+from restort.imaging.tiles import Network, TileOption, TilePlan, plan, run_tiled, stream_tiled
 from restort.imaging.write import QUALITY, check_output, write
 from restort.pipeline.exact import run_exact, settle, stream_exact
 
@@ -126,7 +127,15 @@ class Model:
 
     def plan(self, height: int, width: int, batch: int = 1) -> TilePlan:
         """How a picture of that size would be cut."""
-        return plan(height, width, self.spec, self.tile, self.overlap, batch=batch)
+        memory = getattr(self._runner, "tile_memory", None)
+        room, each = memory() if memory is not None and self.tile == "auto" else (None, None)
+        return plan(height, width, self.spec, self.tile, self.overlap, room, batch=batch, pixel_bytes=each)
+
+    def _network(self) -> Network:
+        """What tiles are given to: the backend, or what halves a tile that is too large for its memory."""
+        if self.tile is None:
+            return self._runner
+        return Halving(self._runner, self.spec, self.overlap, getattr(self._runner, "warn", _log.warning))
 
     @overload
     def __call__(self, image: Array, *, progress: TileProgress | None = None) -> Array: ...
@@ -165,9 +174,9 @@ class Model:
                 return picture.from_bands(bands, self.scale), "exact"
         cut = self.plan(picture.height, picture.width, batch=len(x))
         try:
-            result = picture.from_bands(stream_tiled(self._runner, x, cut, progress), self.scale)
-        except MemoryError:
-            raise _too_large(picture.height, picture.width) from None
+            result = picture.from_bands(stream_tiled(self._network(), x, cut, progress), self.scale)
+        except MemoryError as error:
+            raise self._too_large(error, picture.height, picture.width) from None
         return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
 
     def restore_file(
@@ -222,9 +231,16 @@ class Model:
             return run_exact(self._runner, x, progress)
         cut = self.plan(x.shape[2], x.shape[3], batch=x.shape[0])
         try:
-            return run_tiled(self._runner, x, cut, progress)
-        except MemoryError:
-            raise _too_large(x.shape[2], x.shape[3]) from None
+            return run_tiled(self._network(), x, cut, progress)
+        except MemoryError as error:
+            raise self._too_large(error, x.shape[2], x.shape[3]) from None
+
+    def _too_large(self, error: MemoryError, height: int, width: int) -> RestortError:
+        if isinstance(error, OutOfMemory) and self.tile is not None:
+            return error  # even small tiles did not fit
+        return RestortError(
+            f"a picture of {width} x {height} pixels does not fit into the memory this way; use smaller tiles (--tile)"
+        )
 
     def close(self) -> None:
         """Frees what the backend holds."""
@@ -299,7 +315,7 @@ def assemble(
     edge = tile if isinstance(tile, int) else 1024
     plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
     used = settle(weights.spec, backend, precision, overlap) if tile == "exact" else (backend, precision)
-    runner = create(weights, *used, threads=threads, say=say or _log.info)
+    runner = create(weights, *used, threads=threads, say=say or _log.info, warn=say or _log.warning)
     name = entry.name if entry is not None else weights.path.stem
     asked = (backend, precision)
     return Model(weights, runner, name=name, entry=entry, asked=asked, tile=tile, overlap=overlap)
@@ -329,12 +345,6 @@ def same_file(a: Path, b: Path) -> bool:
         return a.samefile(b)
     except OSError:
         return a.absolute() == b.absolute()
-
-
-def _too_large(height: int, width: int) -> RestortError:
-    return RestortError(
-        f"a picture of {width} x {height} pixels does not fit into the memory this way; use smaller tiles (--tile)"
-    )
 
 
 def _to_stderr(line: str) -> None:
