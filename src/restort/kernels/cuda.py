@@ -1,0 +1,160 @@
+"""Kernels in CUDA C++, compiled when first used (NVRTC) and kept on disk; called as Triton's are: kernel[grid](...).
+
+For stencils that read neighbours' values on chip, which Triton cannot say. The source of a kernel is warp.cuh, then
+its own file; every constant of a launch becomes a #define. Constants that each of these kernels has:
+    WARPS   warps in a block          SHARED  bytes of dynamic shared memory of a block
+    BLOCKS  blocks a multiprocessor is to hold (bounds the registers)
+    BF16    1 for bfloat16, 0 for float16
+Needs compute capability 8.0 and cuda-bindings (comes with PyTorch for CUDA), which names the NVRTC that it finds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from restort.cache import cache_root
+from restort.errors import RestortError
+
+HERE = Path(__file__).parent
+REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc"
+OPTIONS = ("--std=c++17", "--use_fast_math", "--extra-device-vectorization")
+
+
+class CudaKernel:
+    """One kernel's source, and what has been compiled of it. Safe to use from several threads."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.__name__ = name
+        self.path = path
+        self._functions: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def source(self, constants: Mapping[str, Any]) -> str:
+        """The whole source for these constants."""
+        defines = "".join(f"#define {key} {int(value)}\n" for key, value in constants.items())
+        return defines + (HERE / "warp.cuh").read_text() + self.path.read_text()
+
+    def compile(self, constants: Mapping[str, Any], capability: tuple[int, int]) -> bytes:
+        """The cubin for a compute capability such as (9, 0); from the disk cache if it is there. Needs no GPU."""
+        text = self.source(constants)
+        key = hashlib.sha256("\0".join([text, *OPTIONS, str(capability), _version()]).encode()).hexdigest()[:32]
+        kept = cache_root() / "kernels" / f"{self.__name__}-{key}.cubin"
+        if kept.is_file():
+            return kept.read_bytes()
+        binary = _compile(text, self.__name__, capability)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        partial.write_bytes(binary)
+        partial.replace(kept)
+        return binary
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        whole = (*grid, 1, 1)[:3]
+
+        def call(*arguments: Any, num_warps: int = 0, num_stages: int = 0, **constants: Any) -> None:
+            import torch
+
+            device = torch.cuda.current_device()
+            stream = torch.cuda.current_stream().cuda_stream
+            self._run(arguments, constants, whole, device, stream)
+
+        return call
+
+    def _run(self, arguments: tuple[Any, ...], constants: dict[str, Any], grid: Any, device: int, stream: int) -> None:
+        driver = _driver()
+        _enter(device)
+        key = (device, *constants.items())
+        function = self._functions.get(key)
+        if function is None:
+            with self._lock:
+                function = self._functions.get(key) or self._load(constants, device)
+                self._functions[key] = function
+        values = [
+            ctypes.c_int(argument) if isinstance(argument, int) else ctypes.c_void_p(argument.data_ptr())
+            for argument in arguments
+        ]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        block, shared = 32 * constants["WARPS"], constants["SHARED"]
+        _check(
+            driver.cuLaunchKernel(function, *grid, block, 1, 1, shared, stream, ctypes.addressof(pointers), 0),
+            self.__name__,
+        )
+
+    def _load(self, constants: dict[str, Any], device: int) -> Any:
+        import torch
+
+        driver = _driver()
+        module = _check(
+            driver.cuModuleLoadData(self.compile(constants, torch.cuda.get_device_capability(device))), self.__name__
+        )
+        function = _check(driver.cuModuleGetFunction(module, self.__name__.encode()), self.__name__)
+        attribute = driver.CUfunction_attribute
+        for name, value in (
+            (attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, constants["SHARED"]),
+            (attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+        ):
+            _check(driver.cuFuncSetAttribute(function, name, value), self.__name__)
+        return function
+
+
+def _compile(text: str, name: str, capability: tuple[int, int]) -> bytes:
+    nvrtc = _nvrtc()
+    program = _check(nvrtc.nvrtcCreateProgram(text.encode(), f"{name}.cu".encode(), 0, [], []), name)
+    options = [*OPTIONS, f"--gpu-architecture=sm_{capability[0]}{capability[1]}"]
+    (code,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    if int(code) != 0:
+        log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program), name)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        reason = " ".join(log.decode(errors="replace").split())[:400]
+        raise RestortError(f"the CUDA kernel {name} does not compile for sm_{capability[0]}{capability[1]}: {reason}")
+    binary = b" " * _check(nvrtc.nvrtcGetCUBINSize(program), name)
+    _check(nvrtc.nvrtcGetCUBIN(program, binary), name)
+    nvrtc.nvrtcDestroyProgram(program)
+    return binary
+
+
+def _check(result: tuple[Any, ...], name: str) -> Any:
+    """What a call gives besides its error code."""
+    code, *values = result
+    if int(code) != 0:
+        raise RestortError(f"the CUDA kernel {name} failed: {getattr(code, 'name', code)}; try another backend")
+    return values[0] if values else None
+
+
+def _enter(device: int) -> None:
+    """Make the context that PyTorch uses current in this thread, where none is."""
+    driver = _driver()
+    if not int(_check(driver.cuCtxGetCurrent(), "context")):
+        _check(driver.cuCtxSetCurrent(_check(driver.cuDevicePrimaryCtxRetain(device), "context")), "context")
+
+
+@functools.cache
+def _driver() -> Any:
+    return _module("driver")
+
+
+@functools.cache
+def _nvrtc() -> Any:
+    return _module("nvrtc")
+
+
+@functools.cache
+def _version() -> str:
+    return str(_check((lambda code, *numbers: (code, numbers))(*_nvrtc().nvrtcVersion()), "NVRTC"))
+
+
+def _module(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"cuda.bindings.{name}")
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise RestortError(f"CUDA kernels need cuda-bindings ({reason}); get them with: {REMEDY}") from None

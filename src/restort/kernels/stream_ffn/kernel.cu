@@ -1,0 +1,449 @@
+// The second half of a Restormer block in one kernel; restort/kernels/stream_ffn/reference.py says what it computes.
+//
+// A block of WARPS warps makes 16 x TALL pixels (TALL = 2 WARPS) from the 18 x (TALL + 2) around them:
+//   1. x' = x + v fold^T + fold_b by products; the 32 pixels of a warp's own two rows stay in its registers in
+//      float32 as the sum that ends as the output (so the residual is never stored nor rounded); all pixels,
+//      normalised, go to shared memory once, and from there into registers as the A operand of step 2.
+//   2. For every 32 hidden channels: their gates and values of all 18 x (TALL + 2) pixels by products -> 16 bits
+//      in shared memory (0 outside of the image: the convolution pads the expanded tensor with zeros).
+//   3. Depthwise 3x3 from shared memory; every thread ends with the gated numbers of 2 x 2 pixels that are
+//      its part of an A operand, so they are multiplied by the projection at once, onto the sum.
+// Steps 2 of one chunk and 3 of the chunk before are independent: with two buffers (BUFFERS = 2) even warps do 2 first
+// and odd warps 3, so that the tensor cores and the ordinary units of a multiprocessor work at the same time.
+//
+// Races: E[b] is written in step 2 of chunk i (b = i mod BUFFERS) and read in step 3 of chunk i; the barrier at the head of
+// the loop lies between (BUFFERS = 2), and between the reading of chunk i and the writing of chunk i + 2 as well.
+// With BUFFERS = 1 a second barrier stands between the steps. Weights of step 2 (step 3) for chunk i lie in W[i mod 2]
+// (P[i mod 2]); each is refilled by copies issued after the barrier that follows its last reading, and read
+// after every thread has waited for its own copies and then passed a barrier.
+//
+// `out` must not overlap x or v: other blocks read their halos there.
+
+#define ROWS_PER_WARP 2
+constexpr int TALL = ROWS_PER_WARP * WARPS;
+constexpr int WIDE = 16;
+constexpr int ACROSS = WIDE + 2;                    // columns with the halo
+constexpr int PIXELS = ACROSS * (TALL + 2);         // with the halo
+constexpr int THREADS = 32 * WARPS;
+constexpr int EXPAND_TILES = (PIXELS + 15) / 16;    // groups of 16 pixels
+constexpr int TILES = (EXPAND_TILES + WARPS - 1) / WARPS;
+constexpr int RING = PIXELS - WIDE * TALL;          // pixels of the halo alone
+constexpr int RING_TILES = (RING + 15) / 16;
+constexpr int STEPS = (C + 15) / 16;                // of 16 channels, in products over channels
+constexpr int COLUMNS = C / 8;                      // groups of 8 channels, in products that make channels
+constexpr int ROW = STEPS * 32 + 16;                // bytes of a row of channels: an odd number of 16, no bank conflicts
+constexpr int CHUNK = 32;                           // hidden channels a step
+constexpr int PAIRS = CHUNK / 8;
+constexpr int CHUNKS = F / CHUNK;
+constexpr int E_ROW = 32 * PAIRS + 16;              // bytes of a pixel of E: 8 for each lane j and pair: 2 gates, 2 values
+constexpr int E_BYTES = PIXELS * E_ROW;
+constexpr int IN_BYTES = 2 * CHUNK * ROW + 2 * CHUNK * 4;  // rows of W', then the shift of each as float32
+constexpr int TAP_BYTES = CHUNK * 4;                // a tap of 32 gates and 32 values
+constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a hidden row of the projection
+constexpr int OUT_BYTES = CHUNK * OUT_ROW + 10 * TAP_BYTES;
+constexpr int TILE_BYTES = PIXELS * ROW;            // v, then the normalised pixels; dead when E is first written
+constexpr int FOLD_BYTES = C * ROW;
+constexpr int E_AREA = BUFFERS * E_BYTES > TILE_BYTES ? BUFFERS * E_BYTES : TILE_BYTES;
+constexpr int IN_AT = (E_AREA + 15) / 16 * 16;
+constexpr int FOLD_AT = IN_AT + IN_BYTES;           // the fold lies where the second W and both P come later
+constexpr int OUT_AT = IN_AT + 2 * IN_BYTES;
+constexpr int BYTES = OUT_AT + 2 * OUT_BYTES > FOLD_AT + FOLD_BYTES ? OUT_AT + 2 * OUT_BYTES : FOLD_AT + FOLD_BYTES;
+static_assert(C % 8 == 0 && F % CHUNK == 0 && C <= 96, "channel counts");
+#ifdef SHARED
+static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
+#endif
+static_assert(ROWS_PER_WARP * WIDE * OUT_ROW * WARPS <= E_AREA, "the output is staged where E was");
+
+// The row of an image-high tile that fragment row r of a group of 16 pixels stands for: a thread's rows g and g + 8 are
+// neighbouring pixels, which share two of three columns of taps.
+DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
+
+struct Place { int lane, g, j, warp, n, top, left, h, w; };
+
+DEVICE bool inside(const Place& at, int pixel) {
+    int y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
+    return y >= 0 && y < at.h && x >= 0 && x < at.w;
+}
+DEVICE u64 position(const Place& at, int pixel) {
+    int y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
+    return ((u64)at.n * at.h + y) * at.w + x;
+}
+DEVICE int ring_pixel(int k) {
+    if (k < ACROSS) return k;
+    if (k < 2 * ACROSS) return (TALL + 1) * ACROSS + k - ACROSS;
+    k -= 2 * ACROSS;
+    return (1 + (k >> 1)) * ACROSS + (k & 1) * (ACROSS - 1);
+}
+
+// Weights of chunk i for the expansion: rows of W' and their shifts.
+DEVICE void fetch_in(int i, const u16* w, const float* affine) {
+    u32 base = IN_AT + (i & 1) * IN_BYTES;
+    constexpr int UNITS = STEPS * 2;
+    for (int k = thread_index(); k < 2 * CHUNK * UNITS; k += THREADS) {
+        int row = k / UNITS, unit = k % UNITS;
+        int source = (row / CHUNK) * F + i * CHUNK + row % CHUNK;
+        bool valid = unit < C / 8;
+        copy16(base + row * ROW + unit * 16, w + source * C + (valid ? unit * 8 : 0), valid);
+    }
+    for (int k = thread_index(); k < 2 * CHUNK / 4; k += THREADS) {
+        int row = k * 4;
+        copy16(base + 2 * CHUNK * ROW + k * 16, affine + 2 * F + (row / CHUNK) * F + i * CHUNK + row % CHUNK, true);
+    }
+}
+
+// Weights of chunk i for the projection, and the taps: [tap][pair of channels] (2 gates, 2 values).
+DEVICE void fetch_out(int i, const u16* out_w, const u16* dw) {
+    u32 base = OUT_AT + (i & 1) * OUT_BYTES;
+    for (int k = thread_index(); k < CHUNK * COLUMNS; k += THREADS) {
+        int row = k / COLUMNS, unit = k % COLUMNS;
+        copy16(base + row * OUT_ROW + unit * 16, out_w + (i * CHUNK + row) * C + unit * 8, true);
+    }
+    base += CHUNK * OUT_ROW;
+    for (int k = thread_index(); k < 10 * CHUNK; k += THREADS) {
+        int tap = k / CHUNK, half = k % CHUNK / (CHUNK / 2), pair = k % (CHUNK / 2);
+        copy4(base + tap * TAP_BYTES + pair * 8 + half * 4, dw + tap * 2 * F + half * F + i * CHUNK + pair * 2);
+    }
+}
+
+// v (or nothing) of all pixels and the fold into shared memory; zeros outside of the image.
+DEVICE void fetch_tile(const Place& at, const u16* v, const u16* fold) {
+    constexpr int UNITS = STEPS * 2;
+    for (int k = thread_index(); k < PIXELS * UNITS; k += THREADS) {
+        int pixel = k / UNITS, unit = k % UNITS;
+        bool valid = unit < C / 8 && inside(at, pixel);
+        copy16(pixel * ROW + unit * 16, valid ? v + position(at, pixel) * C + unit * 8 : v, valid);
+    }
+    for (int k = thread_index(); k < C * UNITS; k += THREADS) {
+        int row = k / UNITS, unit = k % UNITS;
+        bool valid = unit < C / 8;
+        copy16(FOLD_AT + row * ROW + unit * 16, fold + ((u64)at.n * C + row) * C + (valid ? unit * 8 : 0), valid);
+    }
+}
+
+// sum += x + fold_b + v fold^T of 16 pixels, `mine` being the pixel of this lane's row of A, p[i] those of rows g, g + 8.
+DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], int mine, const int (&p)[2], const u16* x, const float* fold_b) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const u16* row = x + position(at, p[i]) * C + 2 * at.j;
+        bool valid = inside(at, p[i]);
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            u32 pair = valid ? *(const u32*)(row + 8 * n) : 0;
+            sum[n][2 * i] = low(pair);
+            sum[n][2 * i + 1] = high(pair);
+        }
+    }
+#if APPLY
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            float b = fold_b[8 * n + 2 * at.j + k];
+            sum[n][k] += b;
+            sum[n][2 + k] += b;
+        }
+    u32 from = mine * ROW + (at.lane >> 4) * 16;
+    u32 matrix = FOLD_AT + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s) {
+        u32 a[4];
+        load_matrices(a, from + s * 32);
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n += 2) {
+            u32 b[4];
+            // The last group of an odd number reads eight rows too many, of other weights: not used.
+            load_matrices(b, matrix + n * 8 * ROW + s * 32);
+            multiply(sum[n], a, b[0], b[1]);
+            if (n + 1 < COLUMNS) multiply(sum[n + 1], a, b[2], b[3]);
+        }
+    }
+#endif
+}
+
+// The normalised pixels p[0], p[1] (this thread's columns of them) to shared memory; not stored where p[i] >= PIXELS.
+DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int (&p)[2], const bool (&store)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float mean = 0;
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) mean += sum[n][2 * i] + sum[n][2 * i + 1];
+        mean += shuffle_xor(mean, 1);
+        mean += shuffle_xor(mean, 2);
+        mean *= 1.0f / C;
+        float square = 0;
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            float a = sum[n][2 * i] - mean, b = sum[n][2 * i + 1] - mean;
+            square += a * a + b * b;
+        }
+        square += shuffle_xor(square, 1);
+        square += shuffle_xor(square, 2);
+        float scale = inside(at, p[i]) ? rsqrt_fast(square * (1.0f / C) + 1e-5f) : 0;
+#if !CENTRED
+        mean = 0;
+#endif
+        if (store[i])
+#pragma unroll
+            for (int n = 0; n < COLUMNS; ++n) {
+                u32 pair = pack((sum[n][2 * i] - mean) * scale, (sum[n][2 * i + 1] - mean) * scale);
+                store_shared(p[i] * ROW + n * 16 + at.j * 4, pair);
+            }
+    }
+}
+
+// Step 2: the gates and values of chunk i, for this warp's groups of 16 pixels.
+DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+    u32 in = IN_AT + (i & 1) * IN_BYTES;
+    u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
+    u32 shifts = in + 2 * CHUNK * ROW + at.j * 8;
+    u32 to = (BUFFERS == 2 ? (i & 1) * E_BYTES : 0) + at.j * 8;
+#pragma unroll
+    for (int t = 0; t < PAIRS; ++t) {
+        float gate[TILES][4], value[TILES][4];
+        Vec2 gate_shift = load_shared2(shifts + t * 32), value_shift = load_shared2(shifts + CHUNK * 4 + t * 32);
+        float gs[2] = {as_float(gate_shift.x), as_float(gate_shift.y)};
+        float vs[2] = {as_float(value_shift.x), as_float(value_shift.y)};
+#pragma unroll
+        for (int m = 0; m < TILES; ++m)
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                bool out = outside >> (2 * m + k / 2) & 1;
+                gate[m][k] = out ? 0 : gs[k & 1];
+                value[m][k] = out ? 0 : vs[k & 1];
+            }
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            u32 b[4];
+            load_matrices(b, rows + t * 8 * ROW + s * 32);
+#pragma unroll
+            for (int m = 0; m < TILES; ++m) {
+                multiply(gate[m], a[m][s], b[0], b[1]);
+                multiply(value[m], a[m][s], b[2], b[3]);
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < TILES; ++m)
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g + r;
+                Vec2 four = {pack(gate[m][2 * r], gate[m][2 * r + 1]), pack(value[m][2 * r], value[m][2 * r + 1])};
+                if (pixel < PIXELS) store_shared2(to + pixel * E_ROW + t * 32, four);
+            }
+    }
+}
+
+// Depthwise 3x3 and gate of pair t for rows 0, 1 and pixels 2g, 2g + 1 of this warp; E begins at `from`, the taps at `taps`.
+DEVICE void gated(u32 from, u32 taps, u32 (&result)[2][2]) {
+    float gates[2][2][2], values[2][2][2];
+#if PACKED
+    Vec2 sum[2][2], tap[9];
+    {
+        Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
+        sum[0][0] = sum[0][1] = sum[1][0] = sum[1][1] = bias;
+    }
+#pragma unroll
+    for (int k = 0; k < 9; ++k) tap[k] = load_shared2(taps + k * TAP_BYTES);
+#pragma unroll
+    for (int dy = 0; dy < 4; ++dy) {
+        Vec2 e[4];
+#pragma unroll
+        for (int dx = 0; dx < 4; ++dx) e[dx] = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            if (dy - r >= 0 && dy - r < 3)
+#pragma unroll
+                for (int c = 0; c < 2; ++c)
+#pragma unroll
+                    for (int dx = 0; dx < 3; ++dx) {
+                        sum[r][c].x = fma2(e[c + dx].x, tap[(dy - r) * 3 + dx].x, sum[r][c].x);
+                        sum[r][c].y = fma2(e[c + dx].y, tap[(dy - r) * 3 + dx].y, sum[r][c].y);
+                    }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            gates[r][c][0] = low(sum[r][c].x), gates[r][c][1] = high(sum[r][c].x);
+            values[r][c][0] = low(sum[r][c].y), values[r][c][1] = high(sum[r][c].y);
+        }
+#else
+    {
+        Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                gates[r][c][0] = low(bias.x), gates[r][c][1] = high(bias.x);
+                values[r][c][0] = low(bias.y), values[r][c][1] = high(bias.y);
+            }
+    }
+#pragma unroll
+    for (int dy = 0; dy < 4; ++dy) {
+        float e[4][4];
+#pragma unroll
+        for (int dx = 0; dx < 4; ++dx) {
+            Vec2 four = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
+            e[dx][0] = low(four.x), e[dx][1] = high(four.x), e[dx][2] = low(four.y), e[dx][3] = high(four.y);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            if (dy - r >= 0 && dy - r < 3)
+#pragma unroll
+                for (int dx = 0; dx < 3; ++dx) {
+                    Vec2 tap = load_shared2(taps + ((dy - r) * 3 + dx) * TAP_BYTES);
+                    float g0 = low(tap.x), g1 = high(tap.x), v0 = low(tap.y), v1 = high(tap.y);
+#pragma unroll
+                    for (int c = 0; c < 2; ++c) {
+                        gates[r][c][0] += e[c + dx][0] * g0, gates[r][c][1] += e[c + dx][1] * g1;
+                        values[r][c][0] += e[c + dx][2] * v0, values[r][c][1] += e[c + dx][3] * v1;
+                    }
+                }
+    }
+#endif
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int c = 0; c < 2; ++c)
+            result[r][c] = pack(gelu(gates[r][c][0]) * values[r][c][0], gelu(gates[r][c][1]) * values[r][c][1]);
+}
+
+// Step 3: depthwise, gate and projection of chunk i.
+DEVICE void project(int i, const Place& at, float (&sum)[2][COLUMNS][4]) {
+    u32 from = (BUFFERS == 2 ? (i & 1) * E_BYTES : 0) + (2 * at.warp * ACROSS + 2 * at.g) * E_ROW + at.j * 8;
+    u32 weights = OUT_AT + (i & 1) * OUT_BYTES;
+    u32 taps = weights + CHUNK * OUT_ROW + at.j * 8;
+    u32 rows = weights + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
+#pragma unroll
+    for (int s = 0; s < CHUNK / 16; ++s) {
+        u32 a[2][4];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            u32 both[2][2];
+            gated(from + (2 * s + half) * 32, taps + (2 * s + half) * 32, both);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) a[r][2 * half] = both[r][0], a[r][2 * half + 1] = both[r][1];
+        }
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n += 2) {
+            u32 b[4];
+            // An odd last group reads 16 bytes of padding: not used.
+            load_matrices_transposed(b, rows + s * 16 * OUT_ROW + n * 16);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                multiply(sum[r][n], a[r], b[0], b[1]);
+                if (n + 1 < COLUMNS) multiply(sum[r][n + 1], a[r], b[2], b[3]);
+            }
+        }
+    }
+}
+
+KERNEL(THREADS, BLOCKS)
+stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, const u16* w, const float* affine,
+           const u16* dw, const u16* out_w, const float* out_b, u16* out, int h, int w_pixels) {
+    Place at;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
+    at.g = at.lane >> 2, at.j = at.lane & 3;
+    at.n = block_index(2), at.top = block_index(1) * TALL, at.left = block_index(0) * WIDE;
+    at.h = h, at.w = w_pixels;
+
+#if APPLY
+    fetch_tile(at, v, fold);
+#endif
+    fetch_in(0, w, affine);
+    commit_copies();
+    wait_copies<0>();
+    block_barrier();
+
+    const int mine = spread(at.lane & 15);  // the row of A whose address this lane gives
+    for (int t = at.warp; t < RING_TILES; t += WARPS) {
+        float ring[COLUMNS][4];
+        int k[2] = {t * 16 + at.g, t * 16 + at.g + 8}, last = t * 16 + (at.lane & 15);
+        bool store[2] = {k[0] < RING, k[1] < RING};
+        // What is beyond the ring stands for the first pixel of the group: another warp may be writing the others.
+        int p[2] = {ring_pixel(store[0] ? k[0] : 16 * t), ring_pixel(store[1] ? k[1] : 16 * t)};
+        residual(at, ring, ring_pixel(last < RING ? last : 16 * t), p, x, fold_b);
+        warp_barrier();
+        normalise(at, ring, p, store);
+    }
+    float sum[2][COLUMNS][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        int first = (2 * at.warp + r + 1) * ACROSS + 1;
+        int p[2] = {first + 2 * at.g, first + 2 * at.g + 1};
+        const bool store[2] = {true, true};
+        residual(at, sum[r], first + mine, p, x, fold_b);
+        warp_barrier();
+        normalise(at, sum[r], p, store);
+    }
+    block_barrier();
+
+    u32 a[TILES][STEPS][4];
+    u32 outside = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are no pixels of the image
+#pragma unroll
+    for (int m = 0; m < TILES; ++m) {
+        int first = 16 * (at.warp + m * WARPS);
+        int row = first + mine < PIXELS ? first + mine : 0;
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) load_matrices(a[m][s], row * ROW + s * 32 + (at.lane >> 4) * 16);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) outside |= (inside(at, first + 2 * at.g + r) ? 0u : 1u) << (2 * m + r);
+    }
+    block_barrier();
+
+#if BUFFERS == 2
+    if (CHUNKS > 1) fetch_in(1, w, affine);
+    fetch_out(0, out_w, dw);
+    commit_copies();
+    expand(0, at, a, outside);
+    for (int i = 0; i < CHUNKS; ++i) {
+        wait_copies<0>();
+        block_barrier();
+        if (i + 2 < CHUNKS) fetch_in(i + 2, w, affine);
+        if (i + 1 < CHUNKS) fetch_out(i + 1, out_w, dw);
+        commit_copies();
+#pragma unroll 1
+        for (int turn = 0; turn < 2; ++turn)
+            if ((turn ^ at.warp) & 1)
+                project(i, at, sum);
+            else if (i + 1 < CHUNKS)
+                expand(i + 1, at, a, outside);
+    }
+#else
+    fetch_out(0, out_w, dw);
+    commit_copies();
+    for (int i = 0; i < CHUNKS; ++i) {
+        wait_copies<0>();
+        block_barrier();
+        if (i + 1 < CHUNKS) {
+            fetch_in(i + 1, w, affine);
+            fetch_out(i + 1, out_w, dw);
+        }
+        commit_copies();
+        expand(i, at, a, outside);
+        block_barrier();
+        project(i, at, sum);
+    }
+#endif
+
+    // Through shared memory, so that 16 bytes go out at a time.
+    block_barrier();
+    u32 stage = at.warp * ROWS_PER_WARP * WIDE * OUT_ROW;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float b0 = out_b[8 * n + 2 * at.j], b1 = out_b[8 * n + 2 * at.j + 1];
+                u32 pair = pack(sum[r][n][2 * i] + b0, sum[r][n][2 * i + 1] + b1);
+                store_shared(stage + (r * WIDE + 2 * at.g + i) * OUT_ROW + n * 16 + at.j * 4, pair);
+            }
+    warp_barrier();
+    for (int k = at.lane; k < ROWS_PER_WARP * WIDE * COLUMNS; k += 32) {
+        int pixel = k / COLUMNS, unit = k % COLUMNS;
+        int y = at.top + 2 * at.warp + pixel / WIDE, column = at.left + pixel % WIDE;
+        if (y < at.h && column < at.w)
+            *(Vec4*)(out + (((u64)at.n * at.h + y) * at.w + column) * C + unit * 8) =
+                load_shared4(stage + pixel * OUT_ROW + unit * 16);
+    }
+}

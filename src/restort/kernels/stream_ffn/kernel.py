@@ -1,0 +1,103 @@
+"""The binding of kernel.cu: how it is cut up, and when it is worth it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from restort.kernels.cuda import CudaKernel
+from restort.kernels.launch import Launch
+
+Tensor = Any
+
+KERNEL = CudaKernel("stream_ffn", Path(__file__).with_name("kernel.cu"))
+WIDE, CHUNK = 16, 32
+MOST_CHANNELS = 96  # an output row of a warp stays in registers: 2 x 16 pixels of 96 channels are 96 of them
+
+
+def tiles(channels: int, capability: tuple[int, int]) -> dict[str, int]:
+    """How a picture is cut up: WARPS (a tile is 16 x 2 WARPS pixels), BUFFERS, BLOCKS a multiprocessor."""
+    if capability in ((8, 6), (8, 9), (12, 0)):  # 99 KB a block, 100 KB (sm_120: also) a multiprocessor
+        return {"WARPS": 4, "BUFFERS": 1, "BLOCKS": 1 if channels > 48 else 2}
+    return {"WARPS": 4, "BUFFERS": 2, "BLOCKS": 2}
+
+
+def shared_bytes(channels: int, hidden: int, warps: int, buffers: int) -> int:
+    """Shared memory of a block; kernel.cu asserts the same number."""
+    pixels = (WIDE + 2) * (2 * warps + 2)
+    row = -(-channels // 16) * 32 + 16
+    columns = channels // 8
+    out_row = columns * 16 + 16 + columns % 2 * 16
+    expanded = max(buffers * pixels * (CHUNK * 4 + 16), pixels * row)
+    start = -(-expanded // 16) * 16
+    into = 2 * CHUNK * row + 2 * CHUNK * 4
+    out = CHUNK * out_row + 10 * CHUNK * 4
+    return max(start + 2 * into + 2 * out, start + into + channels * row)
+
+
+def launch(
+    x: Tensor,
+    v: Tensor | None,
+    fold: Tensor | None,
+    fold_b: Tensor | None,
+    w: Tensor,
+    affine: Tensor,
+    dw16: Tensor,
+    out_w: Tensor,
+    out_b: Tensor,
+    out: Tensor,
+    *,
+    centred: bool = True,
+    capability: tuple[int, int] = (9, 0),
+    packed: bool = True,
+    label: str = "",
+    **variant: int,
+) -> Launch:
+    """A call of the kernel; reference.stream_ffn says what of. `out` must not overlap x or v.
+
+    x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; `packed`: the depthwise
+    sums are kept in 16 bits, two to an instruction, rather than float32. `variant` overrides `tiles`.
+    """
+    n, h, width, channels = x.shape
+    hidden = out_w.shape[0]
+    cut = {**tiles(channels, capability), **variant}
+    constants = {
+        "C": channels,
+        "F": hidden,
+        "APPLY": int(v is not None),
+        "CENTRED": int(centred),
+        "PACKED": int(packed),
+        "TANH": 0,
+        "BF16": int("bfloat16" in str(x.dtype)),
+        **cut,
+    }
+    constants["SHARED"] = shared_bytes(channels, hidden, cut["WARPS"], cut["BUFFERS"])
+    pixels = n * h * width
+    products = 3 * channels * hidden + (channels * channels if v is not None else 0)
+    return Launch(
+        KERNEL,
+        {
+            "x": x,
+            "v": x if v is None else v,
+            "fold": w if fold is None else fold,
+            "fold_b": out_b if fold_b is None else fold_b,
+            "w": w,
+            "affine": affine,
+            "dw": dw16,
+            "out_w": out_w,
+            "out_b": out_b,
+            "out": out,
+        },
+        {"h": h, "w_pixels": width},
+        constants,
+        (-(-width // WIDE), -(-h // (2 * cut["WARPS"])), n),
+        warps=cut["WARPS"],
+        flops=2 * pixels * (products + 18 * hidden),
+        moved=pixels * channels * 2 * (3 if v is not None else 2),
+        label=label,
+    )
+
+
+def worthwhile(pixels: int, channels: int, capability: tuple[int, int] = (9, 0)) -> bool:
+    """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel."""
+    return channels <= MOST_CHANNELS

@@ -1,0 +1,52 @@
+"""What the kernel computes, in plain PyTorch (Restormer, sections 3.1 and 3.2, with the weights folded)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Tensor = Any
+
+EPSILON = 1e-5
+
+
+def expand(x: Tensor, w: Tensor, affine: Tensor, dw: Tensor, centred: bool) -> Tensor:
+    """Normalisation, 1x1 expansion and depthwise 3x3: (N, H, W, C) -> (N, H, W, M), in x's type.
+
+    w (M, C) with the normalisation's weight in it; affine (2, M), of which [1] is the shift; dw (10, M): nine taps, bias.
+    `centred`: the mean is taken off (a LayerNorm with a bias). Outside of the image the expanded values are 0.
+    """
+    mean = x.mean(-1, keepdim=True)
+    scale = torch.rsqrt(x.var(-1, correction=0, keepdim=True) + EPSILON)
+    y = ((x - mean) if centred else x) * scale
+    expanded = (y @ w.to(x).T + affine[1].to(x)).permute(0, 3, 1, 2)
+    rows = expanded.shape[1]
+    taps = dw[:9].to(x).T.reshape(rows, 1, 3, 3)
+    return F.conv2d(expanded, taps, dw[9].to(x), padding=1, groups=rows).permute(0, 2, 3, 1)
+
+
+def stream_ffn(
+    x: Tensor,
+    v: Tensor | None,
+    fold: Tensor | None,
+    fold_b: Tensor | None,
+    w: Tensor,
+    affine: Tensor,
+    dw: Tensor,
+    out_w: Tensor,
+    out_b: Tensor,
+    *,
+    centred: bool = True,
+) -> Tensor:
+    """(N, H, W, C) -> (N, H, W, C), in the type of x; pass float64 for a reference.
+
+    x' = x + v @ fold[n]^T + fold_b (x' = x without v), then x' + (gelu(gates) * values) @ out_w + out_b.
+    v like x; fold (N, C, C); fold_b (C,); w (2 F, C), gates first; affine (2, 2 F); dw (10, 2 F); out_w (F, C).
+    """
+    if v is not None:
+        assert fold is not None and fold_b is not None
+        x = x + torch.einsum("nhwc,noc->nhwo", v.to(x), fold.to(x)) + fold_b.to(x)
+    gates, values = expand(x, w, affine, dw, centred).chunk(2, -1)
+    return x + (F.gelu(gates) * values) @ out_w.to(x) + out_b.to(x)

@@ -1,0 +1,144 @@
+// What the CUDA kernels are written in: 16-bit pairs, warp-wide products, copies to shared memory.
+//
+// T is __half or __nv_bfloat16 by BF16 = 0 or 1, but no header of CUDA is needed: a number is 16 bits of a
+// `u16`, two neighbours are a `u32` (the first in the low half). Shared memory is addressed by byte offsets.
+// With EMULATE defined the same names come from tests/emulator/emulator.h, which runs a block on the CPU.
+//
+// Fragments (PTX ISA, "Matrix fragments for mma.m16n8k16"), g = lane / 4, j = lane % 4:
+//   A (16 rows x 16): a[0] row g columns 2j, 2j+1; a[1] row g+8; a[2], a[3] the same with columns 2j+8, 2j+9
+//   B (16 x 8 columns): b[0] rows 2j, 2j+1 of column g; b[1] rows 2j+8, 2j+9
+//   D (16 x 8): d[0], d[1] row g, columns 2j, 2j+1; d[2], d[3] row g+8
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef EMULATE
+
+#define DEVICE __device__ __forceinline__
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
+
+extern __shared__ __align__(16) unsigned char shared_bytes[];
+
+struct __align__(16) Vec4 { u32 x, y, z, w; };
+struct __align__(8) Vec2 { u32 x, y; };
+
+DEVICE int thread_index() { return threadIdx.x; }
+DEVICE int block_index(int axis) { return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z; }
+DEVICE int block_count() { return gridDim.x; }
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 window(u32 offset) { return (u32)__cvta_generic_to_shared(shared_bytes) + offset; }
+DEVICE u32 load_shared(u32 offset) { return *(const u32*)(shared_bytes + offset); }
+DEVICE Vec2 load_shared2(u32 offset) { return *(const Vec2*)(shared_bytes + offset); }
+DEVICE Vec4 load_shared4(u32 offset) { return *(const Vec4*)(shared_bytes + offset); }
+DEVICE float load_shared_float(u32 offset) { return *(const float*)(shared_bytes + offset); }
+DEVICE void store_shared(u32 offset, u32 value) { *(u32*)(shared_bytes + offset) = value; }
+DEVICE void store_shared2(u32 offset, Vec2 value) { *(Vec2*)(shared_bytes + offset) = value; }
+DEVICE void store_shared4(u32 offset, Vec4 value) { *(Vec4*)(shared_bytes + offset) = value; }
+
+// Four 8 x 8 matrices of 16-bit numbers; lane 8 i + r gives the address of row r of matrix i.
+DEVICE void load_matrices(u32 (&r)[4], u32 offset) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(window(offset)));
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], u32 offset) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(window(offset)));
+}
+
+// 16 (or 4) bytes from global to shared memory, zeros unless `valid`; complete after wait_copies and a barrier.
+DEVICE void copy16(u32 offset, const void* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(window(offset)), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+DEVICE void copy4(u32 offset, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(window(offset)), "l"(from) : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> DEVICE void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+}
+
+#if BF16
+#define PAIR_TYPE "bf16x2"
+#define MMA_TYPE "bf16"
+DEVICE float low(u32 pair) { return __uint_as_float(pair << 16); }
+DEVICE float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+#else
+#define PAIR_TYPE "f16x2"
+#define MMA_TYPE "f16"
+DEVICE float low(u32 pair) {
+    float value;
+    asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo;}" : "=f"(value) : "r"(pair));
+    return value;
+}
+DEVICE float high(u32 pair) {
+    float value;
+    asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi;}" : "=f"(value) : "r"(pair));
+    return value;
+}
+#endif
+
+DEVICE u32 pack(float first, float second) {
+    u32 pair;
+    asm("cvt.rn." PAIR_TYPE ".f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+DEVICE u32 fma2(u32 a, u32 b, u32 c) {
+    u32 pair;
+    asm("fma.rn." PAIR_TYPE " %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
+    return pair;
+}
+DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE ".f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float tanh_fast(float x) {
+    float y;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float rsqrt_fast(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#endif
+
+// x * Phi(x), the GELU of the network. Phi(x) = 1 / (1 + 2^-u) with u = x P(x^2), P of degree 4 fitted here by
+// least squares with reweighting to the smallest largest error of x * Phi(x): 3.1e-6 (absolute, all x).
+DEVICE float gelu(float x) {
+#if TANH
+    // One special instruction in place of two: tanh.approx is off by up to 2^-11 of its value.
+    float s = x * x;
+    float p = 1.5e-6f;
+    (void)p;
+    float u = x * (0.79783f + s * (0.03647f + s * -1.25e-4f));
+    float half = 0.5f * x;
+    return half * tanh_fast(u) + half;
+#else
+    float s = x * x;
+    float p = 3.2293051e-6f;
+    p = p * s - 8.8243337e-5f;
+    p = p * s - 3.6025006e-4f;
+    p = p * s + 1.0522665e-1f;
+    p = p * s + 2.3020454f;
+    return x * reciprocal_fast(1.0f + exp2_fast(-x * p));
+#endif
+}
