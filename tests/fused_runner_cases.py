@@ -219,3 +219,23 @@ def test_the_sentinel() -> None:
         x[0] = 3.4e38
         sentinel.launch(x, flags)()
         assert not flags.any() and not sentinel.non_finite(x)
+
+
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-5), ("fp16", 1e-3)])
+def test_exact_strips(precision: str, near: float, tmp_path: Path) -> None:
+    from restort.models.build import build
+
+    weights = load_weights(write_weights(tmp_path / "weights.safetensors", RESTORMER))
+    runner = runner_of(weights, precision)
+    x = picture(1, 72, 104)
+    seen: list[int] = []
+    bands = list(
+        runner.exact(x, memory_bytes=0, folder=tmp_path, progress=lambda done, total: seen.append(total))
+    )
+    y = np.concatenate([band for _, band in bands], axis=2)
+    with torch.no_grad():
+        want = build(weights.spec, weights.state)(torch.from_numpy(x)).numpy()
+    assert y.dtype == np.float32 and np.linalg.norm(y - want) < near * np.linalg.norm(want)
+    assert len(seen) == seen[0]
+    with Model(weights, runner, name="fake", tile="exact") as model:
+        np.testing.assert_allclose(model.run(x[:, :, :70, :99]).shape, (1, 3, 70, 99))

@@ -140,7 +140,7 @@ def test_the_core_needs_only_what_it_names() -> None:
         re.findall(r'^    "([a-z0-9-]+)', project[: project.index("[project.optional")], re.MULTILINE)
     )
     known = {"PIL": "pillow"}
-    extras = {"torch", "openvino", "skimage", "h5py", "scipy", "matplotlib"}
+    extras = {"torch", "triton", "cuda", "openvino", "skimage", "h5py", "scipy", "matplotlib"}
     for path in (root / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = []

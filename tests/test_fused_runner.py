@@ -211,3 +211,20 @@ def test_fp16_without_a_gpu_says_what_it_needs(machine: Any) -> None:
     weights: Any = None
     with pytest.raises(RestortError, match="has fp16; fused cannot be used: no NVIDIA driver is loaded"):
         backends.create(weights, precision="fp16")
+
+
+def test_exact_strips_run_where_they_are_fastest(machine: Any) -> None:
+    from fakebackend import RESTORMER
+
+    from restort.errors import UsageError
+    from restort.pipeline.exact import settle
+
+    machine()
+    assert settle(RESTORMER, "auto", "auto", None) == ("torch", "fp32")
+    machine(driver=Driver())
+    assert settle(RESTORMER, "auto", "auto", None) == ("fused", "fp32")
+    assert settle(RESTORMER, "fused", "fp16", None) == ("fused", "fp16")
+    with pytest.raises(UsageError, match="torch computes in fp32, not in fp16"):
+        settle(RESTORMER, "torch", "fp16", None)
+    with pytest.raises(UsageError, match="use --backend torch or fused"):
+        settle(RESTORMER, "openvino", "auto", None)

@@ -38,14 +38,15 @@ class FeatureMap(Protocol):
 
 
 class MemoryMap:
-    """One tensor, on any device."""
+    """One tensor, `kept` on the device that computes (where reading gives views) or in the computer's memory."""
 
-    def __init__(self, shape: Shape, dtype: Any, device: Any) -> None:
+    def __init__(self, shape: Shape, dtype: Any, device: Any, kept: Any = None) -> None:
         self.shape = shape
-        self._all: Tensor = torch.empty(shape, dtype=dtype, device=device)
+        self._device = device
+        self._all: Tensor = torch.empty(shape, dtype=dtype, device=device if kept is None else kept)
 
     def read(self, a: int, b: int) -> Tensor:
-        return self._all[:, a:b]
+        return self._all[:, a:b].to(self._device)
 
     def write(self, a: int, rows: Tensor) -> None:
         self._all[:, a : a + rows.shape[1]] = rows
@@ -112,16 +113,17 @@ class FileMap:
 
 
 class Store:
-    """Makes the maps of one run, all in memory or all in files of `folder`, and closes those that are left."""
+    """Makes the maps of one run, all in memory (`kept` on which device) or all in files of `folder`, and closes those
+    that are left."""
 
-    def __init__(self, dtype: Any, device: Any, folder: Path | None) -> None:
-        self._dtype, self._device, self._folder = dtype, device, folder
+    def __init__(self, dtype: Any, device: Any, folder: Path | None, kept: Any = None) -> None:
+        self._dtype, self._device, self._folder, self._kept = dtype, device, folder, kept
         self._open: list[FeatureMap] = []
 
     def new(self, shape: Shape) -> FeatureMap:
         made: FeatureMap
         if self._folder is None:
-            made = MemoryMap(shape, self._dtype, self._device)
+            made = MemoryMap(shape, self._dtype, self._device, self._kept)
         else:
             made = FileMap(shape, self._dtype, self._device, self._folder)
         self._open.append(made)

@@ -75,6 +75,7 @@ class BlockOperations:
         """The sums over one strip."""
         heads = self._attention.heads
         both = _expand(_normalise(self._norm1, x), *self._qk)
+        both = both.float() if both.dtype == torch.float16 else both  # whose range the squares would pass
         n, h, w, channels = (both := crop(both, halo)).shape
         both = both.reshape(n, h * w, 2, heads, channels // (2 * heads))
         q, k = both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)  # (N, heads, pixels, c)

@@ -36,9 +36,13 @@ CELL_BYTES = 4 << 20
 """Of the widest tensor of a cell. Measured on a CPU: a cell stays near the caches, and below the 32 MiB from which
 the C library takes every tensor anew from the system, which makes whole pictures several times as slow."""
 
+GPU_CELL_BYTES = 256 << 20
+"""The same on a GPU, which a cell has to fill; a few such tensors live at a time."""
+
 LEAST_COLUMNS = 16
-STRIP_BYTES = 256 << 20
-"""Of a strip of a map; only pictures wider than some 20,000 pixels get lower strips for its sake."""
+STRIP_CELLS = 64
+"""How many cells' bytes a strip of a map may have; only pictures wider than some 20,000 pixels get lower strips for
+its sake."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def cut_levels(
             high = rows
         else:
             high = max(4, round((pixels / 2) ** 0.5), pixels // w)
-            high = min(high, max(2, STRIP_BYTES // (4 * n * w * channels)))
+            high = min(high, max(2, STRIP_CELLS * cell_bytes // (4 * n * w * channels)))
         high = min(high, h)
         parts = -(-w // max(4, pixels // high))
         even = -(-parts // threads) * threads
@@ -96,7 +100,8 @@ def cut_levels(
 class StripNetwork:
     """A Restormer that runs by strips; it holds no state between runs, so several threads may use it.
 
-    model   in evaluation mode, in float32 or float64, on any device.
+    model   in evaluation mode, on any device, in float32 or float64; or in float16, where all but the sums is then
+            as exact as that.
     """
 
     def __init__(self, model: Restormer) -> None:
@@ -120,25 +125,31 @@ class StripNetwork:
         memory_bytes: int,
         folder: Path,
         rows: int | None = None,
-        cell_bytes: int = CELL_BYTES,
+        cell_bytes: int | None = None,
+        device_bytes: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Array]]:
         """Yields (top, rows of the result) from top to bottom: (N, C', rows, W), not clipped.
 
         x             (N, C, H, W) in [0, 1], H and W multiples of 8.
-        memory_bytes  the maps are held in memory if they fit into this, otherwise in files.
+        memory_bytes  the maps are held in the computer's memory if they fit into this, otherwise in files.
+        device_bytes  where the model is on another device: they are held there if they fit into this.
         folder        where the files go; they are gone when the run ends, whichever way.
         rows          height of the strips; None chooses it.
-        cell_bytes    of the widest tensor of a cell.
+        cell_bytes    of the widest tensor of a cell; None for what suits the device.
         progress      called as progress(done, total) after each strip of each pass.
 
         Raises RestortError where the disk is full.
         """
         n, _, height, width = x.shape
-        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        on_cpu = self._device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
+        cell_bytes = cell_bytes or (CELL_BYTES if on_cpu else GPU_CELL_BYTES)
         cuts = cut_levels(self.spec, n, height, width, cell_bytes, threads, rows)
-        inside = stored_bytes(self.spec, n, height, width, self._dtype.itemsize) <= memory_bytes
-        store = Store(self._dtype, self._device, None if inside else folder)
+        size = stored_bytes(self.spec, n, height, width, self._dtype.itemsize)
+        kept = self._device if not on_cpu and size <= device_bytes else torch.device("cpu")
+        inside = kept is self._device or size <= memory_bytes
+        store = Store(self._dtype, self._device, None if inside else folder, kept)
         run = _Run(self._model, self._blocks, store, Workers(threads), x, cuts, progress)
         # The decorator leaves the mode while the generator waits; a `with` around `yield` would not.
         bands: Iterator[tuple[int, Array]] = torch.inference_mode()(run.bands)()
@@ -292,7 +303,8 @@ class _Run:
             if not model.spec.dual_pixel:
                 result = result + self._image_rows(a, b)
             self._tick()
-            yield a, np.ascontiguousarray(result.permute(0, 3, 1, 2).cpu().numpy())
+            wide = result.float() if result.dtype == torch.float16 else result
+            yield a, np.ascontiguousarray(wide.permute(0, 3, 1, 2).cpu().numpy())
 
 
 def around(x: FeatureMap, a: int, b: int, reach: int) -> tuple[Tensor, Halo]:

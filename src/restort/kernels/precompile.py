@@ -39,7 +39,9 @@ class Job:
 
     module: str
     kernel: str
-    pointers: tuple[tuple[str, bool], ...]  # type as PyTorch names it, whether the address is a multiple of 16
+    pointers: tuple[
+        tuple[str, bool], ...
+    ]  # type as PyTorch names it, whether the address is a multiple of 16
     sizes: tuple[int, ...]
     constants: tuple[tuple[str, Any], ...]
     warps: int

@@ -70,7 +70,9 @@ def pretend(capability: int) -> None:
     target = GPUTarget("cuda", capability, 32)
     stand_in: Any = SimpleNamespace(
         get_current_target=lambda: target,
-        get_current_device=lambda: capability,  # a number of its own: what Triton keeps per device must not mix
+        get_current_device=lambda: (
+            capability
+        ),  # a number of its own: what Triton keeps per device must not mix
         get_current_stream=lambda device: 0,
     )
     driver.set_active(stand_in)

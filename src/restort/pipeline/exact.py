@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Float32 = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
-BACKENDS = ("torch",)
-"""Those whose runners have `exact`."""
+BACKENDS = {"torch": ("fp32",), "fused": ("fp32", "fp16")}
+"""Those whose runners have `exact`, and the precisions of it, the usual one first."""
 
 
 class ExactRunner(Protocol):
@@ -52,12 +52,17 @@ def settle(spec: Spec, backend: str, precision: str, overlap: int | None) -> tup
     if overlap is not None:
         raise UsageError("--tile exact has no tiles that could overlap; leave --overlap out")
     if backend == "auto":
-        backend = BACKENDS[0]
+        from restort.backends import installed, trouble
+
+        backend = "fused" if installed("fused") and trouble("fused") is None else "torch"
     if backend not in BACKENDS:
-        raise UsageError(f"the backend {backend} has no --tile exact; use --backend torch")
-    if precision not in ("auto", "fp32"):
-        raise UsageError(f"--tile exact computes in fp32, not in {precision}; leave --precision out")
-    return backend, "fp32"
+        raise UsageError(f"the backend {backend} has no --tile exact; use --backend {' or '.join(BACKENDS)}")
+    if precision not in ("auto", *BACKENDS[backend]):
+        raise UsageError(
+            f"--tile exact on the backend {backend} computes in {' or '.join(BACKENDS[backend])}, not in {precision}; "
+            "leave --precision out"
+        )
+    return backend, BACKENDS[backend][0] if precision == "auto" else precision
 
 
 def stream_exact(
@@ -80,7 +85,8 @@ def stream_exact(
                 if top < height:
                     yield top, band[:, :, : height - top, :width]
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        known = ("allocate memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
             raise
         raise RestortError(
             f"a picture of {width} x {height} pixels does not fit into the memory, not even by strips; "

@@ -157,9 +157,9 @@ class FusedNetwork:
 class PlainNetwork:
     """The reference network of restort.models in float32: what the other precisions are judged by, and fall back to."""
 
-    def __init__(self, weights: Weights, device: Any) -> None:
+    def __init__(self, weights: Weights, device: Any, dtype: Any = torch.float32) -> None:
         self.spec, self._device = weights.spec, device
-        self.model: Any = build(weights.spec, weights.state).to(device)
+        self.model: Any = build(weights.spec, weights.state, dtype).to(device)
         self._lock = threading.Lock()
 
     def _forward(self, x: Tensor) -> Tensor:

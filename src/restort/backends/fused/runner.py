@@ -204,21 +204,41 @@ class FusedRunner:
         folder: Path,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[int, Array]]:
-        """The result of the whole picture, strip by strip, on the GPU, in float32: restort.backends.strips."""
-        from restort.backends.strips import StripNetwork
+        """The result of the whole picture, strip by strip, by PyTorch's operations: restort.backends.strips.
+
+        In float16 for a runner in fp16, else in float32.
+        """
+        from restort.backends.strips import GPU_CELL_BYTES, StripNetwork
 
         if not self.spec.whole_image:
             raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")
         x = checked(x, self.spec)
-        network = self._guarded(lambda: self._network("fp32"))
-        assert isinstance(network, PlainNetwork)
-        for other in list(self._networks.values()):
-            other.clear()
+        dtype = torch.float16 if self.precision == "fp16" else torch.float32
+        strips = StripNetwork(self._guarded(lambda: self._plain(dtype)).model)
+        for network in list(self._networks.values()):
+            network.clear()
+        room, cell = 0, None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        strips = StripNetwork(network.model)
+            free, _ = torch.cuda.mem_get_info(self._device)
+            cell = min(GPU_CELL_BYTES, free // 32)
+            room = free - 12 * cell  # a dozen tensors of a cell live at a time
         with full_float32:
-            yield from strips.stream(x, memory_bytes=memory_bytes, folder=folder, progress=progress)
+            yield from strips.stream(
+                x,
+                memory_bytes=memory_bytes,
+                folder=folder,
+                cell_bytes=cell,
+                device_bytes=room,
+                progress=progress,
+            )
+
+    def _plain(self, dtype: Any) -> PlainNetwork:
+        """PyTorch's network for strips; not kept."""
+        with self._lock:
+            if self._weights is None:
+                raise closed(self.name)
+            return PlainNetwork(self._weights, self._device, dtype)
 
     def close(self) -> None:
         with self._lock:
