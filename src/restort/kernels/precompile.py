@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def cache_folder() -> Path:
         return Path(knobs.cache.dir)
     except (ImportError, AttributeError, TypeError):  # Triton 3.2
         return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+
+
+def precompile_cuda(launches: Sequence[Launch], capability: tuple[int, int]) -> None:
+    """Compiles the kernels in CUDA C++ (restort.kernels.cuda), several at a time, or finds them on disk."""
+    wanted = {}
+    for launch in launches:
+        if hasattr(launch.kernel, "compile") and not hasattr(launch.kernel, "cache_key"):
+            wanted[launch.name, *sorted(launch.constants.items())] = launch
+    if len(wanted) > 1:
+        with ThreadPoolExecutor(default_processes()) as pool:
+            made = [pool.submit(one.kernel.compile, one.constants, capability) for one in wanted.values()]
+        for future in made:
+            if future.exception() is not None:
+                _log.debug("a kernel was not compiled ahead: %s", future.exception())
 
 
 def precompile(jobs: Sequence[Job], processes: int | None = None) -> int:

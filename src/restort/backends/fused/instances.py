@@ -18,7 +18,7 @@ import torch
 from restort.backends.fused.passes import Pass
 from restort.errors import OutOfMemory
 from restort.kernels import sentinel
-from restort.kernels.precompile import missing, note, precompile
+from restort.kernels.precompile import missing, note, precompile, precompile_cuda
 
 Tensor = Any
 Shape = tuple[int, int, int]  # N, H, W
@@ -58,6 +58,7 @@ class Instance:
                 f"compiling {len(lacking)} kernels for {torch.cuda.get_device_name(device)}; this is done once"
             )
             precompile(list(lacking.values()))
+        precompile_cuda(self.launches, (major, minor))
         self.input.zero_()
         self._all()
         self.stream.synchronize()
