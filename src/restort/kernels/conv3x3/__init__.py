@@ -1,0 +1,4 @@
+"""3x3 convolutions: of the image, before a pixel-unshuffle, before a pixel-shuffle, and to the resulting image.
+
+`kernel.launch` for the middle two and the last, `first.launch` for the first; the formulas are in `reference`.
+"""

@@ -1,0 +1,137 @@
+"""3x3 convolution as an implicit matrix product in Triton; what differs is how the result is stored.
+
+The three neighbours of a row lie side by side in memory, so for each dy the product runs over 3 C contiguous numbers
+that begin one pixel to the left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from restort.kernels.common import divide, precision, product
+from restort.kernels.launch import Launch
+
+Tensor = Any
+
+DOWN, UP, LAST = 0, 1, 2
+
+
+@triton.jit(do_not_specialize=["P", "H", "W"])
+def _conv3x3(
+    x, w, bias, extra, y, P, H, W,
+    C: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, MODE: tl.constexpr, EXTRA: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    SHARES: tl.constexpr = (ROWS + BN - 1) // BN
+    tile, share = tl.program_id(0) // SHARES, tl.program_id(0) % SHARES
+    n = share * BN + tl.arange(0, BN)
+    p = tile * BM + tl.arange(0, BM)
+    valid = p < P
+    if MODE == 0:  # four neighbours of a cell follow one another
+        cell, corner = p // 4, p % 4
+        line = cell // (W // 2)  # of all images
+        row = (line % (H // 2)) * 2 + corner // 2
+        column = (cell % (W // 2)) * 2 + corner % 2
+        image = line // (H // 2)
+        pixel = (image * H + row).to(tl.int64) * W + column
+    else:
+        column = p % W
+        row = p // W % H
+        image = p // (W * H)
+        pixel = p.to(tl.int64)
+    inside = n < ROWS
+    k = tl.arange(0, BK)
+    at = x + (pixel * C - C)[:, None]
+    acc = tl.zeros([BM, BN], tl.float32)
+    STEPS: tl.constexpr = K // BK
+    for i in range(3 * STEPS):
+        dy = i // STEPS - 1
+        f = i % STEPS * BK + k
+        there = column[:, None] + (f // C - 1)[None, :]
+        mask = (
+            (valid & (row + dy >= 0) & (row + dy < H))[:, None]
+            & (there >= 0)
+            & (there < W)
+            & (f < 3 * C)[None, :]
+        )
+        a = tl.load(at + (dy * W * C + f)[None, :], mask=mask, other=0.0)
+        rows = tl.load(w + n[:, None] * (3 * K) + (i * BK + k)[None, :], mask=inside[:, None], other=0.0)
+        acc = product(a, tl.trans(rows), acc, PRECISION)
+    acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    if MODE == 0:
+        out = tl.reshape(
+            tl.permute(tl.reshape(acc.to(y.dtype.element_ty), [BM // 4, 4, BN]), [0, 2, 1]), [BM // 4, 4 * BN]
+        )
+        cells = tile * (BM // 4) + tl.arange(0, BM // 4)
+        m = share * (4 * BN) + tl.arange(0, 4 * BN)
+        to = y + cells.to(tl.int64)[:, None] * (4 * ROWS) + m[None, :]
+        tl.store(to, out, mask=(cells < P // 4)[:, None] & (m < 4 * ROWS)[None, :])
+    elif MODE == 1:
+        N: tl.constexpr = ROWS // 4
+        corner = n // N
+        channel = n % N
+        # pixel of the larger picture: rows 2 r + dy, columns 2 c + dx
+        large = (image * H + row).to(tl.int64) * (4 * W) + 2 * column
+        shift = corner // 2 * (2 * W) + corner % 2
+        mask = valid[:, None] & inside[None, :]
+        if EXTRA:
+            to = y + (large * (2 * N))[:, None] + (shift * (2 * N) + channel)[None, :]
+            tl.store(to, acc.to(y.dtype.element_ty), mask=mask)
+            beside = tl.load(
+                extra + (large * N)[:, None] + (shift * N + channel)[None, :], mask=mask, other=0.0
+            )
+            tl.store(to + N, beside, mask=mask)
+        else:
+            to = y + (large * N)[:, None] + (shift * N + channel)[None, :]
+            tl.store(to, acc.to(y.dtype.element_ty), mask=mask)
+    else:
+        plane = H * W
+        to = (image.to(tl.int64) * (ROWS * plane) + row * W + column)[:, None] + n[None, :] * plane
+        mask = valid[:, None] & inside[None, :]
+        if EXTRA:
+            acc += tl.load(extra + to, mask=mask, other=0.0)
+        tl.store(y + to, acc, mask=mask)
+
+
+def tiles(rows: int, k: int, pixels: int, step: int, processors: int = 132) -> dict[str, int]:
+    """Pixels, columns and depth of a step, warps and stages."""
+    bn = 64 if rows % 64 == 0 or rows == 48 else 32 if rows > 16 else 16
+    bm = 64 if divide(pixels, 128) * divide(rows, bn) < 2 * processors else 128
+    return {"BM": bm, "BN": bn, "BK": step, "warps": 4, "stages": 4}
+
+
+def launch(
+    mode: int,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    y: Tensor,
+    *,
+    step: int,
+    extra: Tensor | None = None,
+    label: str = "",
+    processors: int = 132,
+) -> Launch:
+    """`mode` DOWN, UP or LAST: see the reference. `extra`: what lies beside an UP's result, or the image to add to a
+    LAST's. `step` divides K."""
+    n, h, wide, channels = x.shape
+    rows, _, k = w.shape
+    pixels = n * h * wide
+    tile = tiles(rows, k, pixels, step, processors)
+    warps, stages = tile.pop("warps"), tile.pop("stages")
+    constants = {"C": channels, "ROWS": rows, "K": k, "MODE": mode, "EXTRA": extra is not None, **tile}
+    return Launch(
+        _conv3x3,
+        {"x": x, "w": w, "bias": bias, "extra": bias if extra is None else extra, "y": y},
+        {"P": pixels, "H": h, "W": wide},
+        {**constants, "PRECISION": precision(x.dtype)},
+        (divide(rows, tile["BN"]) * divide(pixels, tile["BM"]),),
+        warps,
+        stages,
+        flops=2 * pixels * 9 * channels * rows,
+        moved=sum(t.numel() * t.dtype.itemsize for t in (x, w, y) + (() if extra is None else (extra,))),
+        label=label,
+    )

@@ -1,0 +1,110 @@
+"""The attention's matrix in Triton. Partial sums are added in their fixed order: results do not vary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from restort.kernels.common import divide, power
+from restort.kernels.launch import Launch
+
+Tensor = Any
+
+FEW = 16  # partial sums that `_fold` adds itself; more are first added by `_total`, which has more programs
+WIDTH = 128
+
+
+@triton.jit(do_not_specialize=["length", "splits"])
+def _total(sums, total, length, splits, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    at = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    row = tl.arange(0, ROWS)[:, None]
+    acc = tl.zeros([ROWS, WIDTH], tl.float32)
+    for s in range(0, splits, ROWS):
+        mask = (s + row < splits) & (at < length)[None, :]
+        acc += tl.load(sums + (s + row).to(tl.int64) * length + at[None, :], mask=mask, other=0.0)
+    tl.store(total + at, tl.sum(acc, 0), mask=at < length)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _fold(
+    sums, temperature, w, out, splits,
+    C: tl.constexpr, HEADS: tl.constexpr, CH: tl.constexpr, CHP: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    head, part, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = tl.arange(0, CHP)
+    keep = i < CH
+    square = keep[:, None] & keep[None, :]
+    gram = tl.zeros([CHP, CHP], tl.float32)
+    q = tl.zeros([CHP], tl.float32)
+    k = tl.zeros([CHP], tl.float32)
+    stride = tl.num_programs(2) * HEADS * (CH * (CH + 2))
+    base = sums + (n * HEADS + head) * (CH * (CH + 2))
+    for _ in range(splits):
+        gram += tl.load(base + i[:, None] * CH + i[None, :], mask=square, other=0.0)
+        q += tl.load(base + CH * CH + i, mask=keep, other=0.0)
+        k += tl.load(base + CH * CH + CH + i, mask=keep, other=0.0)
+        base += stride
+    heat = tl.load(temperature + head)
+    q = heat / tl.maximum(tl.sqrt(q), 1e-12)
+    k = 1.0 / tl.maximum(tl.sqrt(k), 1e-12)
+    scores = tl.where(keep[None, :], gram * q[:, None] * k[None, :], float("-inf"))
+    scores = tl.exp(scores - tl.max(scores, 1)[:, None])
+    weights = scores / tl.sum(scores, 1)[:, None]
+    weights = tl.where(square, weights, 0.0)
+    m = part * BM + tl.arange(0, BM)
+    inside = (m < C)[:, None] & keep[None, :]
+    at = m[:, None] * C + head * CH + i[None, :]
+    rows = tl.load(w + at, mask=inside, other=0.0)
+    product = tl.dot(rows, weights, input_precision="tf32x3")
+    tl.store(out + n * C * C + at, product.to(out.dtype.element_ty), mask=inside)
+
+
+def launches(
+    sums: Tensor,
+    total: Tensor | None,
+    temperature: Tensor,
+    w: Tensor,
+    out: Tensor,
+    *,
+    label: str = "",
+) -> list[Launch]:
+    """`out` (N, C, C) from sums (splits, N, heads, ch * (ch + 2)); `total` (1, N, heads, ...) float32 where splits
+    are more than FEW, else None."""
+    splits, n, heads, size = sums.shape
+    channels = w.shape[0]
+    ch = channels // heads
+    steps = []
+    if total is not None:
+        length = n * heads * size
+        steps.append(
+            Launch(
+                _total,
+                {"sums": sums, "total": total},
+                {"length": length, "splits": splits},
+                {"WIDTH": WIDTH, "ROWS": 8},
+                (divide(length, WIDTH),),
+                4,
+                1,
+                moved=4 * (splits + 1) * length,
+                label=label,
+            )
+        )
+        sums = total
+    rows = 32
+    steps.append(
+        Launch(
+            _fold,
+            {"sums": sums, "temperature": temperature, "w": w, "out": out},
+            {"splits": sums.shape[0]},
+            {"C": channels, "HEADS": heads, "CH": ch, "CHP": power(ch), "BM": rows},
+            (heads, divide(channels, rows), n),
+            8 if power(ch) > 64 else 4,
+            1,
+            flops=2 * n * channels * channels * ch,
+            moved=4 * sums.numel() + (4 + out.dtype.itemsize) * channels * channels,
+            label=label,
+        )
+    )
+    return steps
