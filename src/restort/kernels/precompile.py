@@ -40,9 +40,7 @@ class Job:
 
     module: str
     kernel: str
-    pointers: tuple[
-        tuple[str, bool], ...
-    ]  # type as PyTorch names it, whether the address is a multiple of 16
+    pointers: tuple[tuple[str, bool], ...]  # PyTorch's name of the type, whether 16 divides the address
     sizes: tuple[int, ...]
     constants: tuple[tuple[str, Any], ...]
     warps: int
@@ -110,10 +108,10 @@ def cache_folder() -> Path:
 
 def precompile_cuda(launches: Sequence[Launch], capability: tuple[int, int]) -> None:
     """Compiles the kernels in CUDA C++ (restort.kernels.cuda), several at a time, or finds them on disk."""
-    wanted = {}
+    wanted: dict[Any, Launch] = {}
     for launch in launches:
         if hasattr(launch.kernel, "compile") and not hasattr(launch.kernel, "cache_key"):
-            wanted[launch.name, *sorted(launch.constants.items())] = launch
+            wanted[launch.name, tuple(sorted(launch.constants.items()))] = launch
     if len(wanted) > 1:
         with ThreadPoolExecutor(default_processes()) as pool:
             made = [pool.submit(one.kernel.compile, one.constants, capability) for one in wanted.values()]
