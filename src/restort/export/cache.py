@@ -12,8 +12,8 @@ import onnx
 from restort.cache import cache_root
 from restort.errors import RestortError, UsageError
 from restort.export.emit import EMITTER, emit
-from restort.export.graph import Precision
 from restort.export.form import Norm
+from restort.export.graph import Precision
 from restort.models.spec import RestormerSpec
 
 if TYPE_CHECKING:

@@ -163,7 +163,8 @@ class GraphBuilder:
     ) -> onnx.ModelProto:
         """The model: 'input' and 'output' of (channels, suffix of the symbolic sizes) with free N, H and W.
 
-        `result` must be in the precision of the output (`leave`) and the value of the last node: it is renamed to 'output'.
+        `result` must be in the precision of the output (`leave`) and the value of the last node, which is renamed
+        to 'output'.
         """
         self._nodes[-1].output[list(self._nodes[-1].output).index(result)] = "output"
         kind = FLOAT_TYPES[self.ports]

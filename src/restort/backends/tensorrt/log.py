@@ -37,8 +37,8 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
         "choose another --compute-capability or --flavour",
     ),
     (
-        r"version tag|magictag|serialization.*(version|mismatch)|serialized engine|plan file|different (platform|version)"
-        r"|stdversion|deserializ",
+        r"version tag|magictag|serialization.*(version|mismatch)|serialized engine|plan file|stdversion|deserializ"
+        r"|different (platform|version)",
         "the engine was built by another version or for another GPU",
         "build it again with this one",
     ),
@@ -143,12 +143,13 @@ class Log:
 
 
 def _logger(module: Any, hear: Any) -> Any:
-    class Logger(module.ILogger):  # type: ignore[misc, name-defined]
+    class Logger(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= module.ILogger.Severity.WARNING:  # the smaller the worse; most calls are about less
+            # The smaller the worse; most calls are about less than a warning.
+            if severity <= module.ILogger.Severity.WARNING:
                 hear(severity.name, str(message))
 
     return Logger()

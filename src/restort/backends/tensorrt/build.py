@@ -1,0 +1,267 @@
+"""From a graph to an engine: one `build` for every flavour of TensorRT.
+
+Where the library takes types from the graph (TensorRT 10, 11, RTX) the network is strongly typed, and the graph is all
+there is to say. TensorRT 8.6 cannot: there the same float16 graph is built with the FP16 flag, and every layer is held
+to its type in the graph (OBEY_PRECISION_CONSTRAINTS). The other way, a float32 graph with that flag, would leave the
+choice of precision to the builder's timing, except for layers picked out by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+import onnx
+
+import restort
+from restort.backends.tensorrt import inspect, sidecar
+from restort.backends.tensorrt import network as networks
+from restort.backends.tensorrt.flavour import Flavour
+from restort.backends.tensorrt.gpu import gpu
+from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.log import Heard, plain
+from restort.backends.tensorrt.progress import Phases, Progress, monitor
+from restort.errors import RestortError, UsageError
+from restort.export import typed
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    profile                 sizes the engine takes, and the one it is fastest at, as (B, H, W).
+    precision               'fp32', 'tf32', 'fp16', 'bf16' or 'mixed'; the graph must be of it. In 'fp16' and 'bf16'
+                            engines TF32 is on: what is float32 in them are products of 16-bit values, which TF32
+                            holds exactly. In 'fp32' and 'mixed' it is off: there float32 is meant.
+    compute_capabilities    GPUs to build for, as '8.6'; only RTX can, and needs none of them to be here.
+    level                   how hard to search, 0 to 5; None for the library's own choice (3).
+    workspace               bytes the engine may use for itself; None for no limit, which is advised: a limit below
+                            what its activations need makes the build fail.
+    timing_cache            what earlier builds measured, or None.
+    constraints             for libraries without types: hold 'all' layers to the graph's, only the float32 ones
+                            ('wide'), or 'none'.
+    progress                told of phases and the share that is done; may raise, which ends the build.
+    """
+
+    profile: Profile
+    precision: str = "fp32"
+    compute_capabilities: tuple[str, ...] = ()
+    level: int | None = None
+    workspace: int | None = None
+    timing_cache: bytes | None = None
+    constraints: Literal["all", "wide", "none"] = "all"
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, its report (the sidecar's content), and the timing cache with this build's times in it."""
+
+    plan: bytes
+    report: dict[str, Any]
+    timing_cache: bytes | None = None
+
+
+def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOptions) -> Built:
+    """An engine of `graph`, one picture (N, C, H, W) in and one out.
+
+    Raises UsageError for options that the library or the graph does not have; RestortError where the graph is not of
+    the precision that is wanted (the layers are named), the builder fails, or the engine turns out to compute in
+    another precision.
+    """
+    check_options(flavour, options)
+    model = typed.with_float32_ports(onnx.load_from_string(graph) if isinstance(graph, bytes) else graph)
+    shape = networks.input_shape(model)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    networks.check_profile(shape, options.profile, int(about.get("restort.size_multiple", 1)))
+    kinds = typed.check_precision(model, options.precision)
+    data: bytes = model.SerializeToString(deterministic=True)
+
+    start = time.perf_counter()
+    with flavour.log.listening() as heard:
+        builder = flavour.module.Builder(flavour.log.logger)
+        if builder is None:
+            raise heard.error("starting the builder")
+        network, parser = networks.parse(flavour, builder, data)
+        config = builder.create_builder_config()
+        flags = _configure(flavour, config, options)
+        networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
+        if not flavour.capabilities.strongly_typed and options.precision in ("fp16", "mixed"):
+            flags["constrained_layers"] = _constrain(flavour, network, config, model, options.constraints)
+        plan = _run(flavour, builder, network, config, options.progress, heard)
+        seconds = time.perf_counter() - start
+        counts = networks.layer_types(flavour.module, network)
+        timings = _timings(flavour, config)
+        del parser
+    here = gpu()
+    report: dict[str, Any] = {
+        "schema": sidecar.SCHEMA,
+        "restort": restort.__version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 2),
+        "bytes": len(plan),
+        "sha256": hashlib.sha256(plan).hexdigest(),
+        "flavour": flavour.name,
+        "version": flavour.version,
+        "targets": list(options.compute_capabilities) or ([here.compute_capability] if here else []),
+        "gpu": here.to_json() if here else None,
+        "graph": _graph(model, data),
+        "model": _model(about),
+        "profile": {name: list(getattr(options.profile, name)) for name in ("min", "opt", "max")},
+        "precision": options.precision,
+        "keep_fp32": [name for name in about.get("restort.keep_fp32", "").split(",") if name],
+        "flags": flags,
+        "layers": {"source": "network"} | counts,
+        "warnings": sorted(set(map(plain, heard.warnings())))[:20],
+    }
+    if here is not None and (
+        not options.compute_capabilities or here.compute_capability in report["targets"]
+    ):
+        layers = inspect.information(flavour, inspect.opened(flavour, plan))
+        if layers:
+            low = {name for name, kind in kinds.items() if kind != "float32"}
+            inspect.check(options.precision, layers, low)
+            report["layers"] = {"source": "engine"} | inspect.output_types(layers)
+    return Built(plan, report, timings)
+
+
+def check_options(flavour: Flavour, options: BuildOptions) -> None:
+    """UsageError where the library has not what `options` ask for."""
+    if options.precision not in typed.PRECISIONS:
+        raise UsageError(
+            f"there is no precision {options.precision!r} for an engine; choose {', '.join(typed.PRECISIONS)}"
+        )
+    if options.precision not in flavour.precisions:
+        raise UsageError(
+            f"{flavour.title} has no {options.precision}; choose {', '.join(flavour.precisions)}"
+        )
+    targets = flavour.targets()
+    for capability in options.compute_capabilities:
+        if not targets:
+            raise UsageError(
+                f"{flavour.title} builds for the GPU of this machine alone; leave --compute-capability out, or use "
+                "--flavour rtx"
+            )
+        if capability not in targets:
+            raise UsageError(
+                f"{flavour.title} does not build for compute capability {capability}; it does for {', '.join(targets)}"
+            )
+    if not options.compute_capabilities:
+        here = gpu()
+        if here is None:
+            ways = f"name those to build for, with --compute-capability {targets[-2]}" if targets else ""
+            other = "build where the GPU is, or for a later machine with --flavour rtx --compute-capability"
+            raise UsageError(
+                f"this machine has no NVIDIA GPU that {flavour.title} could build for; {ways or other}"
+            )
+        if targets and here.compute_capability not in targets:
+            raise UsageError(
+                f"{flavour.title} does not run on {here.name} (compute capability {here.compute_capability}); use "
+                "--flavour tensorrt, or name others with --compute-capability"
+            )
+    if options.level is not None and not 0 <= options.level <= 5:
+        raise UsageError(f"--level goes from 0 to 5, not {options.level}")
+
+
+def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str, Any]:
+    """Sets everything but the profile; what was set, for the report."""
+    module, can = flavour.module, flavour.capabilities
+    flags: dict[str, Any] = {
+        "strongly_typed": can.strongly_typed,
+        "tf32": options.precision not in ("fp32", "mixed"),
+        "level": options.level,
+        "workspace": options.workspace,
+    }
+    set_tf32 = config.set_flag if flags["tf32"] else config.clear_flag
+    set_tf32(module.BuilderFlag.TF32)
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
+    if options.level is not None:
+        if not can.levels:
+            raise UsageError(f"{flavour.title} has no levels; leave --level out")
+        config.builder_optimization_level = options.level
+    if options.workspace is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace)
+    if can.tactic_sources:  # so that engines need neither cuBLAS nor cuDNN where they run
+        own = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+        sources = [getattr(module.TacticSource, name) for name in own if hasattr(module.TacticSource, name)]
+        config.set_tactic_sources(sum(1 << int(source) for source in sources))
+        flags["tactic_sources"] = [source.name for source in sources]
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for i, capability in enumerate(options.compute_capabilities):
+            target = getattr(module.ComputeCapability, f"SM{capability.replace('.', '')}")
+            if not config.set_compute_capability(target, i):
+                raise RestortError(f"{flavour.title} refuses to build for compute capability {capability}")
+    if can.timing_cache:
+        kept = config.create_timing_cache(options.timing_cache or b"")
+        if kept is None or not config.set_timing_cache(kept, False):  # of another GPU or version
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+    return flags
+
+
+def _constrain(flavour: Flavour, network: Any, config: Any, model: onnx.ModelProto, constraints: str) -> int:
+    """Lets a weakly typed builder use float16, and holds it to the types of the graph; how many layers."""
+    flag = flavour.module.BuilderFlag
+    config.set_flag(flag.FP16)
+    if constraints == "none":
+        return 0
+    config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+    types = typed.tensor_types(model)
+    return networks.constrain(flavour, network, types, everything=constraints == "all")
+
+
+def _run(
+    flavour: Flavour, builder: Any, network: Any, config: Any, progress: Progress | None, heard: Heard
+) -> bytes:
+    """The plan. Raises RestortError where there is none, and whatever `progress` raised."""
+    phases = Phases(progress or (lambda phase, share: None))
+    if flavour.capabilities.progress:
+        kept = monitor(flavour.module, phases)  # the config does not keep it alive
+        config.progress_monitor = kept
+    elif progress is not None:
+        progress("Building engine", None)
+    plan = builder.build_serialized_network(network, config)
+    if phases.stopped is not None:
+        raise phases.stopped
+    if plan is None:
+        raise heard.error("building the engine")
+    return bytes(plan)
+
+
+def _timings(flavour: Flavour, config: Any) -> bytes | None:
+    cache = config.get_timing_cache() if flavour.capabilities.timing_cache else None
+    return None if cache is None else bytes(cache.serialize())
+
+
+def _graph(model: onnx.ModelProto, data: bytes) -> dict[str, Any]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+
+    def port(value: onnx.ValueInfoProto) -> dict[str, Any]:
+        kind = value.type.tensor_type
+        dims = [d.dim_value or d.dim_param or None for d in kind.shape.dim]
+        return {"name": value.name, "dtype": typed.NAMES.get(kind.elem_type, "other"), "shape": dims}
+
+    return {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "nodes": len(model.graph.node),
+        "opset": next(
+            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None
+        ),
+        "inputs": [port(value) for value in model.graph.input if value.name not in weights],
+        "outputs": [port(value) for value in model.graph.output],
+    }
+
+
+def _model(about: dict[str, str]) -> dict[str, Any] | None:
+    if "restort.architecture" not in about:
+        return None
+    return {
+        "name": about.get("restort.model", ""),
+        "architecture": about["restort.architecture"],
+        "scale": int(about.get("restort.scale", 1)),
+        "size_multiple": int(about.get("restort.size_multiple", 1)),
+        "weights_sha256": about.get("restort.weights_sha256", ""),
+    }
