@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from restort.kernels import stream_ffn  # noqa: E402
+from restort.kernels import stream_ffn, stream_gram  # noqa: E402
 from tests.emulator import emulate  # noqa: E402
 
 BOUND = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
@@ -60,3 +60,30 @@ def test_stream_ffn(n, h, w, c, f, dtype, apply, centred, variant) -> None:  # t
     dw = case.pop("dw")
     emulate(stream_ffn.launch(**case, dw16=dw, out=out, centred=centred, **variant))
     assert error(out, expected) < BOUND[dtype]
+
+
+@pytest.mark.parametrize(
+    "n, h, w, c, heads, splits, dtype, centred, variant",
+    [
+        (2, 11, 19, 48, 1, 3, torch.float16, True, {}),
+        (1, 20, 18, 96, 1, 2, torch.float16, True, {}),
+        (1, 9, 17, 96, 2, 1, torch.bfloat16, False, {}),
+        (1, 25, 16, 48, 1, 1, torch.bfloat16, True, {"PACKED": 0, "CHUNK": 16}),
+        (1, 9, 18, 96, 2, 2, torch.float16, True, {"CHUNK": 32, "PACKED": 0}),
+    ],
+)
+def test_stream_gram(n, h, w, c, heads, splits, dtype, centred, variant) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(1)
+    x = torch.randn(n, h, w, c).to(dtype)
+    weight = (torch.randn(3 * c, c) * c**-0.5).to(dtype)
+    affine, dw = torch.randn(2, 3 * c), (torch.randn(10, 3 * c) * 0.33).to(dtype)
+    v_expected, expected = stream_gram.stream_gram(
+        x.double(), weight.double(), affine.double(), dw.double(), heads, centred=centred
+    )
+    v, ch = torch.full_like(x, float("nan")), c // heads
+    sums = torch.full((splits, n, heads, ch * (ch + 2)), float("nan"))
+    emulate(stream_gram.launch(x, weight, affine, dw, v, sums, centred=centred, **variant))
+    assert error(v, v_expected) < BOUND[dtype]
+    total = sums.double().sum(0)
+    for part in (slice(0, ch * ch), slice(ch * ch, None)):
+        assert error(total[..., part], expected[..., part]) < BOUND[dtype]

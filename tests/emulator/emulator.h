@@ -214,6 +214,7 @@ inline void matrices(u32 (&r)[4], u32 offset, bool transposed) {
 DEVICE int thread_index() { return emulator::current; }
 DEVICE int block_index(int axis) { return emulator::blocks[axis]; }
 DEVICE int block_count() { return emulator::grid[0]; }
+DEVICE int image_count() { return emulator::grid[1]; }
 DEVICE void block_barrier() {
     using namespace emulator;
     int epoch = block_epoch;

@@ -25,6 +25,7 @@ struct __align__(8) Vec2 { u32 x, y; };
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int block_index(int axis) { return axis == 0 ? blockIdx.x : axis == 1 ? blockIdx.y : blockIdx.z; }
 DEVICE int block_count() { return gridDim.x; }
+DEVICE int image_count() { return gridDim.y; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
@@ -38,6 +39,7 @@ DEVICE float load_shared_float(u32 offset) { return *(const float*)(shared_bytes
 DEVICE void store_shared(u32 offset, u32 value) { *(u32*)(shared_bytes + offset) = value; }
 DEVICE void store_shared2(u32 offset, Vec2 value) { *(Vec2*)(shared_bytes + offset) = value; }
 DEVICE void store_shared4(u32 offset, Vec4 value) { *(Vec4*)(shared_bytes + offset) = value; }
+DEVICE void store_shared_float(u32 offset, float value) { *(float*)(shared_bytes + offset) = value; }
 
 // Four 8 x 8 matrices of 16-bit numbers; lane 8 i + r gives the address of row r of matrix i.
 DEVICE void load_matrices(u32 (&r)[4], u32 offset) {

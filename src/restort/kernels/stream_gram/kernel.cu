@@ -1,0 +1,443 @@
+// The first half of a Restormer block in one kernel; restort/kernels/stream_gram/reference.py says what it computes.
+//
+// A block of WARPS warps goes over every gridDim.x-th tile of 16 x TALL pixels (TALL = 2 WARPS) of an image. Of a tile:
+//   1. The 18 x (TALL + 2) pixels around it, normalised, become the A operand of step 2 in registers.
+//   2. For every chunk of CHUNK channels of q, then k, then v: their values of all these pixels by products -> 16
+//      bits in shared memory E (0 outside of the image).
+//   3. Depthwise 3x3 from E, 2 x 2 pixels and 4 channels a thread; v goes out, q and k to shared memory QK.
+//   4. When all of q and k are there: q^T k over the tile's pixels, by products, onto sums that stay in registers from
+//      tile to tile, 48 x 48 channels a warp (24 x 24 where a head has so few); the squares beside it.
+// Steps 2 of one chunk and 3 of the chunk before are independent: even warps do 2 first and odd warps 3.
+// At the end each block writes one partial sum; none is added in an order that could change.
+//
+// Races: chunks are counted on from tile to tile; number q uses E[q mod 2], R[q mod 2] (rows of weights) and T[q mod 2]
+// (taps). Between two barriers chunk q + 1 is expanded (writes E[q + 1], reads R[q + 1]) and chunk q convolved (reads
+// E[q], T[q]), while copies fill R[q + 2] and T[q + 1], whose last readers are behind the barrier. The last
+// chunk of a tile has no next one expanded beside it; that happens before the first barrier of the next tile.
+// QK is written with chunks of q and k, read (step 4) with the first of v, a barrier later. The next tile's pixels X are
+// copied with the last chunk of v: to a place of their own or, where that is not the chunk of step 4, over QK.
+
+constexpr int TALL = 2 * WARPS;
+constexpr int WIDE = 16;
+constexpr int ACROSS = WIDE + 2;
+constexpr int PIXELS = ACROSS * (TALL + 2);
+constexpr int THREADS = 32 * WARPS;
+constexpr int GROUPS = (PIXELS + 15) / 16;
+constexpr int TILES = (GROUPS + WARPS - 1) / WARPS;  // groups of 16 pixels a warp
+constexpr int STEPS = (C + 15) / 16;
+constexpr int COLUMNS = C / 8;
+constexpr int ROW = STEPS * 32 + 16;
+constexpr int PAIRS = CHUNK / 16;                    // groups of 16 channels in a chunk
+constexpr int E_ROW = 32 * PAIRS + 16;
+constexpr int E_BYTES = PIXELS * E_ROW;
+constexpr int R_BYTES = CHUNK * ROW + CHUNK * 4;     // rows of W', then their shifts
+constexpr int T_BYTES = 10 * CHUNK * 2;
+constexpr int CHUNKS = 3 * C / CHUNK;
+constexpr int FIRST_V = 2 * C / CHUNK;
+constexpr int QK_ROW = 4 * C + 16;
+constexpr int QK_BYTES = WIDE * TALL * QK_ROW;
+constexpr int X_BYTES = PIXELS * ROW;
+constexpr bool X_OVER_QK = X_BYTES <= QK_BYTES && CHUNKS - 1 > FIRST_V;
+constexpr int E_AT = QK_BYTES;
+constexpr int R_AT = E_AT + 2 * E_BYTES;
+constexpr int T_AT = R_AT + 2 * R_BYTES;
+constexpr int X_AT = X_OVER_QK ? 0 : T_AT + 2 * T_BYTES;
+constexpr int BYTES = X_OVER_QK ? T_AT + 2 * T_BYTES : X_AT + X_BYTES;
+#ifdef SHARED
+static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
+#endif
+constexpr int CH = C / HEADS;
+constexpr int PART = CH < 48 ? CH : 48;              // channels of a warp's part of the Gram matrix
+constexpr int SPLIT = CH / PART;
+constexpr int PARTS = HEADS * SPLIT * SPLIT;
+constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
+constexpr int GM = (PART + 15) / 16, GN = PART / 8;
+static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 96 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
+static_assert(CH % PART == 0 && WARPS % PARTS == 0 && GN % 2 + 1 <= 2, "heads");
+static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * (GM * GN * 4 + 2 * GM + GN) * 4, "other warps' sums fit");
+
+DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
+
+struct Place { int lane, g, j, warp, n, top, left, h, w; };
+
+DEVICE bool inside(const Place& at, int pixel) {
+    int y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
+    return y >= 0 && y < at.h && x >= 0 && x < at.w;
+}
+DEVICE u64 position(const Place& at, int pixel) {
+    int y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
+    return ((u64)at.n * at.h + y) * at.w + x;
+}
+
+DEVICE void fetch_pixels(const Place& at, const u16* x) {
+    constexpr int UNITS = STEPS * 2;
+    for (int k = thread_index(); k < PIXELS * UNITS; k += THREADS) {
+        int pixel = k / UNITS, unit = k % UNITS;
+        bool valid = unit < C / 8 && inside(at, pixel);
+        copy16(X_AT + pixel * ROW + unit * 16, valid ? x + position(at, pixel) * C + unit * 8 : x, valid);
+    }
+}
+DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
+    u32 base = R_AT + (number & 1) * R_BYTES;
+    int first = number % CHUNKS * CHUNK;
+    constexpr int UNITS = STEPS * 2;
+    for (int k = thread_index(); k < CHUNK * UNITS; k += THREADS) {
+        int row = k / UNITS, unit = k % UNITS;
+        bool valid = unit < C / 8;
+        // Column c of the first product of 16 channels is channel 4 (c / 2) + c % 2, of the second two more: so a
+        // thread's four are neighbours.
+        int channel = first + row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2;
+        copy16(base + row * ROW + unit * 16, w + channel * C + (valid ? unit * 8 : 0), valid);
+    }
+    for (int k = thread_index(); k < CHUNK / 4; k += THREADS)
+        copy16(base + CHUNK * ROW + k * 16, affine + 3 * C + first + k * 4, true);
+}
+DEVICE void fetch_taps(int number, const u16* dw) {
+    u32 base = T_AT + (number & 1) * T_BYTES;
+    int first = number % CHUNKS * CHUNK;
+    for (int k = thread_index(); k < 10 * CHUNK / 8; k += THREADS) {
+        int tap = k / (CHUNK / 8), unit = k % (CHUNK / 8);
+        copy16(base + k * 16, dw + tap * 3 * C + first + unit * 8, true);
+    }
+}
+
+// Step 1 for 16 pixels, of which p[0], p[1] are this thread's: A operands straight from the pixels.
+DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], const bool (&there)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float value[COLUMNS][2], mean = 0, square = 0;
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            u32 pair = load_shared(X_AT + p[i] * ROW + n * 16 + at.j * 4);
+            value[n][0] = low(pair), value[n][1] = high(pair);
+            mean += value[n][0] + value[n][1];
+        }
+        mean += shuffle_xor(mean, 1);
+        mean += shuffle_xor(mean, 2);
+        mean *= 1.0f / C;
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            float u = value[n][0] - mean, v = value[n][1] - mean;
+            square += u * u + v * v;
+        }
+        square += shuffle_xor(square, 1);
+        square += shuffle_xor(square, 2);
+        float scale = there[i] ? rsqrt_fast(square * (1.0f / C) + 1e-5f) : 0;
+#if !CENTRED
+        mean = 0;
+#endif
+#pragma unroll
+        for (int n = 0; n < 2 * STEPS; ++n)
+            a[n / 2][i + n % 2 * 2] =
+                n < COLUMNS ? pack((value[n < COLUMNS ? n : 0][0] - mean) * scale, (value[n < COLUMNS ? n : 0][1] - mean) * scale) : 0;
+    }
+}
+
+// Step 2.
+DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+    u32 base = R_AT + (number & 1) * R_BYTES;
+    u32 rows = base + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
+    u32 shifts = base + CHUNK * ROW + at.j * 16;
+    u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
+#pragma unroll
+    for (int t = 0; t < PAIRS; ++t) {
+        float first[TILES][4], second[TILES][4];
+        Vec4 shift = load_shared4(shifts + t * 64);
+        float s0 = as_float(shift.x), s1 = as_float(shift.y), s2 = as_float(shift.z), s3 = as_float(shift.w);
+#pragma unroll
+        for (int m = 0; m < TILES; ++m)
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                bool out = outside >> (2 * m + k / 2) & 1;
+                first[m][k] = out ? 0 : k & 1 ? s1 : s0;
+                second[m][k] = out ? 0 : k & 1 ? s3 : s2;
+            }
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            u32 b[4];
+            load_matrices(b, rows + t * 16 * ROW + s * 32);
+#pragma unroll
+            for (int m = 0; m < TILES; ++m) {
+                multiply(first[m], a[m][s], b[0], b[1]);
+                multiply(second[m], a[m][s], b[2], b[3]);
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < TILES; ++m)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g + i;
+                Vec2 four = {pack(first[m][2 * i], first[m][2 * i + 1]), pack(second[m][2 * i], second[m][2 * i + 1])};
+                if (pixel < PIXELS) store_shared2(to + pixel * E_ROW + t * 32, four);
+            }
+    }
+}
+
+// Step 3 for four channels of rows 0, 1 and pixels 2g, 2g + 1 of this warp.
+DEVICE void depthwise(u32 from, u32 taps, Vec2 (&result)[2][2]) {
+#if PACKED
+    Vec2 tap[9], bias = load_shared2(taps + 9 * CHUNK * 2);
+    result[0][0] = result[0][1] = result[1][0] = result[1][1] = bias;
+#pragma unroll
+    for (int k = 0; k < 9; ++k) tap[k] = load_shared2(taps + k * CHUNK * 2);
+#pragma unroll
+    for (int dy = 0; dy < 4; ++dy) {
+        Vec2 e[4];
+#pragma unroll
+        for (int dx = 0; dx < 4; ++dx) e[dx] = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            if (dy - r >= 0 && dy - r < 3)
+#pragma unroll
+                for (int c = 0; c < 2; ++c)
+#pragma unroll
+                    for (int dx = 0; dx < 3; ++dx) {
+                        result[r][c].x = fma2(e[c + dx].x, tap[(dy - r) * 3 + dx].x, result[r][c].x);
+                        result[r][c].y = fma2(e[c + dx].y, tap[(dy - r) * 3 + dx].y, result[r][c].y);
+                    }
+    }
+#else
+    float sum[2][2][4];
+    Vec2 bias = load_shared2(taps + 9 * CHUNK * 2);
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            sum[r][c][0] = low(bias.x), sum[r][c][1] = high(bias.x);
+            sum[r][c][2] = low(bias.y), sum[r][c][3] = high(bias.y);
+        }
+#pragma unroll
+    for (int dy = 0; dy < 4; ++dy) {
+        float e[4][4];
+#pragma unroll
+        for (int dx = 0; dx < 4; ++dx) {
+            Vec2 four = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
+            e[dx][0] = low(four.x), e[dx][1] = high(four.x), e[dx][2] = low(four.y), e[dx][3] = high(four.y);
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            if (dy - r >= 0 && dy - r < 3)
+#pragma unroll
+                for (int dx = 0; dx < 3; ++dx) {
+                    Vec2 tap = load_shared2(taps + ((dy - r) * 3 + dx) * CHUNK * 2);
+                    float t0 = low(tap.x), t1 = high(tap.x), t2 = low(tap.y), t3 = high(tap.y);
+#pragma unroll
+                    for (int c = 0; c < 2; ++c) {
+                        sum[r][c][0] += e[c + dx][0] * t0, sum[r][c][1] += e[c + dx][1] * t1;
+                        sum[r][c][2] += e[c + dx][2] * t2, sum[r][c][3] += e[c + dx][3] * t3;
+                    }
+                }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            result[r][c].x = pack(sum[r][c][0], sum[r][c][1]);
+            result[r][c].y = pack(sum[r][c][2], sum[r][c][3]);
+        }
+#endif
+}
+
+DEVICE void convolve(int number, int i, const Place& at, u16* v) {
+    u32 from = E_AT + (number & 1) * E_BYTES + (2 * at.warp * ACROSS + 2 * at.g) * E_ROW + at.j * 8;
+    u32 taps = T_AT + (number & 1) * T_BYTES + at.j * 8;
+    int y = at.top + 2 * at.warp, x = at.left + 2 * at.g;
+#pragma unroll
+    for (int t = 0; t < PAIRS; ++t) {
+        Vec2 four[2][2];
+        depthwise(from + t * 32, taps + t * 32, four);
+        int channel = i * CHUNK + t * 16 + at.j * 4;
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+                bool there = y + r < at.h && x + c < at.w;
+                if (i < FIRST_V) {
+                    if (!there) four[r][c].x = four[r][c].y = 0;  // the taps' bias and neighbours must not count
+                    store_shared2(((2 * at.warp + r) * WIDE + 2 * at.g + c) * QK_ROW + channel * 2, four[r][c]);
+                } else if (there)
+                    *(Vec2*)(v + (((u64)at.n * at.h + y + r) * at.w + x + c) * C + channel - 2 * C) = four[r][c];
+            }
+    }
+}
+
+struct Sums {
+    float gram[GM][GN][4];
+    float q[GM][2], k[GN];
+};
+
+DEVICE float squares(float sum, u32 pair) {
+    float a = low(pair), b = high(pair);
+    return sum + a * a + b * b;
+}
+
+// Step 4. This warp's part: q channels from first_q, k channels from first_k, of its segment of the pixels.
+DEVICE void multiply_parts(const Place& at, Sums& sums, int first_q, int first_k, int segment, bool count_q, bool count_k) {
+    constexpr int STRETCH = WIDE * TALL / SEGMENTS;
+    u32 pixels = segment * STRETCH * QK_ROW;
+    u32 q_at = pixels + ((at.lane & 7) + (at.lane >> 4) * 8) * QK_ROW + (first_q + (at.lane >> 3 & 1) * 8) * 2;
+    u32 k_at = pixels + (at.lane & 15) * QK_ROW + (C + first_k + (at.lane >> 4) * 8) * 2;
+#pragma unroll 1
+    for (int s = 0; s < STRETCH / 16; ++s) {
+        u32 a[GM][4];
+#pragma unroll
+        for (int m = 0; m < GM; ++m) {
+            load_matrices_transposed(a[m], q_at + s * 16 * QK_ROW + m * 32);
+            if (count_q) {
+                sums.q[m][0] = squares(squares(sums.q[m][0], a[m][0]), a[m][2]);
+                sums.q[m][1] = squares(squares(sums.q[m][1], a[m][1]), a[m][3]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < GN; n += 2) {
+            u32 b[4];
+            load_matrices_transposed(b, k_at + s * 16 * QK_ROW + n * 16);
+            if (count_k) sums.k[n] = squares(squares(sums.k[n], b[0]), b[1]);
+            if (count_k && n + 1 < GN) sums.k[n + 1] = squares(squares(sums.k[n + 1], b[2]), b[3]);
+#pragma unroll
+            for (int m = 0; m < GM; ++m) {
+                multiply(sums.gram[m][n], a[m], b[0], b[1]);
+                if (n + 1 < GN) multiply(sums.gram[m][n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+KERNEL(THREADS, BLOCKS)
+stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16* v, float* partial, int h, int width) {
+    Place at;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
+    at.g = at.lane >> 2, at.j = at.lane & 3;
+    at.n = block_index(1), at.h = h, at.w = width;
+    const int across = (width + WIDE - 1) / WIDE, tiles = across * ((h + TALL - 1) / TALL);
+    const int part = at.warp % PARTS, segment = at.warp / PARTS;
+    const int head = part / (SPLIT * SPLIT), part_q = part / SPLIT % SPLIT, part_k = part % SPLIT;
+    const bool count_q = SPLIT == 1 || part_q == part_k, count_k = SPLIT == 1 || part_q != part_k;
+
+    Sums sums;
+#pragma unroll
+    for (int m = 0; m < GM; ++m) {
+        sums.q[m][0] = sums.q[m][1] = 0;
+#pragma unroll
+        for (int n = 0; n < GN; ++n)
+#pragma unroll
+            for (int k = 0; k < 4; ++k) sums.gram[m][n][k] = 0;
+    }
+#pragma unroll
+    for (int n = 0; n < GN; ++n) sums.k[n] = 0;
+
+    int tile = block_index(0);
+    at.top = tile / across * TALL, at.left = tile % across * WIDE;
+    fetch_pixels(at, x);
+    fetch_rows(0, w, affine);
+    fetch_taps(0, dw);
+    commit_copies();
+    int number = 0;
+    for (; tile < tiles; tile += block_count()) {
+        at.top = tile / across * TALL, at.left = tile % across * WIDE;
+        fetch_rows(number + 1, w, affine);
+        commit_copies();
+        wait_copies<1>();
+        block_barrier();
+        u32 a[TILES][STEPS][4];
+        u32 outside = 0;
+#pragma unroll
+        for (int m = 0; m < TILES; ++m) {
+            int first = 16 * (at.warp + m * WARPS) + 2 * at.g;
+            bool there[2] = {first < PIXELS && inside(at, first), first + 1 < PIXELS && inside(at, first + 1)};
+            int p[2] = {first < PIXELS ? first : 0, first + 1 < PIXELS ? first + 1 : 0};
+            normalise(at, a[m], p, there);
+            outside |= (there[0] ? 0u : 1u) << 2 * m | (there[1] ? 0u : 1u) << (2 * m + 1);
+        }
+        expand(number, at, a, outside);
+        for (int i = 0; i < CHUNKS; ++i, ++number) {
+            wait_copies<0>();
+            block_barrier();
+            if (i + 2 < CHUNKS || i + 1 == CHUNKS) fetch_rows(number + 2 - (i + 1 == CHUNKS), w, affine);
+            fetch_taps(number + 1, dw);
+            if (i == CHUNKS - 1 && tile + block_count() < tiles) {
+                Place next = at;
+                int t = tile + block_count();
+                next.top = t / across * TALL, next.left = t % across * WIDE;
+                fetch_pixels(next, x);
+            }
+            commit_copies();
+#pragma unroll 1
+            for (int turn = 0; turn < 2; ++turn)
+                if ((turn ^ at.warp) & 1) {
+                    convolve(number, i, at, v);
+                    if (i == FIRST_V)
+                        multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
+                } else if (i + 1 < CHUNKS)
+                    expand(number + 1, at, a, outside);
+        }
+    }
+    wait_copies<0>();
+    block_barrier();
+
+    // Warps with the same part add up, the first one last: one partial sum a block.
+    if (SEGMENTS > 1) {
+        constexpr int COUNT = GM * GN * 4 + 2 * GM + GN;
+        if (segment > 0) {
+            u32 to = (((segment - 1) * PARTS + part) * COUNT * 32 + at.lane) * 4;
+            int c = 0;
+#pragma unroll
+            for (int m = 0; m < GM; ++m)
+#pragma unroll
+                for (int n = 0; n < GN; ++n)
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) store_shared_float(to + 128 * c++, sums.gram[m][n][k]);
+#pragma unroll
+            for (int m = 0; m < GM; ++m)
+#pragma unroll
+                for (int k = 0; k < 2; ++k) store_shared_float(to + 128 * c++, sums.q[m][k]);
+#pragma unroll
+            for (int n = 0; n < GN; ++n) store_shared_float(to + 128 * c++, sums.k[n]);
+        }
+        block_barrier();
+        if (segment > 0) return;
+        for (int s = 0; s < SEGMENTS - 1; ++s) {
+            u32 from = ((s * PARTS + part) * COUNT * 32 + at.lane) * 4;
+            int c = 0;
+#pragma unroll
+            for (int m = 0; m < GM; ++m)
+#pragma unroll
+                for (int n = 0; n < GN; ++n)
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) sums.gram[m][n][k] += load_shared_float(from + 128 * c++);
+#pragma unroll
+            for (int m = 0; m < GM; ++m)
+#pragma unroll
+                for (int k = 0; k < 2; ++k) sums.q[m][k] += load_shared_float(from + 128 * c++);
+#pragma unroll
+            for (int n = 0; n < GN; ++n) sums.k[n] += load_shared_float(from + 128 * c++);
+        }
+    }
+
+    float* to = partial + (((u64)block_index(0) * image_count() + at.n) * HEADS + head) * (CH * (CH + 2));
+#pragma unroll
+    for (int m = 0; m < GM; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            int row = m * 16 + i * 8 + at.g;
+            float q = sums.q[m][i];
+            q += shuffle_xor(q, 1);
+            q += shuffle_xor(q, 2);
+            if (row < PART) {
+                row += part_q * PART;
+#pragma unroll
+                for (int n = 0; n < GN; ++n)
+#pragma unroll
+                    for (int k = 0; k < 2; ++k)
+                        to[row * CH + part_k * PART + 8 * n + 2 * at.j + k] = sums.gram[m][n][2 * i + k];
+                if (count_q && at.j == 0) to[CH * CH + row] = q;
+            }
+        }
+#pragma unroll
+    for (int n = 0; n < GN; ++n) {
+        float k = sums.k[n];
+        k += shuffle_xor(k, 1);
+        k += shuffle_xor(k, 2);
+        if (count_k && at.j == 0) to[CH * CH + CH + part_k * PART + 8 * n + at.g] = k;
+    }
+}

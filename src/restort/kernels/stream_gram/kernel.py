@@ -1,0 +1,92 @@
+"""The binding of kernel.cu: how it is cut up, and when it is worth it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from restort.kernels.cuda import CudaKernel
+from restort.kernels.launch import Launch
+
+Tensor = Any
+
+KERNEL = CudaKernel("stream_gram", Path(__file__).with_name("kernel.cu"))
+WIDE = 16
+
+
+def tiles(channels: int, capability: tuple[int, int]) -> dict[str, int]:
+    """How a picture is cut up: WARPS (a tile is 16 x 2 WARPS pixels), CHUNK channels a step, BLOCKS a multiprocessor."""
+    if capability in ((8, 6), (8, 9), (12, 0)):  # 99 KB a block, 100 KB a multiprocessor
+        return {"WARPS": 4, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
+    return {"WARPS": 4, "CHUNK": 48, "BLOCKS": 2}
+
+
+def shared_bytes(channels: int, warps: int, chunk: int) -> int:
+    """Shared memory of a block; kernel.cu asserts the same number."""
+    pixels = (WIDE + 2) * (2 * warps + 2)
+    row = -(-channels // 16) * 32 + 16
+    products = WIDE * 2 * warps * (4 * channels + 16)
+    rest = pixels * (2 * chunk + 16) + chunk * row + chunk * 4 + 10 * chunk * 2
+    over = pixels * row <= products and channels // chunk > 1
+    return products + 2 * rest + (0 if over else pixels * row)
+
+
+def splits(n: int, h: int, w: int, channels: int, processors: int = 132, capability: tuple[int, int] = (9, 0)) -> int:
+    """How many blocks share an image, which is how many partial sums there are: what the GPU runs at once."""
+    cut = tiles(channels, capability)
+    count = -(-w // WIDE) * -(-h // (2 * cut["WARPS"]))
+    together = max(1, cut["BLOCKS"] * processors // n)
+    rounds = -(-count // together)
+    return -(-count // rounds)  # no more blocks than the longest of them needs
+
+
+def launch(
+    x: Tensor,
+    w: Tensor,
+    affine: Tensor,
+    dw16: Tensor,
+    v: Tensor,
+    sums: Tensor,
+    *,
+    centred: bool = True,
+    capability: tuple[int, int] = (9, 0),
+    packed: bool = True,
+    label: str = "",
+    **variant: int,
+) -> Launch:
+    """A call of the kernel; reference.stream_gram says what of. v must not overlap x.
+
+    x, v (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 3 C) in that type; sums (splits, N, heads,
+    ch * (ch + 2)) float32, partial: restort.kernels.fold adds them. `packed` as in stream_ffn; `variant` overrides `tiles`.
+    """
+    n, h, width, channels = x.shape
+    heads = sums.shape[2]
+    cut = {**tiles(channels, capability), **variant}
+    constants = {
+        "C": channels,
+        "HEADS": heads,
+        "CENTRED": int(centred),
+        "PACKED": int(packed),
+        "TANH": 0,
+        "BF16": int("bfloat16" in str(x.dtype)),
+        **cut,
+    }
+    constants["SHARED"] = shared_bytes(channels, cut["WARPS"], cut["CHUNK"])
+    pixels = n * h * width
+    return Launch(
+        KERNEL,
+        {"x": x, "w": w, "affine": affine, "dw": dw16, "v": v, "sums": sums},
+        {"h": h, "width": width},
+        constants,
+        (sums.shape[0], n),
+        warps=cut["WARPS"],
+        flops=2 * pixels * channels * (3 * channels + 27 + channels // heads),
+        moved=pixels * channels * 4 + sums.numel() * 4,
+        label=label,
+    )
+
+
+def worthwhile(pixels: int, channels: int, heads: int) -> bool:
+    """Whether one pass beats an expansion and a Gram kernel, which move 8 C numbers a pixel."""
+    ch = channels // heads
+    return channels in (48, 96) and (ch == 48 or ch == 96)
