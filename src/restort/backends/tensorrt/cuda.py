@@ -1,25 +1,22 @@
 """The few CUDA calls that running an engine takes, through cuda-python: memory, copies, streams, events, graphs.
 
 Pointers and handles are integers here. Every failing call raises RestortError, one sentence with the likely remedy;
-GpuMemoryError where the memory of the GPU is not enough, which smaller tiles may cure.
+OutOfMemory where the memory of the GPU is not enough, which smaller tiles may cure.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 from typing import Any
 
 import numpy as np
 
 from restort.backends.base import Array
-from restort.errors import RestortError
+from restort.errors import OutOfMemory, RestortError
 
 REMEDY = "pip install cuda-python"
-
-
-class GpuMemoryError(RestortError):
-    """The GPU's memory is not enough."""
 
 
 @functools.cache
@@ -28,15 +25,12 @@ def runtime() -> Any:
 
     Raises RestortError where it is not installed or does not load.
     """
-    try:
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):
         try:
-            from cuda.bindings import runtime as module
-        except ImportError:
-            from cuda import cudart as module
-    except ImportError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise RestortError(f"cuda-python is not here ({reason}); get it with: {REMEDY}") from None
-    return module
+            return importlib.import_module(name)
+        except ImportError as error:
+            reason = " ".join(str(error).split())[:120]
+    raise RestortError(f"cuda-python is not here ({reason}); get it with: {REMEDY}")
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -59,7 +53,7 @@ def _words(module: Any, code: Any) -> str:
 def trouble(name: str, code: int, words: str) -> RestortError:
     """The error of a CUDA call in one sentence."""
     if code == 2:
-        return GpuMemoryError("the memory of the GPU is not enough; use smaller tiles (--tile)")
+        return OutOfMemory("the memory of the GPU is not enough; use smaller tiles (--tile)")
     if code in (35, 803):
         return RestortError(f"the NVIDIA driver is too old or not there ({words}); install a newer driver")
     if code in (100, 101, 38):
@@ -93,8 +87,8 @@ class Pinned:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.size = 4 * int(np.prod(shape))
         self.pointer = int(call("HostAlloc", self.size, 0))
-        bytes_ = (ctypes.c_byte * self.size).from_address(self.pointer)
-        self.array: Array = np.frombuffer(bytes_, np.float32).reshape(shape)
+        memory: Any = (ctypes.c_byte * self.size).from_address(self.pointer)
+        self.array: Array = np.frombuffer(memory, np.float32).reshape(shape)
 
     def free(self) -> None:
         if self.pointer:

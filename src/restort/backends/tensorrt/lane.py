@@ -102,9 +102,10 @@ class Lane:
         if self.graph is not None:
             self.graph.free()
         self.context = self.graph = None
-        for part in (*self._slots, self.input, self.output):
-            part.free()
-        self._slots = []
+        while self._slots:
+            self._slots.pop().free()
+        self.input.free()
+        self.output.free()
 
 
 def _context(module: Any, engine: Any, config: Any) -> Any:
