@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -37,6 +39,25 @@ class Halving:
         self._too_many: float = float("inf")  # pixels of a batch that did not fit
         self._told: set[int] = set()  # edges of tiles
 
+    def stream(self, tiles: Iterable[Float32]) -> Generator[Float32, None, None]:
+        """The results of `tiles` in their order: through the network's own `stream` while the memory is enough."""
+        own = getattr(self._network, "stream", None)
+        sent: deque[Float32] = deque()
+        rest = iter(tiles)
+        if own is not None:
+            results = own(_noted(rest, sent))
+            try:
+                for y in results:
+                    sent.popleft()
+                    yield y
+                return
+            except MemoryError:
+                pass
+            finally:
+                results.close()
+        for x in chain(sent, rest):
+            yield self(x)
+
     def __call__(self, x: Float32, /) -> Float32:
         n, _, height, width = x.shape
         if n * height * width < self._too_many:
@@ -61,3 +82,9 @@ class Halving:
         multiple = self._spec.size_multiple
         overlap = min(wanted, edge // 2 // multiple * multiple)
         return run_tiled(self, x, plan(height, width, self._spec, edge, overlap))
+
+
+def _noted(tiles: Iterator[Float32], sent: deque[Float32]) -> Iterator[Float32]:
+    for x in tiles:
+        sent.append(x)
+        yield x

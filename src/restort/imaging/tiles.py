@@ -13,7 +13,8 @@ Only one row of tiles is held at a time (`stream_tiled`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, TypeAlias
@@ -52,7 +53,11 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 class Network(Protocol):
     """What tiles need of a backend's runner: float32 (N, C, H, W) -> float32 (N, C', H * scale, W *
-    scale)."""
+    scale).
+
+    One that also has `stream(arrays)`, the results of an iterable in its order, is given all tiles that way: it
+    may then take the next tile while it computes one.
+    """
 
     def __call__(self, x: Float32, /) -> Float32: ...
 
@@ -230,11 +235,40 @@ def stream_tiled(
         raise ValueError(
             f"an array of shape {x.shape} for a plan of {plan.rows.size} x {plan.columns.size} pixels"
         )
+    with closing(_results(network, _tiles(x, plan))) as results:
+        yield from _bands(results, x.shape, plan, progress)
+
+
+def _tiles(x: Float32, plan: TilePlan) -> Iterator[Float32]:
+    """All tiles, row by row."""
+    for i in range(len(plan.rows.starts)):
+        band = _take(x, plan.rows.index(i), axis=2)
+        for j in range(len(plan.columns.starts)):
+            yield np.ascontiguousarray(_take(band, plan.columns.index(j), axis=3))
+
+
+def _results(network: Network, tiles: Iterator[Float32]) -> Generator[Float32, None, None]:
+    stream = getattr(network, "stream", None)
+    if stream is None:
+        for tile in tiles:
+            yield network(tile)
+        return
+    results = stream(tiles)
+    try:
+        yield from results
+    finally:
+        results.close()  # what is under way is of no use any more
+
+
+def _bands(
+    results: Iterator[Float32], shape: tuple[int, ...], plan: TilePlan, progress: Progress | None
+) -> Iterator[tuple[int, Float32]]:
+    """(top, finished rows) from the results of all tiles."""
     scale, rows = plan.scale, plan.rows
     tail: Array | None = None  # what the row of tiles above says about the seam
     written = 0
     for i in range(len(rows.starts)):
-        strip = _row_of_tiles(network, x, plan, i, progress)
+        strip = _row_of_tiles(results, shape, plan, i, progress)
         origin = rows.starts[i] * scale
         begin, end = _part(rows, i, scale)
         if tail is not None:
@@ -251,19 +285,19 @@ def stream_tiled(
         written += band.shape[2]
 
 
-def _row_of_tiles(network: Network, x: Float32, plan: TilePlan, i: int, progress: Progress | None) -> Float32:
+def _row_of_tiles(
+    results: Iterator[Float32], shape: tuple[int, ...], plan: TilePlan, i: int, progress: Progress | None
+) -> Float32:
     """Tiles side by side, blended: (N, C', tile height * scale, W * scale)."""
     columns, scale = plan.columns, plan.scale
-    band = _take(x, plan.rows.index(i), axis=2)
     strip: Float32 | None = None
     for j, left in enumerate(columns.starts):
-        tile = _take(band, columns.index(j), axis=3)
-        result = network(np.ascontiguousarray(tile))
-        expected = (x.shape[0], plan.rows.tile * scale, columns.tile * scale)
+        result = next(results)
+        expected = (shape[0], plan.rows.tile * scale, columns.tile * scale)
         if result.ndim != 4 or (result.shape[0], *result.shape[2:]) != expected:
             raise RestortError(
                 f"the backend returned an array of shape {list(result.shape)} for a tile of "
-                f"{list(tile.shape)}; this is a defect of the backend"
+                f"{[*shape[:2], *plan.tile_shape]}; this is a defect of the backend"
             )
         if progress is not None:
             progress(i * len(columns.starts) + j + 1, plan.count)
