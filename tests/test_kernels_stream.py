@@ -14,7 +14,9 @@ from tests.emulator import emulate  # noqa: E402
 BOUND = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
 
 
-def ffn_case(n: int, h: int, w: int, c: int, f: int, dtype: Any, apply: bool, seed: int = 0) -> dict[str, Any]:
+def ffn_case(
+    n: int, h: int, w: int, c: int, f: int, dtype: Any, apply: bool, seed: int = 0
+) -> dict[str, Any]:
     """Inputs of stream_ffn with about unit activations, in the types the kernel takes."""
     torch.manual_seed(seed)
 

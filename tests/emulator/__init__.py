@@ -49,7 +49,19 @@ def _library(launch: Any) -> Any:
         file = folder / f"{key}.{os.getpid()}.cpp"
         file.write_text(text)
         made = file.with_suffix(".so")
-        command = [_compiler(), "-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-gnu-unique", "-fvisibility=hidden", "-o", str(made), str(file)]
+        command = [
+            _compiler(),
+            "-O1",
+            "-std=c++17",
+            "-shared",
+            "-fPIC",
+            "-w",
+            "-fno-gnu-unique",
+            "-fvisibility=hidden",
+            "-o",
+            str(made),
+            str(file),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[:3000]
         file.unlink()

@@ -5,7 +5,7 @@ its own file; every constant of a launch becomes a #define. Constants that each 
     WARPS   warps in a block          SHARED  bytes of dynamic shared memory of a block
     BLOCKS  blocks a multiprocessor is to hold (bounds the registers)
     BF16    1 for bfloat16, 0 for float16
-Needs compute capability 8.0 and cuda-bindings (comes with PyTorch for CUDA), which names the NVRTC that it finds.
+Needs compute capability 8.0 and cuda-bindings (comes with PyTorch for CUDA), which finds NVRTC.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class CudaKernel:
         defines = "".join(f"#define {key} {int(value)}\n" for key, value in constants.items())
         return defines + (HERE / "warp.cuh").read_text() + self.path.read_text()
 
-    def compile(self, constants: Mapping[str, Any], capability: tuple[int, int]) -> bytes:
-        """The cubin for a compute capability such as (9, 0); from the disk cache if it is there. Needs no GPU."""
+    def compile(self, constants: Mapping[str, Any], capability: int) -> bytes:
+        """The cubin for a compute capability such as 90 for 9.0; from the disk cache if it is there. Needs no GPU."""
         text = self.source(constants)
-        key = hashlib.sha256("\0".join([text, *OPTIONS, str(capability), _version()]).encode()).hexdigest()[:32]
+        key = hashlib.sha256("\0".join([text, *OPTIONS, str(capability), _version()]).encode()).hexdigest()[
+            :32
+        ]
         kept = cache_root() / "kernels" / f"{self.__name__}-{key}.cubin"
         if kept.is_file():
             return kept.read_bytes()
@@ -67,7 +69,9 @@ class CudaKernel:
 
         return call
 
-    def _run(self, arguments: tuple[Any, ...], constants: dict[str, Any], grid: Any, device: int, stream: int) -> None:
+    def _run(
+        self, arguments: tuple[Any, ...], constants: dict[str, Any], grid: Any, device: int, stream: int
+    ) -> None:
         driver = _driver()
         _enter(device)
         key = (device, *constants.items())
@@ -83,7 +87,9 @@ class CudaKernel:
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         block, shared = 32 * constants["WARPS"], constants["SHARED"]
         _check(
-            driver.cuLaunchKernel(function, *grid, block, 1, 1, shared, stream, ctypes.addressof(pointers), 0),
+            driver.cuLaunchKernel(
+                function, *grid, block, 1, 1, shared, stream, ctypes.addressof(pointers), 0
+            ),
             self.__name__,
         )
 
@@ -91,9 +97,8 @@ class CudaKernel:
         import torch
 
         driver = _driver()
-        module = _check(
-            driver.cuModuleLoadData(self.compile(constants, torch.cuda.get_device_capability(device))), self.__name__
-        )
+        major, minor = torch.cuda.get_device_capability(device)
+        module = _check(driver.cuModuleLoadData(self.compile(constants, major * 10 + minor)), self.__name__)
         function = _check(driver.cuModuleGetFunction(module, self.__name__.encode()), self.__name__)
         attribute = driver.CUfunction_attribute
         for name, value in (
@@ -104,17 +109,17 @@ class CudaKernel:
         return function
 
 
-def _compile(text: str, name: str, capability: tuple[int, int]) -> bytes:
+def _compile(text: str, name: str, capability: int) -> bytes:
     nvrtc = _nvrtc()
     program = _check(nvrtc.nvrtcCreateProgram(text.encode(), f"{name}.cu".encode(), 0, [], []), name)
-    options = [*OPTIONS, f"--gpu-architecture=sm_{capability[0]}{capability[1]}"]
+    options = [*OPTIONS, f"--gpu-architecture=sm_{capability}"]
     (code,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if int(code) != 0:
         log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program), name)
         nvrtc.nvrtcGetProgramLog(program, log)
         reason = " ".join(log.decode(errors="replace").split())[:400]
-        raise RestortError(f"the CUDA kernel {name} does not compile for sm_{capability[0]}{capability[1]}: {reason}")
-    binary = b" " * _check(nvrtc.nvrtcGetCUBINSize(program), name)
+        raise RestortError(f"the CUDA kernel {name} does not compile for sm_{capability}: {reason}")
+    binary: bytes = b" " * _check(nvrtc.nvrtcGetCUBINSize(program), name)
     _check(nvrtc.nvrtcGetCUBIN(program, binary), name)
     nvrtc.nvrtcDestroyProgram(program)
     return binary
@@ -124,7 +129,9 @@ def _check(result: tuple[Any, ...], name: str) -> Any:
     """What a call gives besides its error code."""
     code, *values = result
     if int(code) != 0:
-        raise RestortError(f"the CUDA kernel {name} failed: {getattr(code, 'name', code)}; try another backend")
+        raise RestortError(
+            f"the CUDA kernel {name} failed: {getattr(code, 'name', code)}; try another backend"
+        )
     return values[0] if values else None
 
 
@@ -147,14 +154,19 @@ def _nvrtc() -> Any:
 
 @functools.cache
 def _version() -> str:
-    return str(_check((lambda code, *numbers: (code, numbers))(*_nvrtc().nvrtcVersion()), "NVRTC"))
+    code, *numbers = _nvrtc().nvrtcVersion()
+    _check((code,), "NVRTC")
+    return ".".join(map(str, numbers))
 
 
 def _module(name: str) -> Any:
     import importlib
 
     try:
-        return importlib.import_module(f"cuda.bindings.{name}")
-    except ImportError as error:
+        module = importlib.import_module(f"cuda.bindings.{name}")
+        if name == "nvrtc":
+            module.nvrtcVersion()  # loads the library
+        return module
+    except (ImportError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise RestortError(f"CUDA kernels need cuda-bindings ({reason}); get them with: {REMEDY}") from None

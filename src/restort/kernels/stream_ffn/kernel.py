@@ -15,9 +15,9 @@ WIDE, CHUNK = 16, 32
 MOST_CHANNELS = 96  # an output row of a warp stays in registers: 2 x 16 pixels of 96 channels are 96 of them
 
 
-def tiles(channels: int, capability: tuple[int, int]) -> dict[str, int]:
+def tiles(channels: int, capability: int) -> dict[str, int]:
     """How a picture is cut up: WARPS (a tile is 16 x 2 WARPS pixels), BUFFERS, BLOCKS a multiprocessor."""
-    if capability in ((8, 6), (8, 9), (12, 0)):  # 99 KB a block, 100 KB (sm_120: also) a multiprocessor
+    if capability in (86, 89, 120):  # 99 KB a block, 100 KB (sm_120: also) a multiprocessor
         return {"WARPS": 4, "BUFFERS": 1, "BLOCKS": 1 if channels > 48 else 2}
     return {"WARPS": 4, "BUFFERS": 2, "BLOCKS": 2}
 
@@ -48,7 +48,7 @@ def launch(
     out: Tensor,
     *,
     centred: bool = True,
-    capability: tuple[int, int] = (9, 0),
+    capability: int = 90,
     packed: bool = True,
     label: str = "",
     **variant: int,
@@ -98,6 +98,6 @@ def launch(
     )
 
 
-def worthwhile(pixels: int, channels: int, capability: tuple[int, int] = (9, 0)) -> bool:
+def worthwhile(pixels: int, channels: int, capability: int = 90) -> bool:
     """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel."""
     return channels <= MOST_CHANNELS

@@ -15,7 +15,7 @@ EPSILON = 1e-5
 def expand(x: Tensor, w: Tensor, affine: Tensor, dw: Tensor, centred: bool) -> Tensor:
     """Normalisation, 1x1 expansion and depthwise 3x3: (N, H, W, C) -> (N, H, W, M), in x's type.
 
-    w (M, C) with the normalisation's weight in it; affine (2, M), of which [1] is the shift; dw (10, M): nine taps, bias.
+    w (M, C) with the normalisation's weight in it; affine (2, M), [1] being the shift; dw (10, M): nine taps, bias.
     `centred`: the mean is taken off (a LayerNorm with a bias). Outside of the image the expanded values are 0.
     """
     mean = x.mean(-1, keepdim=True)

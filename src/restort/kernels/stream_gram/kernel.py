@@ -14,9 +14,9 @@ KERNEL = CudaKernel("stream_gram", Path(__file__).with_name("kernel.cu"))
 WIDE = 16
 
 
-def tiles(channels: int, capability: tuple[int, int]) -> dict[str, int]:
-    """How a picture is cut up: WARPS (a tile is 16 x 2 WARPS pixels), CHUNK channels a step, BLOCKS a multiprocessor."""
-    if capability in ((8, 6), (8, 9), (12, 0)):  # 99 KB a block, 100 KB a multiprocessor
+def tiles(channels: int, capability: int) -> dict[str, int]:
+    """How a picture is cut up: tiles of 16 x 2 WARPS pixels, CHUNK channels a step, BLOCKS a multiprocessor."""
+    if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
         return {"WARPS": 4, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
     return {"WARPS": 4, "CHUNK": 48, "BLOCKS": 2}
 
@@ -31,7 +31,7 @@ def shared_bytes(channels: int, warps: int, chunk: int) -> int:
     return products + 2 * rest + (0 if over else pixels * row)
 
 
-def splits(n: int, h: int, w: int, channels: int, processors: int = 132, capability: tuple[int, int] = (9, 0)) -> int:
+def splits(n: int, h: int, w: int, channels: int, processors: int = 132, capability: int = 90) -> int:
     """How many blocks share an image, which is how many partial sums there are: what the GPU runs at once."""
     cut = tiles(channels, capability)
     count = -(-w // WIDE) * -(-h // (2 * cut["WARPS"]))
@@ -49,7 +49,7 @@ def launch(
     sums: Tensor,
     *,
     centred: bool = True,
-    capability: tuple[int, int] = (9, 0),
+    capability: int = 90,
     packed: bool = True,
     label: str = "",
     **variant: int,
@@ -57,7 +57,7 @@ def launch(
     """A call of the kernel; reference.stream_gram says what of. v must not overlap x.
 
     x, v (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 3 C) in that type; sums (splits, N, heads,
-    ch * (ch + 2)) float32, partial: restort.kernels.fold adds them. `packed` as in stream_ffn; `variant` overrides `tiles`.
+    ch * (ch + 2)) float32, partial: restort.kernels.fold adds them. `packed` and `variant` as in stream_ffn.
     """
     n, h, width, channels = x.shape
     heads = sums.shape[2]
