@@ -106,7 +106,7 @@ def cache_folder() -> Path:
         return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
-def precompile_cuda(launches: Sequence[Launch], capability: tuple[int, int]) -> None:
+def precompile_cuda(launches: Sequence[Launch], capability: int) -> None:
     """Compiles the kernels in CUDA C++ (restort.kernels.cuda), several at a time, or finds them on disk."""
     wanted: dict[Any, Launch] = {}
     for launch in launches:

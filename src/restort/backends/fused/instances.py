@@ -58,7 +58,7 @@ class Instance:
                 f"compiling {len(lacking)} kernels for {torch.cuda.get_device_name(device)}; this is done once"
             )
             precompile(list(lacking.values()))
-        precompile_cuda(self.launches, (major, minor))
+        precompile_cuda(self.launches, 10 * major + minor)
         self.input.zero_()
         self._all()
         self.stream.synchronize()
