@@ -243,7 +243,7 @@ def test_emitting_twice_gives_the_same_bytes() -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(RestortError, match="fp32 or fp16, not int8"):
+    with pytest.raises(RestortError, match="fp32, fp16 or bf16, not int8"):
         emit(weights_of(FORMS["elan-x2"]), "int8")  # type: ignore[arg-type]
 
 

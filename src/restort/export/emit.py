@@ -18,7 +18,7 @@ from restort.models.spec import RestormerSpec
 if TYPE_CHECKING:
     from restort.models.checkpoint import Weights
 
-EMITTER = 3  # counted up whenever the same weights give another graph
+EMITTER = 4  # counted up whenever the same weights give another graph
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
@@ -43,7 +43,7 @@ def emit(
     `form` chooses how the nodes are written (restort.export.form); `norm` alone how a Restormer's LayerNorm is:
     'layer', as LayerNormalization between transposes, is what every other tool recognises; 'convolution' says
     the same with a 1x1 convolution and is faster in OpenVINO on a CPU. Weights without LayerNorm bias always
-    take the second form, fp16 with it the first.
+    take the second form, in 16 bits 'arithmetic'; fp16 with bias the first.
     `keep_fp32` names sections (restort.export.form.sections) that stay in float32, with casts at their borders:
     mixed precision.
     `opset` is 20 for Restormer (it has Gelu, which keeps the graph small), 17 for ELAN and 22 for bf16 (which has

@@ -33,7 +33,7 @@ class Form:
     gate: Literal["auto", "split", "separate"] = "auto"
 
 
-TYPED = Form(norm="cast", attention="folded", gate="split")
+TYPED = Form(norm="cast", attention="rows", gate="split")
 """For engines that take the types of the graph as they are."""
 
 

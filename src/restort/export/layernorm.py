@@ -29,7 +29,7 @@ def normed(
     """
     if form in ("layer", "cast") and shift is not None:
         return _layer(g, x, scale, shift, wide=form == "cast"), weight, bias
-    if form in ("cast", "arithmetic"):
+    if form in ("cast", "arithmetic") or g.precision != "fp32":  # a float32 convolution would be dear there
         y = _arithmetic(g, x, centred=shift is not None)
         centring: Array | None = None
     else:

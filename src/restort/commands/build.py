@@ -1,0 +1,329 @@
+"""`restort build`: weights or a graph to a TensorRT engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restort.commands import choice, options
+
+if TYPE_CHECKING:
+    import onnx
+
+    from restort.backends.tensorrt.build import Built
+    from restort.backends.tensorrt.flavour import Flavour
+    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.progress import Progress
+    from restort.models.checkpoint import Weights
+
+FLAVOURS = ("auto", "tensorrt", "rtx")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.command(
+        subparsers,
+        "build",
+        run,
+        "builds a TensorRT engine, for this machine's GPU or, with TensorRT-RTX, for others",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="NAME", help="a model of `restort models`")
+    source.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=Path,
+        help="a file of weights (.safetensors, .pth) of either network",
+    )
+    source.add_argument("--onnx", metavar="FILE", type=Path, help="a graph of one picture in and one out")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="ENGINE",
+        type=Path,
+        help="the file to write (default: MODEL-PRECISION.FLAVOUR.engine here); ENGINE.json beside it tells about it",
+    )
+    parser.add_argument("--flavour", choices=FLAVOURS, default="auto", help="which library (default: auto)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="numbers to compute in (default: fp16; with --onnx, the graph's)",
+    )
+    parser.add_argument(
+        "--shape",
+        metavar="MIN,OPT,MAX",
+        type=shapes,
+        help="sizes as BxHxW, such as 1x64x64,1x512x512,1x1280x1280; one alone for a fixed size",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        metavar="LIST",
+        type=capabilities,
+        default=(),
+        help="GPUs to build for, such as 8.6,8.9,12.0; only TensorRT-RTX can, and needs none of them (default: the "
+        "GPU of this machine)",
+    )
+    parser.add_argument(
+        "--level", metavar="N", type=options.not_negative, help="how hard to search, 0 to 5 (default: 3)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="ERROR",
+        type=budget,
+        help="with mixed: the relative L2 error that may remain, such as 0.001",
+    )
+    parser.add_argument(
+        "--keep-fp32",
+        metavar="LIST",
+        type=names,
+        help="with mixed: the sections to keep in float32, instead of a search for the fewest",
+    )
+    parser.add_argument("--offline", action="store_true", help="never download")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    options.add_reporting(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.backends.tensorrt import sidecar
+    from restort.backends.tensorrt.build import BuildOptions, build, check_options
+    from restort.backends.tensorrt.flavour import find
+    from restort.imaging.files import check_free
+
+    flavour = find(args.flavour)
+    graph, weights = _source(args)
+    precision = args.precision or ("fp16" if graph is None else _own_precision(graph))
+    wanted = BuildOptions(
+        profile=args.shape or _usual(weights, graph),
+        precision=precision,
+        compute_capabilities=args.compute_capability,
+        level=args.level,
+    )
+    check_options(flavour, wanted)
+    keep = _kept(args, weights, precision)
+    stem = args.onnx.stem if weights is None else _name(args, weights)
+    target = args.output or Path(f"{stem}-{precision}.{flavour.name}.engine")
+    for path in (target, sidecar.path_of(target)):
+        check_free(path, args.overwrite)
+    if weights is not None:
+        from restort.export.typed import typed_graph
+
+        newer = flavour.capabilities.newer_operators
+        graph = typed_graph(weights, precision, keep_fp32=keep, newer_operators=newer)
+    if not args.quiet:
+        choice.say(_beginning(stem, flavour, wanted))
+    with Display(quiet=args.quiet) as progress:
+        built = build(flavour, graph, _with_progress(wanted, progress))
+    sidecar.write(target, built)
+    _report(args, target, stem, built)
+    return 0
+
+
+def _source(args: argparse.Namespace) -> tuple[onnx.ModelProto | None, Weights | None]:
+    """The graph of --onnx, or the weights of --model or --weights."""
+    if args.onnx is None:
+        return None, choice.choose(args)[0]
+    import onnx
+
+    from restort.errors import RestortError, UsageError
+    from restort.imaging.files import read_bytes
+
+    if args.keep_fp32 is not None or args.budget is not None:
+        raise UsageError("--keep-fp32 and --budget need the network: give --model or --weights, not --onnx")
+    path = args.onnx.expanduser()
+    data = read_bytes(path)
+    try:
+        model = onnx.load_from_string(data)
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # protobuf's own errors differ between its implementations
+        reason = " ".join(str(error).split())[:120]
+        raise RestortError(f"{path} is no ONNX file that can be read ({reason})") from None
+    if not model.graph.node:
+        raise RestortError(f"{path} is no ONNX file: it holds no graph")
+    return model, None
+
+
+def _own_precision(graph: onnx.ModelProto) -> str:
+    """The precision of a graph, by its convolutions."""
+    from restort.export.typed import convolutions
+
+    kinds = set(convolutions(graph).values())
+    if kinds == {"float16"}:
+        return "fp16"
+    if kinds == {"bfloat16"}:
+        return "bf16"
+    return "mixed" if "float16" in kinds else "fp32"
+
+
+def _usual(weights: Weights | None, graph: onnx.ModelProto | None) -> Profile:
+    """The sizes of an engine where none are given: those that `--backend tensorrt` takes, or the graph's own."""
+    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.network import input_shape
+    from restort.backends.tensorrt.supply import LARGEST, USUAL
+
+    multiple, own = 1, (1, -1, -1)
+    if weights is not None:
+        multiple = weights.spec.size_multiple
+    if graph is not None:
+        n, _, h, w = input_shape(graph)
+        own = n, h, w
+        about = {entry.key: entry.value for entry in graph.metadata_props}
+        multiple = int(about.get("restort.size_multiple", 1))
+
+    def size(height: int, width: int) -> tuple[int, int, int]:
+        rounded = (1, *(-(-side // multiple) * multiple for side in (height, width)))
+        b, h, w = (fixed if fixed > 0 else free for fixed, free in zip(own, rounded, strict=True))
+        return b, h, w
+
+    return Profile(size(multiple, multiple), size(*USUAL), size(*LARGEST))
+
+
+def _kept(args: argparse.Namespace, weights: Weights | None, precision: str) -> tuple[str, ...]:
+    """The sections that a mixed engine keeps in float32: given, chosen before, or found within the budget."""
+    from restort.errors import UsageError
+
+    if precision != "mixed":
+        if args.keep_fp32 is not None or args.budget is not None:
+            raise UsageError("--keep-fp32 and --budget are for --precision mixed")
+        return ()
+    if weights is None:
+        return ()
+    if args.keep_fp32 is not None:
+        return _known(args.keep_fp32, weights)
+    from restort.backends.tensorrt import mixed
+
+    before = mixed.choice(weights)
+    if before is not None and args.budget in (None, before.get("budget", {}).get("relative_l2")):
+        return mixed.kept_sections(weights)
+    from restort.measure.pairs import pairs
+    from restort.measure.sensitivity import Budget, Search
+
+    say = choice.silent if args.quiet else choice.say
+    limit = Budget() if args.budget is None else Budget(relative_l2=args.budget)
+    found = Search(weights, pairs(weights)).choose(limit, say)
+    mixed.remember(weights, found.to_json())
+    say(found.sentence())
+    return found.keep_fp32
+
+
+def _known(wanted: tuple[str, ...], weights: Weights) -> tuple[str, ...]:
+    """The sections of --keep-fp32, a name with * for several: 'encoder_level1.*'."""
+    from fnmatch import fnmatchcase
+
+    from restort.errors import UsageError
+    from restort.export.form import sections
+
+    every = sections(weights.spec)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise UsageError(f"the network has no section {pattern!r}; its sections are {', '.join(every)}")
+    return tuple(name for name in every if any(fnmatchcase(name, pattern) for pattern in wanted))
+
+
+def _name(args: argparse.Namespace, weights: Weights) -> str:
+    return str(args.model or weights.path.stem)
+
+
+def _with_progress(wanted: Any, progress: Progress) -> Any:
+    from dataclasses import replace
+
+    return replace(wanted, progress=progress)
+
+
+def _beginning(stem: str, flavour: Flavour, wanted: Any) -> str:
+    targets = (
+        f" for compute capability {', '.join(wanted.compute_capabilities)}"
+        if wanted.compute_capabilities
+        else ""
+    )
+    return f"building {stem}, {wanted.precision}, {wanted.profile}, with {flavour.title}{targets}"
+
+
+def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> None:
+    report = built.report
+    if args.json:
+        about = {"command": "build", "status": 0, "name": stem, "target": str(target)}
+        print(json.dumps(about | report, indent=2))
+    if not args.quiet:
+        counts = [f"{n} {kind}" for kind, n in report["layers"].items() if kind != "source"]
+        choice.say(
+            f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
+            f"layers by type: {', '.join(counts)}"
+        )
+
+
+class Display:
+    """Progress of a build on a terminal; a context manager that gives the function to tell."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        import sys
+
+        if self.quiet or not sys.stderr.isatty():
+            return lambda phase, share: None
+        from tqdm import tqdm
+
+        self._bar = tqdm(
+            total=100,
+            file=sys.stderr,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc:32} {bar} [{elapsed}]",
+        )
+        return self._tell
+
+    def _tell(self, phase: str, share: float | None) -> None:
+        self._bar.set_description_str(phase[:32], refresh=False)
+        self._bar.n = 100 * (share or 0)
+        self._bar.refresh()
+
+    def __exit__(self, *about: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def shapes(text: str) -> Profile:
+    """BxHxW, or three of them: min, opt, max."""
+    from restort.backends.tensorrt.keys import Profile
+
+    try:
+        sizes = [tuple(int(n) for n in part.lower().split("x")) for part in text.split(",")]
+        if len(sizes) not in (1, 3) or any(len(size) != 3 or min(size) < 1 for size in sizes):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not BxHxW or three of them with commas between, such as 1x64x64,1x512x512,1x1280x1280"
+        ) from None
+    return Profile(*(sizes * 3 if len(sizes) == 1 else sizes))  # type: ignore[arg-type]
+
+
+def capabilities(text: str) -> tuple[str, ...]:
+    import re
+
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not all(re.fullmatch(r"\d{1,2}\.\d", part) for part in found):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of compute capabilities; give some, such as 8.6,8.9"
+        )
+    return found
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def budget(text: str) -> float:
+    try:
+        number = float(text)
+        if 0 < number < 1:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is no relative error between 0 and 1; give one, such as 0.001"
+    )
