@@ -1,0 +1,112 @@
+"""ELAN as a sequence of fused kernels: two for each block, one each for head and tail.
+
+Every step between 16-bit arrays; sums, softmax and the picture are float32. That this is enough is measured in
+benchmarks/NOTES.md. The format of the weights: restort.backends.fused.elan_weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from restort.backends.fused.elan_weights import Packed, pack
+from restort.backends.fused.passes import Pass
+from restort.kernels import colour_head, lfe, upsample_tail, window_attention
+from restort.kernels.lfe import BORDER
+from restort.kernels.machine import machine
+from restort.kernels.workspace import Workspace
+from restort.models.spec import ElanSpec
+
+Tensor = Any
+
+__all__ = ["Packed", "pack", "plan"]
+
+
+def plan(
+    packed: Packed,
+    spec: ElanSpec,
+    n: int,
+    h: int,
+    w: int,
+    dtype: torch.dtype,
+    device: Any,
+    keep_blocks: bool = False,
+) -> Pass:
+    """The launches for n pictures of h x w pixels, multiples of 16; `packed` is on `device`.
+
+    The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
+    works in place. With `keep_blocks` every group of blocks has a buffer of its own.
+    """
+    capability, _ = machine(torch.device(device))
+    workspace = Workspace()
+    wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
+    head, *others = (workspace.take(wide, dtype) for _ in range(3))
+    q, v = (workspace.take((n, h, w, 3 * packed.part), dtype) for _ in range(2))
+    kept = [workspace.take(wide, dtype) for _ in range(spec.groups if keep_blocks else 0)]
+    workspace.allocate(device)
+    first, turns = workspace.tensor(head), [workspace.tensor(other) for other in others]
+    queries, values = workspace.tensor(q), workspace.tensor(v)
+    picture = torch.empty((n, spec.colors, h, w), dtype=torch.float32, device=device)
+    result = torch.empty((n, spec.colors, h * spec.scale, w * spec.scale), dtype=torch.float32, device=device)
+
+    launches = [
+        colour_head.launch(
+            picture,
+            packed.offset,
+            packed.head,
+            first,
+            (turns[0], turns[1]),
+            spec.value_range,
+            spec.channels,
+            label="head",
+        )
+    ]
+    blocks: dict[str, Tensor] = {}
+    x = first
+    for g, group in enumerate(packed.groups):
+        for i, block in enumerate(group):
+            label = f"body.{g}.{i}"
+            y = turns[0] if x is not turns[0] else turns[1]
+            launches.append(
+                lfe.launch(
+                    x,
+                    block.local,
+                    block.values,
+                    block.queries,
+                    y,
+                    values,
+                    queries,
+                    spec.channels,
+                    capability,
+                    f"{label}.lfe",
+                )
+            )
+            ends = i == len(group) - 1
+            last = ends and g == spec.groups - 1
+            targets = [(y, first if last else None)]
+            if keep_blocks and ends:
+                mine = workspace.tensor(kept[g])
+                mine.zero_()  # its border; what else is there is written
+                blocks[f"body.{g}"] = mine[:, BORDER:-BORDER, BORDER:-BORDER]
+                targets = [(mine, None), *(targets if last else [])]
+            for target, extra in targets:
+                launches.append(
+                    window_attention.launch(
+                        queries,
+                        values,
+                        y,
+                        block.out,
+                        target,
+                        spec.channels,
+                        g % 2 == 1,
+                        extra,
+                        capability,
+                        f"{label}.gmsa",
+                    )
+                )
+            x = targets[-1][0]
+    launches.append(
+        upsample_tail.launch(x, packed.tail, result, spec.scale, packed.factor, spec.channels, label="tail")
+    )
+    return Pass(launches, picture, result, workspace, blocks if keep_blocks else None)
