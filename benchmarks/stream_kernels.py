@@ -59,12 +59,12 @@ def inputs(h: int, w: int, c: int, f: int, dtype: Any) -> dict[str, Any]:
         "x": draw(1, h, w, c),
         "v": draw(1, h, w, c),
         "fold": draw(1, c, c, scale=c**-0.5),
-        "fold_b": draw(c, kind=wide),
+        "fold_b": None,  # the official networks have no biases
         "w": draw(2 * f, c, scale=c**-0.5),
         "affine": draw(2, 2 * f, kind=wide),
         "dw": draw(10, 2 * f, scale=0.33),
         "out_w": draw(f, c, scale=f**-0.5),
-        "out_b": draw(c, kind=wide),
+        "out_b": None,
         "qkv_w": draw(3 * c, c, scale=c**-0.5),
         "qkv_affine": draw(2, 3 * c, kind=wide),
         "qkv_dw": draw(10, 3 * c, scale=0.33),
@@ -178,9 +178,9 @@ def main() -> None:
             h, w = height // divisor, width // divisor
             shape = (h, w, c)
             case = inputs(h, w, c, f, dtype)
-            float32 = {name: tensor.float() for name, tensor in case.items()}
+            float32 = {name: tensor.float() for name, tensor in case.items() if tensor is not None}
             names = ("x", "v", "fold", "fold_b", "w", "affine", "dw", "out_w", "out_b")
-            expected = stream_ffn.stream_ffn(**{name: float32[name] for name in names})
+            expected = stream_ffn.stream_ffn(**{name: float32.get(name) for name in names})
             out = torch.empty_like(case["x"])
             for variant in ffn:
                 one = ffn_launch(case, out, variant)
@@ -198,6 +198,7 @@ def main() -> None:
                     (wanted_sums, wanted_v),
                 )  # fmt: skip
             del wanted_v, wanted_sums, float32
+            zeros = torch.zeros(c, device="cuda")
             taps, qkv_taps = case["dw"].float(), case["qkv_dw"].float()
             expanded, stored = torch.empty(1, h, w, 2 * f, device="cuda", dtype=dtype), torch.empty_like(out)
             try:
@@ -211,7 +212,7 @@ def main() -> None:
                     case["affine"],
                     expanded,
                 )
-                second = plain_project.launch(expanded, taps, case["out_w"], case["out_b"], stored, out)
+                second = plain_project.launch(expanded, taps, case["out_w"], zeros, stored, out)
                 tell(
                     "ffn",
                     level,

@@ -5,7 +5,7 @@
 //      float32 as the sum that ends as the output (so the residual is never stored nor rounded); all pixels,
 //      normalised, go to shared memory once, and from there into registers as the A operand of step 2.
 //   2. For every 32 hidden channels: their gates and values of all 18 x (TALL + 2) pixels by products -> 16 bits
-//      in shared memory (0 outside of the image: the convolution pads the expanded tensor with zeros).
+//      in shared memory. Outside of the image it is 0, once and for all: the convolution pads the expanded tensor with zeros.
 //   3. Depthwise 3x3 from shared memory; every thread ends with the gated numbers of 2 x 2 pixels that are
 //      its part of an A operand, so they are multiplied by the projection at once, onto the sum.
 // Steps 2 of one chunk and 3 of the chunk before are independent: with two buffers (BUFFERS = 2) even warps do 2 first
@@ -28,7 +28,7 @@ constexpr int THREADS = 32 * WARPS;
 constexpr int EXPAND_TILES = (PIXELS + 15) / 16;    // groups of 16 pixels
 constexpr int TILES = (EXPAND_TILES + WARPS - 1) / WARPS;
 constexpr int RING = PIXELS - WIDE * TALL;          // pixels of the halo alone
-constexpr int RING_TILES = (RING + 15) / 16;
+constexpr int RINGS = ((RING + 15) / 16 + WARPS - 1) / WARPS;  // groups of 16 of them a warp
 constexpr int STEPS = (C + 15) / 16;                // of 16 channels, in products over channels
 constexpr int COLUMNS = C / 8;                      // groups of 8 channels, in products that make channels
 constexpr int ROW = STEPS * 32 + 16;                // bytes of a row of channels: an odd number of 16, no bank conflicts
@@ -75,39 +75,59 @@ DEVICE int ring_pixel(int k) {
     return (1 + (k >> 1)) * ACROSS + (k & 1) * (ACROSS - 1);
 }
 
+// A thread copies units `part`, `part + SHARE`, ... of rows `line`, `line + LINES`, ...: all offsets but one are constants.
+constexpr int UNITS = STEPS * 2;                    // of 16 bytes in a row of shared memory; C / 8 of them in the weights'
+constexpr int SHARE = UNITS % 4 == 0 ? 4 : 2;
+constexpr int LINES = THREADS / SHARE;
+
 // Weights of chunk i for the expansion: rows of W' and their shifts.
 DEVICE void fetch_in(int i, const u16* w, const float* affine) {
+    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = IN_AT + (i & 1) * IN_BYTES;
-    constexpr int UNITS = STEPS * 2;
-    for (int k = thread_index(); k < 2 * CHUNK * UNITS; k += THREADS) {
-        int row = k / UNITS, unit = k % UNITS;
-        int source = (row / CHUNK) * F + i * CHUNK + row % CHUNK;
-        bool valid = unit < C / 8;
-        copy16(base + row * ROW + unit * 16, w + source * C + (valid ? unit * 8 : 0), valid);
+    u32 to = base + line * ROW + part * 16;
+    const u16* from = w + (i * CHUNK + line) * C + part * 8;
+#pragma unroll
+    for (int row = 0; row < 2 * CHUNK; row += LINES) {
+        bool value = LINES >= 2 * CHUNK ? line >= CHUNK : row >= CHUNK;
+        if (LINES <= 2 * CHUNK || line < 2 * CHUNK)
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit += SHARE) {
+                bool valid = UNITS == C / 8 || unit + part < C / 8;
+                const u16* source = from + (row + (value ? F - CHUNK : 0)) * C + unit * 8;
+                copy16(to + row * ROW + unit * 16, valid ? source : w, valid);
+            }
     }
-    for (int k = thread_index(); k < 2 * CHUNK / 4; k += THREADS) {
-        int row = k * 4;
-        copy16(base + 2 * CHUNK * ROW + k * 16, affine + 2 * F + (row / CHUNK) * F + i * CHUNK + row % CHUNK, true);
+    int row = thread_index() * 4;
+    if (row < 2 * CHUNK) {
+        const float* source = affine + 2 * F + i * CHUNK + row + (row >= CHUNK ? F - CHUNK : 0);
+        copy16(base + 2 * CHUNK * ROW + row * 4, source, true);
     }
 }
 
 // Weights of chunk i for the projection, and the taps: [tap][pair of channels] (2 gates, 2 values).
 DEVICE void fetch_out(int i, const u16* out_w, const u16* dw) {
+    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = OUT_AT + (i & 1) * OUT_BYTES;
-    for (int k = thread_index(); k < CHUNK * COLUMNS; k += THREADS) {
-        int row = k / COLUMNS, unit = k % COLUMNS;
-        copy16(base + row * OUT_ROW + unit * 16, out_w + (i * CHUNK + row) * C + unit * 8, true);
-    }
-    base += CHUNK * OUT_ROW;
-    for (int k = thread_index(); k < 10 * CHUNK; k += THREADS) {
-        int tap = k / CHUNK, half = k % CHUNK / (CHUNK / 2), pair = k % (CHUNK / 2);
-        copy4(base + tap * TAP_BYTES + pair * 8 + half * 4, dw + tap * 2 * F + half * F + i * CHUNK + pair * 2);
-    }
+    u32 to = base + line * OUT_ROW + part * 16;
+    const u16* from = out_w + (i * CHUNK + line) * C + part * 8;
+#pragma unroll
+    for (int row = 0; row < CHUNK; row += LINES)
+        if (LINES <= CHUNK || line < CHUNK)
+#pragma unroll
+            for (int unit = 0; unit < COLUMNS; unit += SHARE)
+                if (COLUMNS % SHARE == 0 || unit + part < COLUMNS)
+                    copy16(to + row * OUT_ROW + unit * 16, from + row * C + unit * 8, true);
+    const int lane = thread_index() & 31, warp = thread_index() >> 5;
+    const int half = lane >> 4, pair = lane & 15;
+    to = base + CHUNK * OUT_ROW + warp * TAP_BYTES + pair * 8 + half * 4;
+    const u16* taps = dw + warp * 2 * F + half * F + i * CHUNK + pair * 2;
+#pragma unroll
+    for (int tap = 0; tap < 10; tap += WARPS)
+        if (tap + WARPS <= 10 || tap + warp < 10) copy4(to + tap * TAP_BYTES, taps + tap * 2 * F);
 }
 
 // v (or nothing) of all pixels and the fold into shared memory; zeros outside of the image.
 DEVICE void fetch_tile(const Place& at, const u16* v, const u16* fold) {
-    constexpr int UNITS = STEPS * 2;
     for (int k = thread_index(); k < PIXELS * UNITS; k += THREADS) {
         int pixel = k / UNITS, unit = k % UNITS;
         bool valid = unit < C / 8 && inside(at, pixel);
@@ -120,20 +140,28 @@ DEVICE void fetch_tile(const Place& at, const u16* v, const u16* fold) {
     }
 }
 
-// sum += x + fold_b + v fold^T of 16 pixels, `mine` being the pixel of this lane's row of A, p[i] those of rows g, g + 8.
-DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], int mine, const int (&p)[2], const u16* x, const float* fold_b) {
+// x of rows g, g + 8 of a group of 16 pixels: p[0] and p[1]; zeros outside of the image.
+DEVICE void load_pixels(const Place& at, u32 (&pairs)[COLUMNS][2], const int (&p)[2], const u16* x) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const u16* row = x + position(at, p[i]) * C + 2 * at.j;
         bool valid = inside(at, p[i]);
 #pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) {
-            u32 pair = valid ? *(const u32*)(row + 8 * n) : 0;
-            sum[n][2 * i] = low(pair);
-            sum[n][2 * i + 1] = high(pair);
-        }
+        for (int n = 0; n < COLUMNS; ++n) pairs[n][i] = valid ? *(const u32*)(row + 8 * n) : 0;
     }
+}
+
+// sum = x + fold_b + v fold^T of 16 pixels, `mine` being the pixel of this lane's row of A.
+DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&pairs)[COLUMNS][2], int mine, const float* fold_b) {
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            sum[n][2 * i] = low(pairs[n][i]);
+            sum[n][2 * i + 1] = high(pairs[n][i]);
+        }
 #if APPLY
+#if FOLD_BIAS
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n)
 #pragma unroll
@@ -142,6 +170,7 @@ DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], int mine, const 
             sum[n][k] += b;
             sum[n][2 + k] += b;
         }
+#endif
     u32 from = mine * ROW + (at.lane >> 4) * 16;
     u32 matrix = FOLD_AT + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
 #pragma unroll
@@ -192,7 +221,7 @@ DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int
 }
 
 // Step 2: the gates and values of chunk i, for this warp's groups of 16 pixels.
-DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 there) {
     u32 in = IN_AT + (i & 1) * IN_BYTES;
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = in + 2 * CHUNK * ROW + at.j * 8;
@@ -206,11 +235,7 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                bool out = outside >> (2 * m + k / 2) & 1;
-                gate[m][k] = out ? 0 : gs[k & 1];
-                value[m][k] = out ? 0 : vs[k & 1];
-            }
+            for (int k = 0; k < 4; ++k) gate[m][k] = gs[k & 1], value[m][k] = vs[k & 1];
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
             u32 b[4];
@@ -227,14 +252,13 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
             for (int r = 0; r < 2; ++r) {
                 int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g + r;
                 Vec2 four = {pack(gate[m][2 * r], gate[m][2 * r + 1]), pack(value[m][2 * r], value[m][2 * r + 1])};
-                if (pixel < PIXELS) store_shared2(to + pixel * E_ROW + t * 32, four);
+                if (there >> (2 * m + r) & 1) store_shared2(to + pixel * E_ROW + t * 32, four);
             }
     }
 }
 
 // Depthwise 3x3 and gate of pair t for rows 0, 1 and pixels 2g, 2g + 1 of this warp; E begins at `from`, the taps at `taps`.
 DEVICE void gated(u32 from, u32 taps, u32 (&result)[2][2]) {
-    float gates[2][2][2], values[2][2][2];
 #if PACKED
     Vec2 sum[2][2], tap[9];
     {
@@ -263,10 +287,11 @@ DEVICE void gated(u32 from, u32 taps, u32 (&result)[2][2]) {
     for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-            gates[r][c][0] = low(sum[r][c].x), gates[r][c][1] = high(sum[r][c].x);
-            values[r][c][0] = low(sum[r][c].y), values[r][c][1] = high(sum[r][c].y);
+            u32 g = sum[r][c].x;
+            result[r][c] = multiply2(pack(gelu(low(g)), gelu(high(g))), sum[r][c].y);
         }
 #else
+    float gates[2][2][2], values[2][2][2];
     {
         Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
 #pragma unroll
@@ -299,12 +324,12 @@ DEVICE void gated(u32 from, u32 taps, u32 (&result)[2][2]) {
                     }
                 }
     }
-#endif
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
         for (int c = 0; c < 2; ++c)
             result[r][c] = pack(gelu(gates[r][c][0]) * values[r][c][0], gelu(gates[r][c][1]) * values[r][c][1]);
+#endif
 }
 
 // Step 3: depthwise, gate and projection of chunk i.
@@ -351,34 +376,54 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 #endif
     fetch_in(0, w, affine);
     commit_copies();
+
+    // The halo's pixels first, 16 at a time; what is beyond them stands for the first of its 16 (another warp may be
+    // writing the others). Then this warp's own. All of x is asked for before anything is waited for.
+    const int mine = spread(at.lane & 15);  // the row of A whose address this lane gives
+    u32 ring_x[RINGS][COLUMNS][2], own_x[2][COLUMNS][2];
+    int ring_p[RINGS][2], own_p[2][2];
+#pragma unroll
+    for (int k = 0; k < RINGS; ++k) {
+        int first = 16 * (at.warp + k * WARPS);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            int place = first + at.g + 8 * i;
+            ring_p[k][i] = ring_pixel(place < RING ? place : first);
+        }
+        if (first < RING) load_pixels(at, ring_x[k], ring_p[k], x);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        int first = (2 * at.warp + r + 1) * ACROSS + 1;
+        own_p[r][0] = first + 2 * at.g, own_p[r][1] = first + 2 * at.g + 1;
+        load_pixels(at, own_x[r], own_p[r], x);
+    }
     wait_copies<0>();
     block_barrier();
 
-    const int mine = spread(at.lane & 15);  // the row of A whose address this lane gives
-    for (int t = at.warp; t < RING_TILES; t += WARPS) {
-        float ring[COLUMNS][4];
-        int k[2] = {t * 16 + at.g, t * 16 + at.g + 8}, last = t * 16 + (at.lane & 15);
-        bool store[2] = {k[0] < RING, k[1] < RING};
-        // What is beyond the ring stands for the first pixel of the group: another warp may be writing the others.
-        int p[2] = {ring_pixel(store[0] ? k[0] : 16 * t), ring_pixel(store[1] ? k[1] : 16 * t)};
-        residual(at, ring, ring_pixel(last < RING ? last : 16 * t), p, x, fold_b);
-        warp_barrier();
-        normalise(at, ring, p, store);
+#pragma unroll
+    for (int k = 0; k < RINGS; ++k) {
+        int first = 16 * (at.warp + k * WARPS), place = first + (at.lane & 15);
+        if (first < RING) {
+            float ring[COLUMNS][4];
+            residual(at, ring, ring_x[k], ring_pixel(place < RING ? place : first), fold_b);
+            warp_barrier();
+            const bool store[2] = {first + at.g < RING, first + at.g + 8 < RING};
+            normalise(at, ring, ring_p[k], store);
+        }
     }
     float sum[2][COLUMNS][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-        int first = (2 * at.warp + r + 1) * ACROSS + 1;
-        int p[2] = {first + 2 * at.g, first + 2 * at.g + 1};
-        const bool store[2] = {true, true};
-        residual(at, sum[r], first + mine, p, x, fold_b);
+        residual(at, sum[r], own_x[r], (2 * at.warp + r + 1) * ACROSS + 1 + mine, fold_b);
         warp_barrier();
-        normalise(at, sum[r], p, store);
+        const bool store[2] = {true, true};
+        normalise(at, sum[r], own_p[r], store);
     }
     block_barrier();
 
     u32 a[TILES][STEPS][4];
-    u32 outside = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are no pixels of the image
+    u32 there = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels of the image
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
         int first = 16 * (at.warp + m * WARPS);
@@ -386,15 +431,25 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) load_matrices(a[m][s], row * ROW + s * 32 + (at.lane >> 4) * 16);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) outside |= (inside(at, first + 2 * at.g + r) ? 0u : 1u) << (2 * m + r);
+        for (int r = 0; r < 2; ++r) {
+            int pixel = first + 2 * at.g + r;
+            there |= (pixel < PIXELS && inside(at, pixel) ? 1u : 0u) << (2 * m + r);
+        }
     }
     block_barrier();
+    if (at.top == 0 || at.left == 0 || at.top + TALL >= at.h || at.left + WIDE >= at.w)
+        for (int pixel = thread_index(); pixel < PIXELS; pixel += THREADS)
+            if (!inside(at, pixel))
+                for (int k = 0; k < BUFFERS * (E_ROW / 16); ++k) {
+                    u32 to = k / (E_ROW / 16) * E_BYTES + pixel * E_ROW + k % (E_ROW / 16) * 16;
+                    store_shared4(to, Vec4{0, 0, 0, 0});
+                }
 
 #if BUFFERS == 2
     if (CHUNKS > 1) fetch_in(1, w, affine);
     fetch_out(0, out_w, dw);
     commit_copies();
-    expand(0, at, a, outside);
+    expand(0, at, a, there);
     for (int i = 0; i < CHUNKS; ++i) {
         wait_copies<0>();
         block_barrier();
@@ -406,7 +461,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
             if ((turn ^ at.warp) & 1)
                 project(i, at, sum);
             else if (i + 1 < CHUNKS)
-                expand(i + 1, at, a, outside);
+                expand(i + 1, at, a, there);
     }
 #else
     fetch_out(0, out_w, dw);
@@ -419,7 +474,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
             fetch_out(i + 1, out_w, dw);
         }
         commit_copies();
-        expand(i, at, a, outside);
+        expand(i, at, a, there);
         block_barrier();
         project(i, at, sum);
     }
@@ -434,8 +489,12 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         for (int n = 0; n < COLUMNS; ++n)
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
+#if OUT_BIAS
                 float b0 = out_b[8 * n + 2 * at.j], b1 = out_b[8 * n + 2 * at.j + 1];
                 u32 pair = pack(sum[r][n][2 * i] + b0, sum[r][n][2 * i + 1] + b1);
+#else
+                u32 pair = pack(sum[r][n][2 * i], sum[r][n][2 * i + 1]);
+#endif
                 store_shared(stage + (r * WIDE + 2 * at.g + i) * OUT_ROW + n * 16 + at.j * 4, pair);
             }
     warp_barrier();

@@ -44,7 +44,7 @@ def launch(
     affine: Tensor,
     dw16: Tensor,
     out_w: Tensor,
-    out_b: Tensor,
+    out_b: Tensor | None,
     out: Tensor,
     *,
     centred: bool = True,
@@ -56,7 +56,8 @@ def launch(
     """A call of the kernel; reference.stream_ffn says what of. `out` must not overlap x or v.
 
     x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; `packed`: the depthwise
-    sums are kept in 16 bits, two to an instruction, rather than float32. `variant` overrides `tiles`.
+    sums are kept in 16 bits, two to an instruction, rather than float32; biases that are None are zeros, at no cost.
+    `variant` overrides `tiles`.
     """
     n, h, width, channels = x.shape
     hidden = out_w.shape[0]
@@ -66,6 +67,8 @@ def launch(
         "F": hidden,
         "APPLY": int(v is not None),
         "CENTRED": int(centred),
+        "FOLD_BIAS": int(fold_b is not None),
+        "OUT_BIAS": int(out_b is not None),
         "PACKED": int(packed),
         "TANH": 0,
         "BF16": int("bfloat16" in str(x.dtype)),
@@ -80,12 +83,12 @@ def launch(
             "x": x,
             "v": x if v is None else v,
             "fold": w if fold is None else fold,
-            "fold_b": out_b if fold_b is None else fold_b,
+            "fold_b": affine if fold_b is None else fold_b,
             "w": w,
             "affine": affine,
             "dw": dw16,
             "out_w": out_w,
-            "out_b": out_b,
+            "out_b": affine if out_b is None else out_b,
             "out": out,
         },
         {"h": h, "w_pixels": width},

@@ -36,7 +36,7 @@ def stream_ffn(
     affine: Tensor,
     dw: Tensor,
     out_w: Tensor,
-    out_b: Tensor,
+    out_b: Tensor | None,
     *,
     centred: bool = True,
 ) -> Tensor:
@@ -46,7 +46,9 @@ def stream_ffn(
     v like x; fold (N, C, C); fold_b (C,); w (2 F, C), gates first; affine (2, 2 F); dw (10, 2 F); out_w (F, C).
     """
     if v is not None:
-        assert fold is not None and fold_b is not None
-        x = x + torch.einsum("nhwc,noc->nhwo", v.to(x), fold.to(x)) + fold_b.to(x)
+        assert fold is not None
+        x = x + torch.einsum("nhwc,noc->nhwo", v.to(x), fold.to(x))
+        x = x if fold_b is None else x + fold_b.to(x)
     gates, values = expand(x, w, affine, dw, centred).chunk(2, -1)
-    return x + (F.gelu(gates) * values) @ out_w.to(x) + out_b.to(x)
+    y = x + (F.gelu(gates) * values) @ out_w.to(x)
+    return y if out_b is None else y + out_b.to(x)

@@ -70,27 +70,38 @@ DEVICE u64 position(const Place& at, int pixel) {
 }
 
 DEVICE void fetch_pixels(const Place& at, const u16* x) {
-    constexpr int UNITS = STEPS * 2;
+    constexpr int UNITS = STEPS * 2;  // of 16 bytes in a row
     for (int k = thread_index(); k < PIXELS * UNITS; k += THREADS) {
         int pixel = k / UNITS, unit = k % UNITS;
         bool valid = unit < C / 8 && inside(at, pixel);
         copy16(X_AT + pixel * ROW + unit * 16, valid ? x + position(at, pixel) * C + unit * 8 : x, valid);
     }
 }
+// A thread copies units `part`, `part + SHARE`, ... of rows `line`, `line + LINES`, ...: all offsets but one are constants.
+constexpr int UNITS = STEPS * 2;
+constexpr int SHARE = UNITS % 4 == 0 ? 4 : 2;
+constexpr int LINES = THREADS / SHARE;
+
 DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
+    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = R_AT + (number & 1) * R_BYTES;
     int first = number % CHUNKS * CHUNK;
-    constexpr int UNITS = STEPS * 2;
-    for (int k = thread_index(); k < CHUNK * UNITS; k += THREADS) {
-        int row = k / UNITS, unit = k % UNITS;
-        bool valid = unit < C / 8;
-        // Column c of the first product of 16 channels is channel 4 (c / 2) + c % 2, of the second two more: so a
-        // thread's four are neighbours.
-        int channel = first + row / 16 * 16 + row % 8 / 2 * 4 + row / 8 % 2 * 2 + row % 2;
-        copy16(base + row * ROW + unit * 16, w + channel * C + (valid ? unit * 8 : 0), valid);
-    }
-    for (int k = thread_index(); k < CHUNK / 4; k += THREADS)
-        copy16(base + CHUNK * ROW + k * 16, affine + 3 * C + first + k * 4, true);
+    // Column c of the first product of 16 channels is channel 4 (c / 2) + c % 2, of the second two more: so a
+    // thread's four are neighbours.
+    int channel = first + line / 16 * 16 + line % 8 / 2 * 4 + line / 8 % 2 * 2 + line % 2;
+    u32 to = base + line * ROW + part * 16;
+    const u16* from = w + channel * C + part * 8;
+    static_assert(LINES % 16 == 0, "rows are arranged by sixteens");
+#pragma unroll
+    for (int row = 0; row < CHUNK; row += LINES)
+        if (row + LINES <= CHUNK || row + line < CHUNK)
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit += SHARE) {
+                bool valid = UNITS == C / 8 || unit + part < C / 8;
+                copy16(to + row * ROW + unit * 16, valid ? from + row * C + unit * 8 : w, valid);
+            }
+    int k = thread_index() * 4;
+    if (k < CHUNK) copy16(base + CHUNK * ROW + k * 4, affine + 3 * C + first + k, true);
 }
 DEVICE void fetch_taps(int number, const u16* dw) {
     u32 base = T_AT + (number & 1) * T_BYTES;
@@ -102,7 +113,7 @@ DEVICE void fetch_taps(int number, const u16* dw) {
 }
 
 // Step 1 for 16 pixels, of which p[0], p[1] are this thread's: A operands straight from the pixels.
-DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], const bool (&there)[2]) {
+DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], const bool (&valid)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         float value[COLUMNS][2], mean = 0, square = 0;
@@ -122,7 +133,7 @@ DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], co
         }
         square += shuffle_xor(square, 1);
         square += shuffle_xor(square, 2);
-        float scale = there[i] ? rsqrt_fast(square * (1.0f / C) + 1e-5f) : 0;
+        float scale = valid[i] ? rsqrt_fast(square * (1.0f / C) + 1e-5f) : 0;
 #if !CENTRED
         mean = 0;
 #endif
@@ -134,7 +145,7 @@ DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], co
 }
 
 // Step 2.
-DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 there) {
     u32 base = R_AT + (number & 1) * R_BYTES;
     u32 rows = base + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = base + CHUNK * ROW + at.j * 16;
@@ -145,13 +156,10 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
         Vec4 shift = load_shared4(shifts + t * 64);
         float s0 = as_float(shift.x), s1 = as_float(shift.y), s2 = as_float(shift.z), s3 = as_float(shift.w);
 #pragma unroll
-        for (int m = 0; m < TILES; ++m)
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                bool out = outside >> (2 * m + k / 2) & 1;
-                first[m][k] = out ? 0 : k & 1 ? s1 : s0;
-                second[m][k] = out ? 0 : k & 1 ? s3 : s2;
-            }
+        for (int m = 0; m < TILES; ++m) {
+            first[m][0] = first[m][2] = s0, first[m][1] = first[m][3] = s1;
+            second[m][0] = second[m][2] = s2, second[m][1] = second[m][3] = s3;
+        }
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
             u32 b[4];
@@ -168,7 +176,7 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
             for (int i = 0; i < 2; ++i) {
                 int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g + i;
                 Vec2 four = {pack(first[m][2 * i], first[m][2 * i + 1]), pack(second[m][2 * i], second[m][2 * i + 1])};
-                if (pixel < PIXELS) store_shared2(to + pixel * E_ROW + t * 32, four);
+                if (there >> (2 * m + i) & 1) store_shared2(to + pixel * E_ROW + t * 32, four);
             }
     }
 }
@@ -236,6 +244,15 @@ DEVICE void depthwise(u32 from, u32 taps, Vec2 (&result)[2][2]) {
             result[r][c].y = pack(sum[r][c][2], sum[r][c][3]);
         }
 #endif
+}
+
+// Zeros into E where a tile reaches beyond the image, since step 2 writes the image's pixels only.
+DEVICE void clear(const Place& at) {
+    if (at.top > 0 && at.left > 0 && at.top + TALL < at.h && at.left + WIDE < at.w) return;
+    for (int pixel = thread_index(); pixel < PIXELS; pixel += THREADS)
+        if (!inside(at, pixel))
+            for (int k = 0; k < 2 * (E_ROW / 16); ++k)
+                store_shared4(E_AT + k / (E_ROW / 16) * E_BYTES + pixel * E_ROW + k % (E_ROW / 16) * 16, Vec4{0, 0, 0, 0});
 }
 
 DEVICE void convolve(int number, int i, const Place& at, u16* v) {
@@ -340,16 +357,17 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
         wait_copies<1>();
         block_barrier();
         u32 a[TILES][STEPS][4];
-        u32 outside = 0;
+        u32 there = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels of the image
 #pragma unroll
         for (int m = 0; m < TILES; ++m) {
             int first = 16 * (at.warp + m * WARPS) + 2 * at.g;
-            bool there[2] = {first < PIXELS && inside(at, first), first + 1 < PIXELS && inside(at, first + 1)};
+            const bool valid[2] = {first < PIXELS && inside(at, first), first + 1 < PIXELS && inside(at, first + 1)};
             int p[2] = {first < PIXELS ? first : 0, first + 1 < PIXELS ? first + 1 : 0};
-            normalise(at, a[m], p, there);
-            outside |= (there[0] ? 0u : 1u) << 2 * m | (there[1] ? 0u : 1u) << (2 * m + 1);
+            normalise(at, a[m], p, valid);
+            there |= (valid[0] ? 1u : 0u) << 2 * m | (valid[1] ? 1u : 0u) << (2 * m + 1);
         }
-        expand(number, at, a, outside);
+        clear(at);
+        expand(number, at, a, there);
         for (int i = 0; i < CHUNKS; ++i, ++number) {
             wait_copies<0>();
             block_barrier();
@@ -369,7 +387,7 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                     if (i == FIRST_V)
                         multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
                 } else if (i + 1 < CHUNKS)
-                    expand(number + 1, at, a, outside);
+                    expand(number + 1, at, a, there);
         }
     }
     wait_copies<0>();
