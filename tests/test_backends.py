@@ -171,7 +171,7 @@ def test_peers_are_the_originals(shared: Path) -> None:
     ("options", "message"),
     [
         ({"backend": "tensorflow"}, "choose auto, onnxruntime, openvino, torch"),
-        ({"precision": "int8"}, "choose auto, fp32, fp16 or bf16"),
+        ({"precision": "int8"}, "choose auto, fp32, fp16, bf16, tf32 or mixed"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "has no bf16"),
         ({"threads": 0}, "at least 1"),
     ],

@@ -29,10 +29,11 @@ _log = logging.getLogger("restort")
 class Backend:
     """Where a backend lives and how a user gets it.
 
-    library     what it imports, if that has another name than the backend.
+    library     what it imports, if that has another name than the backend; of several names the first installed.
     device      'gpu' where its library alone is not enough: `check`, MODULE:FUNCTION, tells what else is in the way,
                 quickly and without loading the library, and `deep_check` the same after loading it.
-    first       `auto` takes it before any other, unmeasured, where it can be used.
+    first       `auto` takes it before any other, unmeasured, where it can be used,
+    ready       and, if this is given, where MODULE:FUNCTION(weights, precision) is true.
     """
 
     module: str
@@ -44,6 +45,7 @@ class Backend:
     check: str = ""
     deep_check: str = ""
     first: bool = False
+    ready: str = ""
 
 
 _TABLE = {
@@ -63,6 +65,18 @@ _TABLE = {
         deep_check="restort.backends.gpu:deep_trouble",
         first=True,
     ),
+    "tensorrt": Backend(
+        "tensorrt.runner",
+        "TensorrtRunner",
+        ("fp16", "bf16", "fp32", "tf32", "mixed"),
+        "pip install 'restort[rtx]' (or 'restort[tensorrt]')",
+        library="tensorrt_rtx tensorrt",
+        device="gpu",
+        check="restort.backends.tensorrt.check:trouble",
+        deep_check="restort.backends.tensorrt.check:deep_trouble",
+        first=True,
+        ready="restort.backends.tensorrt.check:is_ready",
+    ),
 }
 BACKENDS = tuple(_TABLE)
 
@@ -81,13 +95,18 @@ def trouble(name: str, *, deep: bool = False) -> Trouble | None:
     check = backend.deep_check if deep else backend.check
     if not check:
         return None
-    module, function = check.split(":")
-    found: Trouble | None = getattr(importlib.import_module(module), function)()
+    found: Trouble | None = _function(check)()
     return found
 
 
+def _function(place: str) -> Any:
+    module, function = place.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def _library(name: str) -> str:
-    return _TABLE[name].library or name if name in _TABLE else name
+    names = _TABLE[name].library.split() if name in _TABLE else []
+    return next((n for n in names if importlib.util.find_spec(n) is not None), names[0] if names else name)
 
 
 def status() -> list[BackendStatus]:
@@ -120,7 +139,8 @@ def library_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        packages = importlib.metadata.packages_distributions().get(name, ())
+        return importlib.metadata.version(packages[0]) if packages else None
 
 
 def create(
@@ -134,10 +154,11 @@ def create(
 ) -> Runner:
     """A Runner of `weights`.
 
-    backend     'fused' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a GPU can be used,
-                else the fastest measured among the installed ones (the measurement, a few seconds on a small
-                array, is kept in the cache folder).
-    precision   'fp32', 'fp16', 'bf16', or 'auto': fp16 on a GPU; on a processor bf16 where it has that, the backend
+    backend     'fused' and 'tensorrt' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a
+                GPU can be used, tensorrt where it cannot and an engine of these weights has been built, else the
+                fastest measured among the installed ones (the measurement, a few seconds on a small array, is
+                kept in the cache folder).
+    precision   'fp32', 'fp16', 'bf16', tensorrt's 'tf32' and 'mixed', or 'auto': fp16 on a GPU; on a processor bf16 where it has that, the backend
                 offers it, it is faster and its result on a small array is near that of fp32
                 (restort.backends.select.NEAR_DB); else fp32.
     threads     default: the physical cores that this process may use.
@@ -173,6 +194,8 @@ def create(
         runner = choose(weights, _candidates(backend, precision), threads=threads, say=say, make=make)
     if hasattr(runner, "warn"):
         runner.warn = warn
+    if hasattr(runner, "say"):
+        runner.say = say
     return runner
 
 
@@ -195,6 +218,8 @@ def _on_a_gpu(
             return make(name, chosen, weights, threads)
         if trouble(name) is not None:
             continue  # a machine without such a GPU: nothing to tell
+        if _TABLE[name].ready and not _function(_TABLE[name].ready)(weights, chosen):
+            continue  # it would work, after minutes of preparation that nobody asked for
         try:
             runner = make(name, chosen, weights, threads)
         except RestortError as error:

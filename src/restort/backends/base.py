@@ -12,8 +12,8 @@ from restort.errors import RestortError
 from restort.models.spec import Spec
 
 Array: TypeAlias = npt.NDArray[Any]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "tf32", "mixed"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "tf32", "mixed")
 
 
 class Runner(Protocol):

@@ -33,6 +33,8 @@ EXTRAS = {
     "openvino": ("openvino",),
     "torch": ("torch",),
     "fused": ("torch", "triton"),
+    "rtx": ("tensorrt-rtx-cu13", "cuda-python"),
+    "tensorrt": ("tensorrt", "cuda-python"),
     "evaluate": ("scikit-image", "h5py", "scipy"),
     "plots": ("matplotlib",),
 }
@@ -40,6 +42,8 @@ _PURPOSE = {
     "openvino": "the fastest backend on Intel and AMD processors, and bfloat16",
     "torch": "the reference networks, the torch backend, training",
     "fused": "NVIDIA GPUs",
+    "rtx": "engines for RTX cards: TensorRT-RTX builds them anywhere",
+    "tensorrt": "engines for data-centre GPUs",
     "evaluate": "SSIM and blur kernels of `restort evaluate`",
     "plots": "curves and charts",
 }
@@ -150,7 +154,7 @@ def cache() -> Findings:
     from restort.cache import cache_root
 
     root = cache_root()
-    sizes = {"weights": 0, "graphs": 0, "other": 0}
+    sizes = {"weights": 0, "graphs": 0, "engines": 0, "other": 0}
     for path in root.rglob("*") if root.is_dir() else ():
         if path.is_file():
             part = path.relative_to(root).parts[0]
@@ -196,7 +200,8 @@ def missing(findings: Findings) -> list[dict[str, str]]:
     for item in states if isinstance(states, list) else ():
         if not item["works"]:
             reason, remedy = item["reason"] or "does not work", item["remedy"] or "see the documentation"
-            purpose = "running models on NVIDIA GPUs" if item["name"] == "fused" else "running models"
+            on_gpu = item["name"] in ("fused", "tensorrt")
+            purpose = "running models on NVIDIA GPUs" if on_gpu else "running models"
             found.append({"what": f"{item['name']} ({reason})", "for": purpose, "how": remedy})
     listed = {item["name"] for item in states} if isinstance(states, list) else set()
     for extra, packages in findings["extras"].items():

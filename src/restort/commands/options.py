@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 # Kept here, not taken from the backends: `restort --help` must not import them. A test compares the two.
-BACKENDS = ("onnxruntime", "openvino", "torch", "fused")
-PRECISIONS = ("fp32", "fp16", "bf16")
+BACKENDS = ("onnxruntime", "openvino", "torch", "fused", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "bf16", "tf32", "mixed")
 Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 
 
