@@ -15,6 +15,10 @@ TORCH ?= torch==2.13.0
 PYTEST ?=
 WEIGHTS ?=
 
+# The Python side of TensorRT (1 MB each) without its library, each version in a folder of its own: tests check the names
+# that are used of it.
+BINDINGS := tensorrt-bindings==8.6.1 tensorrt-cu13-bindings==10.16.1.11 tensorrt-cu13-bindings==11.4.0.106
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -54,4 +58,8 @@ $(BIN)/python:
 	@echo "installing restort and what its tests need into .venv ..."
 	@$(if $(TORCH),$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH) || $(PIP) install torch,true)
 	@$(PIP) install -e '.[dev]'
+	@for it in $(BINDINGS); do \
+		$(PIP) install --no-deps --target ".venv/tensorrt-bindings/$${it##*==}" $$it 2>/dev/null || \
+			echo "$$it is not for this Python or system; its test is skipped"; \
+	done
 	@touch $@

@@ -67,7 +67,7 @@ NOISE = (  # where in TensorRT's source something happened is of no use to those
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Heard:
     """Messages of one stretch of work, as (severity name, text), at most `LIMIT` of them."""
 
