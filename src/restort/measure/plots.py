@@ -1,4 +1,4 @@
-"""Measurements as SVG: errors by block, latency by size, throughput by batch."""
+"""Measurements as SVG: errors by block, sensitivity by section, latency by size, throughput by batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from restort.measure.extras import need
 
 if TYPE_CHECKING:
     from restort.measure.compare import Comparison
+    from restort.measure.sensitivity import Choice
 
 Record = dict[str, Any]
 
@@ -38,6 +39,28 @@ def block_errors(comparison: Comparison) -> bytes:
     axes.set_title(f"{comparison.model}: {comparison.backend} against {comparison.against}", fontsize=10)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def sensitivity(choice: Choice) -> bytes:
+    """What lowering each section alone costs, those that stay in float32 marked, and the budget as a line."""
+    names, errors = list(choice.costs), [cost.relative_l2 for cost in choice.costs.values()]
+    finite = [error for error in errors if 0 < error < float("inf")]
+    top = 10 * max([*finite, choice.budget.relative_l2])
+    figure, (axes,) = _figure(1, width=max(6.0, 0.22 * len(names)))
+    for kept, label in ((False, f"in {choice.low}"), (True, "kept in float32")):
+        places = [i for i, name in enumerate(names) if (name in choice.keep_fp32) == kept]
+        # What overflows has no height of its own: such bars go to the top.
+        axes.bar(places, [min(errors[i], top) for i in places], label=label)
+    axes.axhline(choice.budget.relative_l2, color="grey", linestyle="--", label="budget of the whole")
+    if finite:
+        axes.set_yscale("log")
+        axes.set_ylim(min(finite) / 3, top)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_ylabel("relative L2 error of the output")
+    axes.set_title(f"{choice.model}: each section alone in {choice.low}", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3, axis="y")
     return _svg(figure)
 
 
