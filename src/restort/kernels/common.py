@@ -58,45 +58,48 @@ def product(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def gelu(x):
-    """x * Phi(x) with erfc by Abramowitz and Stegun 7.1.28, (1 + a1 z + ... + a6 z^6)^-16 (error below 3e-7).
+    """x * Phi(x) = max(x, 0) - |x| erfc(z) / 2 with z = |x| / sqrt(2), to 1e-6 of it at most.
 
-    The coefficients are those of z = |x| / sqrt(2), with the root multiplied in. 1e-6 of x * Phi(x) at most.
+    erfc(z) is (1 + a1 z + ... + a6 z^6)^-16 by Abramowitz and Stegun 7.1.28 (error below 3e-7); the coefficients are
+    those of |x|, and all are times 2^(1/16), which is the half.
     """
     z = tl.abs(x)
-    p = 5.3829749e-06 * z + 4.8890635e-05
-    p = p * z + 3.8003575e-05
-    p = p * z + 3.2776263e-03
-    p = p * z + 2.1141006e-02
-    p = p * z + 4.9867344e-02
-    r = tl.rsqrt(p * z + 1.0)
+    p = 5.6212997e-06 * z + 5.1055209e-05
+    p = p * z + 3.9686137e-05
+    p = p * z + 3.4227392e-03
+    p = p * z + 2.2076998e-02
+    p = p * z + 5.2075163e-02
+    r = tl.rsqrt(p * z + 1.04427378)
     r = r * r
     r = r * r
     r = r * r
     r = r * r
     r = r * r
-    return tl.maximum(x, 0.0) - 0.5 * z * r
+    return tl.maximum(x, 0.0) - z * r
 
 
 @triton.jit
-def depthwise(x, dw, row, column, channel, valid, keep, H, W, LD: tl.constexpr, ROW: tl.constexpr):
-    """Zero-padded depthwise 3x3 at some pixels and channels, float32.
+def depthwise_pair(x, dw, row, column, channel, keep, H, W, LD: tl.constexpr, ROW: tl.constexpr):
+    """Zero-padded depthwise 3x3 at some pixels and at those below them, two arrays [pixels, channels] in float32.
 
-    x         pointers [pixels, channels] to these pixels in (H, W, LD); dw [10, ROW] pointer to taps and bias
-    row, column, valid   [pixels];   channel, keep   [channels], the channel's place in dw and whether it exists
+    x         pointers [pixels, channels] to the upper pixels in (H, W, LD); dw [10, ROW] pointer to taps and bias
+    row, column   [pixels];   channel, keep   [channels], the channel's place in dw and whether it exists
+
+    Two rows at once share half of their loads. What lies outside of the picture comes out as anything.
     """
-    sum = tl.zeros(x.shape, tl.float32) + tl.load(dw + 9 * ROW + channel, mask=keep, other=0.0)[None, :]
-    for i in tl.static_range(9):
-        inside = valid
-        if i // 3 == 0:
-            inside = inside & (row > 0)
-        if i // 3 == 2:
-            inside = inside & (row < H - 1)
-        if i % 3 == 0:
-            inside = inside & (column > 0)
-        if i % 3 == 2:
-            inside = inside & (column < W - 1)
+    # A value that is neither loaded nor constant keeps Triton from computing all of this in the layout of a product's
+    # operand, which would be once for each product and without vectors.
+    bias = tl.where(keep, tl.load(dw + 9 * ROW + channel, mask=keep, other=0.0), 0.0)
+    upper = tl.broadcast_to(bias[None, :], x.shape)
+    lower = upper
+    for i in tl.static_range(12):
+        there = row + (i // 3 - 1)
+        aside = column + (i % 3 - 1)
+        inside = (there >= 0) & (there < H) & (aside >= 0) & (aside < W)
         at = x + ((i // 3 - 1) * W * LD + (i % 3 - 1) * LD)
-        here = tl.load(at, mask=inside[:, None] & keep[None, :], other=0.0)
-        tap = tl.load(dw + i * ROW + channel, mask=keep, other=0.0)
-        sum += here.to(tl.float32) * tap[None, :]
-    return sum
+        here = tl.load(at, mask=inside[:, None] & keep[None, :], other=0.0).to(tl.float32)
+        if i < 9:
+            upper += here * tl.load(dw + i * ROW + channel, mask=keep, other=0.0)[None, :]
+        if i >= 3:
+            lower += here * tl.load(dw + (i - 3) * ROW + channel, mask=keep, other=0.0)[None, :]
+    return upper, lower

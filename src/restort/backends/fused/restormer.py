@@ -21,6 +21,7 @@ from restort.kernels.depthwise_gram import kernel as depthwise_gram
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
 from restort.kernels.launch import Launch
+from restort.kernels.machine import machine
 from restort.kernels.norm_expand import kernel as norm_expand
 from restort.kernels.pointwise import kernel as pointwise
 from restort.kernels.workspace import Workspace
@@ -172,6 +173,7 @@ class _Planner:
                 block.attention_w,
                 get(out),
                 label=f"{label}.attn",
+                capability=self.capability,
             )
         )
         self.workspace.release(sums)
@@ -185,42 +187,66 @@ class _Planner:
         """The attention's application and the feed-forward network."""
         channels, rows = block.channels, block.ffn.w.shape[0]
         pixels = (self.h >> level) * (self.w >> level)
-        name, weights, options = f"{label}.ffn", block.ffn, self.options(f"{label}.ffn")
+        name = f"{label}.ffn"
         alone = channels > APPLY_ALONE
         clash = not alone and norm_expand.shared(
             self.n, pixels, channels, rows, self.capability, self.processors
         )
         out = self.take(level, channels) if keep or clash else x
         expanded = self.take(level, rows)
-
-        def make(get: Get) -> list[Launch]:
-            rest = gate_project.launch(
-                get(expanded), weights.dw, block.ffn_w, block.ffn_b, get(out), get(out), label=name,
-                processors=self.processors,
-            )  # fmt: skip
-            if not alone:
-                apply = norm_expand.launch_apply(
-                    get(x), get(v), get(matrix), block.attention_b, get(out),
-                    weights.w, weights.affine, get(expanded), **options,
-                )  # fmt: skip
-                return [apply, rest]
-            apply = pointwise.launch(
-                get(v),
-                get(matrix),
-                block.attention_b,
-                get(out),
-                x=get(x),
-                label=name,
-                processors=self.processors,
-            )
-            expand = norm_expand.launch(get(out), weights.w, weights.affine, get(expanded), **options)
-            return [apply, expand, rest]
-
-        self.steps.append(make)
+        self.steps.append(
+            lambda get: self.expand(get(x), get(v), get(matrix), block, get(out), get(expanded), name, alone)
+        )
+        gated = None
+        if gate_project.apart(channels, self.n * pixels, self.processors):
+            gated = self.take(level, block.hidden)
+        self.steps.append(
+            lambda get: self.gate(get(expanded), block, get(out), None if gated is None else get(gated), name)
+        )
         self.workspace.release(expanded)
+        if gated is not None:
+            self.workspace.release(gated)
         if clash and not keep:
             self.workspace.release(x)
         return out
+
+    def expand(
+        self,
+        x: Tensor,
+        v: Tensor,
+        matrix: Tensor,
+        block: Block,
+        out: Tensor,
+        expanded: Tensor,
+        label: str,
+        alone: bool,
+    ) -> list[Launch]:
+        """The attention's application to x, and the expansion of its result."""
+        weights, options = block.ffn, self.options(label)
+        if not alone:
+            return [
+                norm_expand.launch_apply(
+                    x, v, matrix, block.attention_b, out, weights.w, weights.affine, expanded, **options
+                )
+            ]
+        return [
+            pointwise.launch(v, matrix, block.attention_b, out, x=x, label=label, processors=self.processors),
+            norm_expand.launch(out, weights.w, weights.affine, expanded, **options),
+        ]
+
+    def gate(
+        self, expanded: Tensor, block: Block, x: Tensor, gated: Tensor | None, label: str
+    ) -> list[Launch]:
+        """Gate, projection and residual, onto x."""
+        dw, w, bias = block.ffn.dw, block.ffn_w, block.ffn_b
+        if gated is None:
+            return [gate_project.launch(expanded, dw, w, bias, x, x, label=label, processors=self.processors)]
+        return [
+            gate_project.launch_gate(expanded, dw, gated, label=label),
+            pointwise.launch(
+                gated, w, bias, x, x=x, transposed=True, label=label, processors=self.processors
+            ),
+        ]
 
     def options(self, label: str) -> dict[str, Any]:
         return {"label": label, "capability": self.capability, "processors": self.processors}
@@ -311,11 +337,3 @@ class _Planner:
         """No later launch reads it; what was asked for stays."""
         if buffer not in self.kept.values():
             self.workspace.release(buffer)
-
-
-def machine(device: torch.device) -> tuple[int, int]:
-    """Compute capability (90 for 9.0) and number of multiprocessors; an H100's where there is no GPU."""
-    if device.type != "cuda":
-        return 90, 132
-    properties = torch.cuda.get_device_properties(device)
-    return properties.major * 10 + properties.minor, properties.multi_processor_count

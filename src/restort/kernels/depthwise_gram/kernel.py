@@ -7,7 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.common import depthwise, divide, power, precision, product
+from restort.kernels.common import depthwise_pair, divide, power, precision, product
 from restort.kernels.launch import Launch
 
 Tensor = Any
@@ -17,38 +17,45 @@ Tensor = Any
 def _depthwise_gram(
     qkv, dw, v, sums, H, W, splits,
     C: tl.constexpr, HEADS: tl.constexpr, CH: tl.constexpr, CHP: tl.constexpr,
-    TH: tl.constexpr, TW: tl.constexpr, PRECISION: tl.constexpr,
+    PAIRS: tl.constexpr, TW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, split, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     across = (W + TW - 1) // TW
-    tiles = across * ((H + TH - 1) // TH)
+    tiles = across * ((H + 2 * PAIRS - 1) // (2 * PAIRS))
     image = n.to(tl.int64) * H * W
-    p = tl.arange(0, TH * TW)
+    p = tl.arange(0, PAIRS * TW)
     i = tl.arange(0, CHP)
     keep = i < CH
+    i += head * CH
     gram = tl.zeros([CHP, CHP], tl.float32)
     norm_q = tl.zeros([CHP], tl.float32)
     norm_k = tl.zeros([CHP], tl.float32)
     for t in range(split, tiles, splits):
-        top, left = t // across * TH, t % across * TW
-        row, column = top + p // TW, left + p % TW
-        valid = (row < H) & (column < W)
-        base = qkv + (image + top * W + left) * (3 * C)
-        inner = (p // TW * W + p % TW)[:, None]
-        at = base + inner * (3 * C) + (head * CH + i)[None, :]
-        q = depthwise(at, dw, row, column, head * CH + i, valid, keep, H, W, 3 * C, 3 * C)
-        # pixels outside of the picture would bring the bias
-        q = tl.where(valid[:, None], q, 0.0).to(v.dtype.element_ty)
-        k = depthwise(at + C, dw, row, column, C + head * CH + i, valid, keep, H, W, 3 * C, 3 * C)
-        k = tl.where(valid[:, None], k, 0.0).to(v.dtype.element_ty)
+        top, left = t // across * (2 * PAIRS), t % across * TW
+        first = image + top * W + left
+        inner = (p // TW * 2 * W + p % TW)[:, None]
+        row, column = top + p // TW * 2, left + p % TW
+        at = qkv + first * (3 * C) + inner * (3 * C) + i[None, :]
+        # what lies outside of the picture counts nothing
+        upper = (row < H) & (column < W)
+        lower = (row + 1 < H) & (column < W)
+        q, q_below = depthwise_pair(at, dw, row, column, i, keep, H, W, 3 * C, 3 * C)
+        q = tl.where(upper[:, None], q, 0.0).to(v.dtype.element_ty)
+        q_below = tl.where(lower[:, None], q_below, 0.0).to(v.dtype.element_ty)
+        k, k_below = depthwise_pair(at + C, dw, row, column, C + i, keep, H, W, 3 * C, 3 * C)
+        k = tl.where(upper[:, None], k, 0.0).to(v.dtype.element_ty)
+        k_below = tl.where(lower[:, None], k_below, 0.0).to(v.dtype.element_ty)
         gram = product(tl.trans(q), k, gram, PRECISION)
-        q = q.to(tl.float32)
-        k = k.to(tl.float32)
-        norm_q += tl.sum(q * q, 0)
-        norm_k += tl.sum(k * k, 0)
-        value = depthwise(at + 2 * C, dw, row, column, 2 * C + head * CH + i, valid, keep, H, W, 3 * C, 3 * C)
-        to = v + (image + top * W + left) * C + inner * C + (head * CH + i)[None, :]
-        tl.store(to, value.to(v.dtype.element_ty), mask=valid[:, None] & keep[None, :])
+        gram = product(tl.trans(q_below), k_below, gram, PRECISION)
+        q, q_below = q.to(tl.float32), q_below.to(tl.float32)
+        k, k_below = k.to(tl.float32), k_below.to(tl.float32)
+        norm_q += tl.sum(q * q + q_below * q_below, 0)
+        norm_k += tl.sum(k * k + k_below * k_below, 0)
+        value, value_below = depthwise_pair(at + 2 * C, dw, row, column, 2 * C + i, keep, H, W, 3 * C, 3 * C)
+        to = v + first * C + inner * C + i[None, :]
+        tl.store(to, value.to(v.dtype.element_ty), mask=upper[:, None] & keep[None, :])
+        tl.store(to + W * C, value_below.to(v.dtype.element_ty), mask=lower[:, None] & keep[None, :])
+    i = tl.arange(0, CHP)
     images = tl.num_programs(2)
     out = sums + ((split * images + n) * HEADS + head).to(tl.int64) * (CH * (CH + 2))
     tl.store(out + i[:, None] * CH + i[None, :], gram, mask=keep[:, None] & keep[None, :])
@@ -57,15 +64,15 @@ def _depthwise_gram(
 
 
 def tiles(ch: int) -> tuple[int, int, int]:
-    """Height and width of a tile of pixels, and warps, for so many channels of a head."""
-    return (4, 8, 8) if power(ch) > 64 else (4, 16, 4)
+    """Pairs of rows and width of a tile of pixels, and warps, for so many channels of a head."""
+    return (1, 16, 8) if power(ch) > 64 else (2, 16, 4)
 
 
 def splits(n: int, h: int, w: int, channels: int, heads: int, processors: int = 132) -> int:
     """How many programs share a head's pixels, which is how many partial sums there are."""
-    th, tw, warps = tiles(channels // heads)
-    wanted = divide(2 * processors * (4 if warps == 4 else 2) // 2, n * heads)
-    return max(1, min(wanted, divide(h, th) * divide(w, tw)))
+    pairs, width, warps = tiles(channels // heads)
+    wanted = divide(processors * (3 if warps == 4 else 2), n * heads)
+    return max(1, min(wanted, divide(h, 2 * pairs) * divide(w, width)))
 
 
 def sums_shape(n: int, heads: int, channels: int, splits: int) -> tuple[int, int, int, int]:
@@ -81,8 +88,8 @@ def launch(
     n, h, w, channels = v.shape
     heads = sums.shape[2]
     ch = channels // heads
-    th, tw, warps = tiles(ch)
-    constants = {"C": channels, "HEADS": heads, "CH": ch, "CHP": power(ch), "TH": th, "TW": tw}
+    pairs, width, warps = tiles(ch)
+    constants = {"C": channels, "HEADS": heads, "CH": ch, "CHP": power(ch), "PAIRS": pairs, "TW": width}
     return Launch(
         _depthwise_gram,
         {"qkv": qkv, "dw": dw, "v": v, "sums": sums},

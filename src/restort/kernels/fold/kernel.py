@@ -31,6 +31,7 @@ def _total(sums, total, length, splits, WIDTH: tl.constexpr, ROWS: tl.constexpr)
 def _fold(
     sums, temperature, w, out, splits,
     C: tl.constexpr, HEADS: tl.constexpr, CH: tl.constexpr, CHP: tl.constexpr, BM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, part, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = tl.arange(0, CHP)
@@ -57,7 +58,7 @@ def _fold(
     inside = (m < C)[:, None] & keep[None, :]
     at = m[:, None] * C + head * CH + i[None, :]
     rows = tl.load(w + at, mask=inside, other=0.0)
-    product = tl.dot(rows, weights, input_precision="tf32x3")
+    product = tl.dot(rows, weights, input_precision=PRECISION)
     tl.store(out + n * C * C + at, product.to(out.dtype.element_ty), mask=inside)
 
 
@@ -69,6 +70,7 @@ def launches(
     out: Tensor,
     *,
     label: str = "",
+    capability: int = 90,
 ) -> list[Launch]:
     """`out` (N, C, C) from sums (splits, N, heads, ch * (ch + 2)); `total` (1, N, heads, ...) float32 where splits
     are more than FEW, else None."""
@@ -93,12 +95,20 @@ def launches(
         )
         sums = total
     rows = 32
+    small = capability not in (80, 90, 100) and power(ch) > 64  # 99 KB of shared memory
     steps.append(
         Launch(
             _fold,
             {"sums": sums, "temperature": temperature, "w": w, "out": out},
             {"splits": sums.shape[0]},
-            {"C": channels, "HEADS": heads, "CH": ch, "CHP": power(ch), "BM": rows},
+            {
+                "C": channels,
+                "HEADS": heads,
+                "CH": ch,
+                "CHP": power(ch),
+                "BM": rows,
+                "PRECISION": "tf32" if small else "tf32x3",
+            },
             (heads, divide(channels, rows), n),
             8 if power(ch) > 64 else 4,
             1,

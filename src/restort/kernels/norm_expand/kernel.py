@@ -157,7 +157,7 @@ def tiles(
     share = steps
     while share > 1 and programs * divide(steps, share) < (1 if attends else 2) * processors:
         share = divide(share, 2)
-    stages = 2 if channels > 96 or small else 3
+    stages = min(share, 2 if channels > 96 or small else 3)
     return {"BM": bm, "BN": bn, "COLUMNS": share * bn, "warps": 8 if channels > 192 else 4, "stages": stages}
 
 

@@ -17,15 +17,19 @@ Tensor = Any
 @triton.jit
 def _add(
     acc, source, w, pixel, valid, n, offset,
-    K: tl.constexpr, LD: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, LD: tl.constexpr, C: tl.constexpr, DOWN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     k = tl.arange(0, BK)
     for j in range(0, K, BK):
         keep = (j + k < K)[None, :]
         a = tl.load(source + pixel[:, None] * K + (j + k)[None, :], mask=valid[:, None] & keep, other=0.0)
-        at = w + n[:, None] * LD + (offset + j + k)[None, :]
-        rows = tl.load(at, mask=(n < C)[:, None] & keep, other=0.0)
-        acc = product(a, tl.trans(rows), acc, PRECISION)
+        if DOWN:
+            at = w + (offset + j + k)[:, None] * C + n[None, :]
+            b = tl.load(at, mask=(j + k < K)[:, None] & (n < C)[None, :], other=0.0)
+        else:
+            at = w + n[:, None] * LD + (offset + j + k)[None, :]
+            b = tl.trans(tl.load(at, mask=(n < C)[:, None] & keep, other=0.0))
+        acc = product(a, b, acc, PRECISION)
     return acc
 
 
@@ -33,7 +37,7 @@ def _add(
 def _pointwise(
     a, b, w, bias, x, y, P,
     KA: tl.constexpr, KB: tl.constexpr, C: tl.constexpr, RESIDUAL: tl.constexpr, PER_IMAGE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    DOWN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     SHARES: tl.constexpr = (C + BN - 1) // BN
     image = tl.program_id(1)
@@ -44,9 +48,9 @@ def _pointwise(
     if PER_IMAGE:
         w += image * (C * (KA + KB))
     acc = tl.zeros([BM, BN], tl.float32)
-    acc = _add(acc, a, w, pixel, valid, n, 0, KA, KA + KB, C, BK, PRECISION)
+    acc = _add(acc, a, w, pixel, valid, n, 0, KA, KA + KB, C, DOWN, BK, PRECISION)
     if KB > 0:
-        acc = _add(acc, b, w, pixel, valid, n, KA, KB, KA + KB, C, BK, PRECISION)
+        acc = _add(acc, b, w, pixel, valid, n, KA, KB, KA + KB, C, DOWN, BK, PRECISION)
     acc += tl.load(bias + n, mask=n < C, other=0.0)[None, :]
     at = pixel[:, None] * C + n[None, :]
     mask = valid[:, None] & (n < C)[None, :]
@@ -72,10 +76,11 @@ def launch(
     *,
     b: Tensor | None = None,
     x: Tensor | None = None,
+    transposed: bool = False,
     label: str = "",
     processors: int = 132,
 ) -> Launch:
-    """y (N, H, W, C) = cat(a, b) @ w^T + bias (+ x): see the reference."""
+    """y (N, H, W, C) = cat(a, b) @ w^T + bias (+ x): see the reference. `transposed`: w is (K, C)."""
     n, ka, channels = a.shape[0], a.shape[-1], y.shape[-1]
     kb = 0 if b is None else b.shape[-1]
     per_image = w.ndim == 3
@@ -94,6 +99,7 @@ def launch(
             "C": channels,
             "RESIDUAL": x is not None,
             "PER_IMAGE": per_image,
+            "DOWN": transposed,
             **tile,
             "PRECISION": precision(a.dtype),
         },
