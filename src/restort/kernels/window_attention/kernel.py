@@ -42,7 +42,7 @@ def _rows(base, pixel, d, DS: tl.constexpr, DP: tl.constexpr):
 def _attend(s, v, axis: tl.constexpr):
     """softmax(s) v over all keys at once; s is in powers of two."""
     p = tl.exp2(s - tl.max(s, axis, keep_dims=True))
-    return tl.dot(p.to(v.dtype), v, input_precision="ieee") / tl.sum(p, axis, keep_dims=True)
+    return tl.dot(p.to(v.dtype), v, input_precision="ieee") * (1.0 / tl.sum(p, axis, keep_dims=True))
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def _window_of_16(
         total = total * keep + tl.sum(p, 1, keep_dims=True)
         y = tl.dot(p.to(v.dtype.element_ty), _rows(v, pixel, d, DS, DP), y * keep, input_precision="ieee")
         highest = higher
-    return y / total
+    return y * (1.0 / total)
 
 
 @triton.jit
