@@ -120,11 +120,21 @@ def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> A
         except ValueError:
             log.heard.lines.append("the plan does not parse")
             return None
-        if about.get("version", version) != version:
+        if about.get("version", found.version) != found.version:
             log.heard.lines.append("the plan is of another version")
             return None
         opened.append(FakeEngine(about, cuda, log))
         return opened[-1]
 
     module = SimpleNamespace(Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize))
-    return SimpleNamespace(name=name, version=version, module=module, log=log, opened=opened)
+    found = SimpleNamespace(
+        name=name,
+        version=version,
+        title=f"TensorRT {version}",
+        module=module,
+        log=log,
+        opened=opened,
+        precisions=("fp32", "tf32", "fp16", "mixed"),
+        capabilities=SimpleNamespace(timing_cache=True, newer_operators=False),
+    )
+    return found

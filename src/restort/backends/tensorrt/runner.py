@@ -27,7 +27,7 @@ from restort.backends.tensorrt.keys import Profile, Size, profile_of
 from restort.backends.tensorrt.mixed import kept_sections
 from restort.backends.tensorrt.runtime import Engine, EngineRefused
 from restort.backends.tensorrt.supply import LARGEST, Supply, present
-from restort.errors import RestortError
+from restort.errors import OutOfMemory, RestortError
 from restort.imaging.memory import bytes_per_pixel
 from restort.models.checkpoint import Weights
 
@@ -122,7 +122,14 @@ class TensorrtRunner:
                     f"a result in {below} was not finite, these weights pass its range; such parts are computed in "
                     f"{precision} instead, which takes longer (avoid it with --precision {precision})"
                 )
-            y, below = self._run(x, precision), precision
+            below = precision
+            try:
+                y = self._run(x, precision)
+            except OutOfMemory:
+                raise
+            except RestortError:  # not every GPU has an engine for it
+                if precision == ladder[-1]:
+                    raise
         return y
 
     def _ladder(self) -> tuple[str, ...]:

@@ -1,0 +1,327 @@
+"""The backend tensorrt from weights to arrays: engines found, built, built again; on a stand-in for library and GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import faketensorrt
+import numpy as np
+import pytest
+from fakebackend import ELAN, write_weights
+from fakecuda import FakeCuda
+
+import restort.backends as backends
+from restort.backends.tensorrt import cuda, mixed, runner, supply
+from restort.backends.tensorrt.build import BuildOptions, Built
+from restort.backends.tensorrt.cache import EngineCache
+from restort.backends.tensorrt.gpu import Gpu
+from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.runner import TensorrtRunner, is_finite
+from restort.backends.tensorrt.supply import Supply, profile_for, told_seldom
+from restort.errors import OutOfMemory, RestortError
+from restort.imaging.tiles import plan, run_tiled
+from restort.models.checkpoint import Weights, load_weights
+
+H100 = Gpu("NVIDIA H100", "9.0", "13.0")
+
+
+class World:
+    """A machine with a GPU and a TensorRT; `builds` are the options of every engine that was built."""
+
+    def __init__(self) -> None:
+        self.cuda = FakeCuda()
+        self.flavour = faketensorrt.flavour(self.cuda)
+        self.gpu = H100
+        self.builds: list[BuildOptions] = []
+        self.behaves: dict[str, str] = {}
+
+    def build(self, flavour: Any, graph: Any, options: BuildOptions) -> Built:
+        assert graph.graph.output and options.progress is not None
+        self.builds.append(options)
+        low, high = options.profile.min, options.profile.max
+        data = faketensorrt.plan(
+            2,
+            (low[0], 1, *low[1:]),
+            (high[0], 9, *high[1:]),
+            behaves=self.behaves.get(options.precision, ""),
+            version=flavour.version,
+        )
+        about = {entry.key: entry.value for entry in graph.metadata_props}
+        report = {"schema": 1, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "seconds": 2.0}
+        report["model"] = {"weights_sha256": about["restort.weights_sha256"]}
+        return Built(data, report, b"times of " + options.precision.encode())
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    found = World()
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda, "runtime", lambda: found.cuda)
+    monkeypatch.setattr(runner, "find", lambda name: found.flavour)
+    monkeypatch.setattr(supply, "gpu", lambda: found.gpu)
+    monkeypatch.setattr(supply, "build", found.build)
+    monkeypatch.setattr(supply, "combiner", lambda flavour: lambda a, b: a + b"," + b)
+    yield found
+    assert not found.cuda.used and not found.cuda.pinned
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return load_weights(
+        write_weights(tmp_path_factory.mktemp("w") / "tiny.safetensors", replace(ELAN[2], channels=30))
+    )
+
+
+def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:
+    said: list[str] = []
+    found = TensorrtRunner(weights, precision, **options)
+    found.say = found.warn = said.append
+    return found, said
+
+
+def picture(h: int = 32, w: int = 48, n: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((n, 3, h, w), np.float32)
+
+
+def enlarged(x: np.ndarray) -> np.ndarray:
+    return x.repeat(2, 2).repeat(2, 3)
+
+
+def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weights) -> None:
+    first, said = made(weights)
+    assert not world.builds  # nothing is built before a size is known
+    for h, w in ((32, 48), (16, 16), (1280, 64)):
+        np.testing.assert_array_equal(first(picture(h, w)), enlarged(picture(h, w)))
+    assert [options.profile for options in world.builds] == [profile_for(weights.spec, (1, 32, 48))]
+    assert len(said) == 2 and "there is none yet" in said[0] and said[1].startswith("built in 2 s")
+    assert first.device == "NVIDIA H100" and first.device_peak_bytes() > 0
+    first.close()
+    first.close()
+    with pytest.raises(RestortError, match="closed"):
+        first(picture())
+    second, said = made(weights)
+    second(picture())
+    assert len(world.builds) == 1 and not said
+    second.close()
+
+
+def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    x = picture(n=3)
+    np.testing.assert_array_equal(first(x), enlarged(x))
+    assert first.timer(x)() == 4.5
+    first.close()
+    whole, _ = made(weights, profile=Profile.fixed(3, 32, 48))
+    np.testing.assert_array_equal(whole(x), enlarged(x))
+    with pytest.raises(RestortError, match="the engine is for inputs of 3x32x48"):
+        whole(picture())
+    whole.close()
+    later, said = made(weights)
+    later(x)
+    later(picture())  # the special engine for the batch, the general one for the rest
+    assert len(later._opened) == 2 and len(world.builds) == 2 and not said
+    assert later.timer(x)() == 1.5
+    later.close()
+
+
+def test_an_engine_that_cannot_be_opened_is_built_again(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    first(picture())
+    first.close()
+    (stored,) = EngineCache().entries()
+    damaged = b"not a plan"
+    about = stored.about | {"bytes": len(damaged), "sha256": hashlib.sha256(damaged).hexdigest()}
+    from restort.backends.tensorrt import sidecar
+
+    sidecar.write(stored.path, Built(damaged, about))
+    second, said = made(weights)
+    np.testing.assert_array_equal(second(picture()), enlarged(picture()))
+    assert len(world.builds) == 2 and "is built again" in said[0] and "does not parse" in said[0]
+    second.close()
+
+
+def test_updates_of_library_and_driver_build_again(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    first(picture())
+    first.close()
+    world.flavour.version = "10.16.1"
+    second, said = made(weights)
+    second(picture())
+    assert "version of the library is 8.6.0, not 10.16.1" in said[0]
+    second.close()
+    world.gpu = Gpu("NVIDIA H100", "9.0", "13.1")
+    third, said = made(weights)
+    third(picture())
+    assert "driver is 13.0, not 13.1" in said[0]
+    third.close()
+
+
+def test_a_result_that_is_not_finite_is_computed_again(world: World, weights: Weights) -> None:
+    world.behaves = {"fp16": "nan"}
+    first, said = made(weights)
+    for seed in range(3):
+        np.testing.assert_array_equal(first(picture(seed=seed)), enlarged(picture(seed=seed)))
+    assert [options.precision for options in world.builds] == ["fp16", "fp32"]  # 8.6 has no bfloat16
+    assert len([line for line in said if "was not finite" in line]) == 1
+    assert any("computed in fp32 instead" in line for line in said)
+    x = picture()
+    x[0, 0, 0, 0] = np.inf
+    assert not np.isfinite(first(x)).all() and len(world.builds) == 2
+    first.close()
+    world.flavour.precisions = ("fp32", "tf32", "fp16", "bf16", "mixed")
+    third, _ = made(weights)  # a graph without bfloat16 cannot be built: then float32 it is
+    np.testing.assert_array_equal(third(picture()), enlarged(picture()))
+    third.close()
+    world.flavour.capabilities.newer_operators = True
+    second, _ = made(weights)
+    second(picture())
+    assert world.builds[-1].precision == "bf16"
+    second.close()
+
+
+def test_streams_check_every_result(world: World, weights: Weights) -> None:
+    world.behaves = {"fp16": "nan"}
+    first, said = made(weights)
+    pictures = [picture(32, 48, seed=i) for i in range(3)] + [picture(16, 16, 2, 9), picture(16, 32, seed=4)]
+    for x, y in zip(pictures, first.stream(iter(pictures)), strict=True):
+        np.testing.assert_array_equal(y, enlarged(x))
+    assert len([line for line in said if "was not finite" in line]) == 1
+    first.close()
+
+
+def test_tiles_flow_through_the_stream(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    x = picture(300, 500)
+    y = run_tiled(first, x, plan(300, 500, weights.spec, 128))
+    np.testing.assert_allclose(y, enlarged(x), atol=1e-6)
+    room, each = first.tile_memory()
+    assert 0 < room <= 1280 * 1280 * each
+    first.close()
+
+
+def test_memory_that_is_short_is_told_as_such(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    first(picture())
+    world.cuda.memory = world.cuda.used
+    with pytest.raises(OutOfMemory, match="smaller tiles"):
+        first(picture(640, 640))
+    np.testing.assert_array_equal(first(picture()), enlarged(picture()))
+    first.close()
+
+
+def test_timings_are_kept_between_builds(world: World, weights: Weights) -> None:
+    for precision in ("fp16", "fp32"):
+        first, _ = made(weights, precision)
+        first(picture())
+        first.close()
+    assert [options.timing_cache for options in world.builds] == [None, b"times of fp16"]
+
+
+def test_mixed_needs_its_choice(world: World, weights: Weights) -> None:
+    with pytest.raises(RestortError, match="restort build --precision mixed"):
+        made(weights, "mixed")
+    mixed.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["tail", "head"]})
+    first, _ = made(weights, "mixed")
+    first(picture())
+    assert EngineCache().entries()[0].key["keep_fp32"] == ["head", "tail"]
+    first.close()
+
+
+def test_sizes_beyond_the_usual_get_an_engine_that_lasts(weights: Weights) -> None:
+    spec = weights.spec
+    assert profile_for(spec, (1, 16, 16)) == Profile((1, 16, 16), (1, 384, 640), (1, 1280, 1280))
+    assert profile_for(spec, (4, 1296, 64)).max == (1, 1536, 1280)
+
+
+def test_building_ahead_needs_no_gpu(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supply, "gpu", lambda: None)
+    world.flavour.name, world.flavour.version = "rtx", "1.7.1"
+    said: list[str] = []
+    ahead = Supply(weights, "fp16", world.flavour, targets=("8.6", "8.9"), say=said.append)
+    stored = ahead.obtain(profile_for(weights.spec, (1, 64, 64)))
+    assert world.builds[-1].compute_capabilities == ("8.6", "8.9") and stored.key["gpu"] is None
+    with pytest.raises(RestortError, match="needs its NVIDIA GPU"):
+        made(weights)
+    monkeypatch.setattr(supply, "gpu", lambda: Gpu("GeForce RTX 4090", "8.9", "12.9"))
+    later, said = made(weights)
+    np.testing.assert_array_equal(later(picture()), enlarged(picture()))
+    assert len(world.builds) == 1 and not said
+    later.close()
+
+
+def test_the_progress_of_a_build_is_told_seldom() -> None:
+    said: list[str] = []
+    times = iter([0.0, 1.0, 16.0, 16.0, 17.0, 40.0, 40.0])
+    tell = told_seldom(said.append, lambda: next(times))
+    tell("parsing", None)
+    tell("timing", 0.25)
+    tell("timing", 0.3)
+    tell("writing", None)
+    assert said == ["still building: timing, 25%", "still building: writing"]
+
+
+def test_finite() -> None:
+    y = np.zeros((1, 3, 8, 8), np.float32)
+    assert is_finite(y) and is_finite(y + np.float32(3e38))
+    for bad in (np.nan, np.inf, -np.inf):
+        y[0, 1, 2, 3] = bad
+        assert not is_finite(y)
+    y[0, 0, 0, 0] = np.inf
+    assert not is_finite(y)
+
+
+def test_the_backend_is_registered(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from restort.backends.gpu import Trouble
+    from restort.backends.tensorrt import check
+
+    assert backends.installed("tensorrt")  # by either name
+    monkeypatch.setattr(check, "trouble", lambda: Trouble("no NVIDIA driver is loaded", "install it"))
+    with pytest.raises(RestortError, match="tensorrt cannot be used: no NVIDIA driver is loaded; install it"):
+        backends.create(weights, "tensorrt")
+    monkeypatch.setattr(check, "trouble", lambda: None)
+    monkeypatch.setattr(check, "is_ready", lambda weights, precision: False)
+    said: list[str] = []
+    assert backends._on_a_gpu(weights, "auto", "auto", None, said.append) is None and not said
+    with caplog.at_level(logging.INFO):
+        found: Any = backends.create(weights, "tensorrt", say=said.append)
+    assert found.name == "tensorrt" and found.precision == "fp16"
+    found(picture())
+    assert said and "building" in said[0]
+    found.close()
+    monkeypatch.setattr(check, "is_ready", lambda weights, precision: precision == "fp16")
+    taken = backends.create(weights, say=said.append)
+    assert taken.name == "tensorrt" and "auto took tensorrt/fp16: NVIDIA H100" in said
+    taken.close()
+
+
+def test_auto_takes_engines_that_are_there(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restort.backends.tensorrt import check, flavour, gpu
+
+    monkeypatch.setattr(gpu, "gpu", lambda: world.gpu)
+    monkeypatch.setattr(flavour, "installed", lambda: {"tensorrt": "8.6.0"})
+    assert not check.is_ready(weights, "fp16")
+    first, _ = made(weights)
+    first(picture())
+    first.close()
+    assert check.is_ready(weights, "fp16") and not check.is_ready(weights, "fp32")
+    world.gpu = Gpu("NVIDIA H200", "9.0", "13.0")
+    assert not check.is_ready(weights, "fp16")
+
+
+def test_trouble_is_found_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from restort.backends.tensorrt import check
+
+    monkeypatch.setattr(check, "look", lambda: SimpleNamespace(name="GPU"))
+    monkeypatch.setattr(check, "_has", lambda module: False)
+    found = check.trouble()
+    assert found is not None and found.remedy == "pip install cuda-python"
