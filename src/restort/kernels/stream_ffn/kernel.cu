@@ -226,7 +226,7 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = in + 2 * CHUNK * ROW + at.j * 8;
     u32 to = (BUFFERS == 2 ? (i & 1) * E_BYTES : 0) + at.j * 8;
-#pragma unroll
+#pragma unroll 1  // the code of the main loop is to fit the instruction caches
     for (int t = 0; t < PAIRS; ++t) {
         float gate[TILES][4], value[TILES][4];
         Vec2 gate_shift = load_shared2(shifts + t * 32), value_shift = load_shared2(shifts + CHUNK * 4 + t * 32);
@@ -338,7 +338,7 @@ DEVICE void project(int i, const Place& at, float (&sum)[2][COLUMNS][4]) {
     u32 weights = OUT_AT + (i & 1) * OUT_BYTES;
     u32 taps = weights + CHUNK * OUT_ROW + at.j * 8;
     u32 rows = weights + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
-#pragma unroll
+#pragma unroll 1
     for (int s = 0; s < CHUNK / 16; ++s) {
         u32 a[2][4];
 #pragma unroll

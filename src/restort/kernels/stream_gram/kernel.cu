@@ -150,7 +150,7 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
     u32 rows = base + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = base + CHUNK * ROW + at.j * 16;
     u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
-#pragma unroll
+#pragma unroll 1  // the code of the main loop is to fit the instruction caches
     for (int t = 0; t < PAIRS; ++t) {
         float first[TILES][4], second[TILES][4];
         Vec4 shift = load_shared4(shifts + t * 64);
@@ -259,7 +259,7 @@ DEVICE void convolve(int number, int i, const Place& at, u16* v) {
     u32 from = E_AT + (number & 1) * E_BYTES + (2 * at.warp * ACROSS + 2 * at.g) * E_ROW + at.j * 8;
     u32 taps = T_AT + (number & 1) * T_BYTES + at.j * 8;
     int y = at.top + 2 * at.warp, x = at.left + 2 * at.g;
-#pragma unroll
+#pragma unroll 1
     for (int t = 0; t < PAIRS; ++t) {
         Vec2 four[2][2];
         depthwise(from + t * 32, taps + t * 32, four);
