@@ -234,8 +234,8 @@ MESSAGES = [
     ),
     (
         "1: [stdArchiveReader.cpp::StdArchiveReaderInitCommon::46] Error Code 1: Serialization (Serialization "
-        "assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: 236, "
-        "Serialized Engine Version: 239)",
+        "assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: "
+        "236, Serialized Engine Version: 239)",
         "built by another version or for another GPU (Serialization",
     ),
     (
