@@ -116,7 +116,7 @@ def compiled(case: Case, weights: Weights, x: torch.Tensor) -> Run:
     if way == "whole":
         net, x = original(weights, case, x)
         function = _elan if isinstance(weights.spec, ElanSpec) else _restormer
-        whole = torch.compile(lambda image: function(net, weights.spec, image))  # type: ignore[operator]
+        whole = torch.compile(lambda image: function(net, weights.spec, image), dynamic=False)  # type: ignore[operator]
         call: Callable[[], Any] = lambda: whole(x)  # noqa: E731
         note = "the whole network, written as the originals are"
     else:
@@ -127,7 +127,7 @@ def compiled(case: Case, weights: Weights, x: torch.Tensor) -> Run:
         model = build(weights.spec, weights.state, TYPES[case.precision]).to(DEVICE)
         for module in model.modules():
             if isinstance(module, (Block, Group)):
-                module.compile()
+                module.compile(dynamic=False)
         x = (x * weights.spec.value_range).to(TYPES[case.precision])
         call = lambda: model(x)  # noqa: E731
         note = "every block of restort.models by itself, the rest eager"

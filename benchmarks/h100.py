@@ -49,6 +49,7 @@ class Child:
 
     def __init__(self, smoke: bool, environment: dict[str, str] | None = None) -> None:
         more = {"TRITON_INTERPRET": "1"} if smoke else {}
+        more.setdefault("RESTORT_CACHE", str(Path(tempfile.gettempdir(), "restort-bench-cache")))
         path = os.pathsep.join(filter(None, [str(HERE.parent / "src"), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "gpu_child.py"), *(["--smoke"] if smoke else [])],

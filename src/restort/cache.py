@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 
 def cache_root() -> Path:
     """The folder of the caches: RESTORT_CACHE if set and not empty, else the user's cache folder.
@@ -14,4 +12,8 @@ def cache_root() -> Path:
     The folder need not exist; whoever writes into it makes it.
     """
     chosen = os.environ.get("RESTORT_CACHE")
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_path("restort"))
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_path("restort"))

@@ -1,0 +1,233 @@
+"""Accuracy of the backend `fused` with trained weights on real pictures, into results/accuracy_gpu.json.
+
+    python benchmarks/accuracy_gpu.py [--weights FILE ...] [--data FOLDER] [--limit N] [--crop N] [--device cpu]
+
+Every shipped model, and every file of --weights: an upscaler on Set5 and Set14 (with their published small pictures,
+or made small as MATLAB does), a denoiser on Kodak24 with noise of sigma 15, 25 and 50, a deblurrer on photographs.
+Each picture runs whole, padded by reflection, in fp16 and bf16, and in float32 by PyTorch on the same device, which is
+the reference; that reference is itself compared with float64 on the first picture. Printed and recorded: the relative
+L2 error of the output (largest and mean over pictures), and each precision's PSNR against the truth by the conventions
+of `restort evaluate` (8 bit; upscaling on luma without a border of `scale` pixels).
+
+Asked: below 2e-3 in fp16 and 1e-2 in bf16 everywhere, PSNR of fp16 within 0.01 dB; the exit status says whether.
+--data holds set5, set14, kodak24, real_blur; needs PyTorch, Pillow, NumPy. --device cpu with TRITON_INTERPRET=1 and a
+small --crop tries the script without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from restort.backends.fused.networks import PlainNetwork
+from restort.backends.fused.runner import FusedRunner
+from restort.errors import RestortError
+from restort.imaging.pad import pad_to_multiple
+from restort.measure.quality import psnr, psnr_y
+from restort.measure.resize import imresize
+from restort.models.checkpoint import Weights, load_weights
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
+SHIPPED = HERE.parent / "src" / "restort" / "zoo" / "weights"
+LIMITS = {"fp16": 2e-3, "bf16": 1e-2}
+PSNR_DB = 0.01
+SIGMAS = (15, 25, 50)
+
+Picture = tuple[
+    str, str, np.ndarray, "np.ndarray | None"
+]  # condition, name, input (H, W, C) in [0, 255], truth
+
+
+def read(path: Path, channels: int) -> np.ndarray:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float64)
+    return pixels if channels == 3 else pixels[:, :, None]
+
+
+def middle(image: np.ndarray, crop: int | None, factor: int = 1) -> np.ndarray:
+    if crop is None:
+        return image
+    sides = [min(n // factor, crop) for n in image.shape[:2]]
+    top, left = ((n // factor - side) // 2 * factor for n, side in zip(image.shape[:2], sides))
+    return image[top : top + sides[0] * factor, left : left + sides[1] * factor]
+
+
+def pictures(
+    task: str, weights: Weights, data: Path, crop: int | None, limit: int | None
+) -> Iterator[Picture]:
+    """What a model of that task is measured on."""
+    channels, scale = weights.spec.in_channels, weights.spec.scale
+    if task == "upscale":
+        for folder in (data / "set5", data / "set14"):
+            for path in sorted((folder / "HR").glob("*.png"))[:limit]:
+                high = read(path, channels)
+                high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
+                small = folder / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png"
+                made = small if small.is_file() else small.with_name(path.name)
+                low = read(made, channels) if made.is_file() else imresize(high.astype(np.uint8), 1 / scale)
+                high = high[: low.shape[0] * scale, : low.shape[1] * scale]
+                yield folder.name, path.stem, middle(low, crop), middle(high, crop, scale)
+    elif task == "denoise":
+        for sigma in SIGMAS:
+            for i, path in enumerate(sorted((data / "kodak24").glob("*.png"))[:limit]):
+                clean = middle(read(path, channels), crop)
+                noise = np.random.Generator(np.random.PCG64([0, i])).standard_normal(clean.shape)
+                yield f"kodak24 sigma {sigma}", path.stem, clean + sigma * noise, clean
+    else:
+        places = [*sorted((data / "real_blur").glob("*.*")), *sorted((data / "kodak24").glob("*.png"))]
+        for path in [p for p in places if p.suffix.lower() in (".png", ".jpg")][: limit or 12]:
+            yield "photographs", path.stem, middle(read(path, channels), crop), None
+
+
+def task_of(weights: Weights) -> str:
+    return "upscale" if weights.spec.scale > 1 else weights.metadata.get("task", "denoise")
+
+
+def score(task: str, y: np.ndarray, truth: np.ndarray, scale: int) -> float:
+    """PSNR in dB of (H, W, C) in [0, 1]."""
+    eight = np.rint(np.clip(y, 0, 1) * 255)
+    return psnr_y(eight, truth, border=scale) if task == "upscale" else psnr(eight, truth)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def float64(weights: Weights, device: torch.device, x: np.ndarray) -> np.ndarray:
+    """The network in float64, on the same device."""
+    network = PlainNetwork(weights, device, torch.float64)
+    scale = weights.spec.value_range
+    with torch.no_grad():
+        y = network.model(torch.from_numpy(x).to(device).double() * scale) / scale
+    return np.asarray(y.cpu().numpy())
+
+
+def model(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    weights = load_weights(path)
+    spec, task = weights.spec, task_of(weights)
+    device = torch.device(args.device)
+    reference = PlainNetwork(weights, device)
+    runners = {p: FusedRunner(weights, p, device="cpu" if args.device == "cpu" else None) for p in LIMITS}
+    warned: list[str] = []
+    for runner in runners.values():
+        runner.warn = warned.append
+    rows: list[dict[str, Any]] = []
+    check: float | None = None
+    for condition, name, image, truth in pictures(task, weights, args.data, args.crop, args.limit):
+        unit = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+        x = np.ascontiguousarray(pad_to_multiple(unit, spec.size_multiple))
+        height, width = image.shape[0] * spec.scale, image.shape[1] * spec.scale
+        want = reference.run(x)[0]
+        if check is None:
+            check = distance(want, float64(weights, device, x))
+        row: dict[str, Any] = {"condition": condition, "name": name, "shape": list(x.shape)}
+        results = {"fp32": want} | {p: runner(x) for p, runner in runners.items()}
+        for precision, y in results.items():
+            seen = y[0, :, :height, :width].transpose(1, 2, 0)
+            if precision != "fp32":
+                row[f"relative_l2_{precision}"] = distance(y, want)
+            if truth is not None:
+                row[f"psnr_{precision}"] = score(task, seen, truth, spec.scale)
+        rows.append(row)
+    for runner in runners.values():
+        runner.close()
+    return summary(path.stem, weights, task, rows, check, warned)
+
+
+def summary(
+    name: str, weights: Weights, task: str, rows: list[dict[str, Any]], check: float | None, warned: list[str]
+) -> dict[str, Any]:
+    conditions: dict[str, Any] = {}
+    good = bool(rows) and not warned
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        those = [row for row in rows if row["condition"] == condition]
+        found: dict[str, Any] = {"pictures": len(those)}
+        for precision, limit in LIMITS.items():
+            errors = [row[f"relative_l2_{precision}"] for row in those]
+            found[precision] = {"relative_l2_max": max(errors), "relative_l2_mean": float(np.mean(errors))}
+            good &= max(errors) < limit
+        if "psnr_fp32" in those[0]:
+            scores = {p: float(np.mean([row[f"psnr_{p}"] for row in those])) for p in ("fp32", *LIMITS)}
+            found["psnr"] = {p: round(value, 4) for p, value in scores.items()}
+            good &= abs(scores["fp16"] - scores["fp32"]) <= PSNR_DB
+        conditions[condition] = found
+    return {
+        "model": name,
+        "architecture": weights.spec.architecture,
+        "task": task,
+        "weights_sha256": weights.digest,
+        "float32_against_float64": check,
+        "good": good,
+        "warned": warned,
+        "conditions": conditions,
+        "pictures": rows,
+    }
+
+
+def text(result: dict[str, Any]) -> str:
+    check = result["float32_against_float64"]
+    lines = [
+        f"{result['model']} ({'good' if result['good'] else 'NOT GOOD'}); float32 against float64 {check or 0:.1e}"
+    ]
+    for condition, found in result["conditions"].items():
+        errors = "  ".join(
+            f"{p} L2 max {found[p]['relative_l2_max']:.2e} mean {found[p]['relative_l2_mean']:.2e}"
+            for p in LIMITS
+        )
+        scores = (
+            "  PSNR " + " ".join(f"{p} {v:.4f}" for p, v in found["psnr"].items()) if "psnr" in found else ""
+        )
+        lines.append(f"  {condition:18} {found['pictures']:3} pictures  {errors}{scores}")
+    return "\n".join([*lines, *(f"  warned: {line}" for line in result["warned"])])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="accuracy of the fused backend")
+    parser.add_argument("--weights", type=Path, nargs="*", default=[])
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "test")
+    parser.add_argument("--no-shipped", action="store_true", help="only the files of --weights")
+    parser.add_argument("--limit", type=int, help="pictures of each set")
+    parser.add_argument(
+        "--crop", type=int, help="only the middle of each picture, so many pixels of the input"
+    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy_gpu.json")
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    usual = SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"
+    files = [*args.weights, *([] if args.no_shipped else sorted(SHIPPED.glob("*.safetensors")))]
+    if not args.weights and usual.is_file():
+        files.append(usual)
+    results = []
+    for path in files:
+        try:
+            results.append(model(path, args))
+            print(text(results[-1]), flush=True)
+        except (RestortError, OSError, RuntimeError) as error:
+            print(f"{path.stem}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            results.append({"model": path.stem, "good": False, "error": str(error)[:500]})
+    about = {
+        "limits": LIMITS | {"psnr_db": PSNR_DB},
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "the processor, interpreted",
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
+        "command": "python benchmarks/accuracy_gpu.py " + " ".join(sys.argv[1:]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({"models": results, **about}, indent=1) + "\n", "utf-8")
+    return 0 if all(result["good"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
