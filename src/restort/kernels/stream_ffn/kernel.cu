@@ -126,18 +126,30 @@ DEVICE void fetch_out(int i, const u16* out_w, const u16* dw) {
         if (tap + WARPS <= 10 || tap + warp < 10) copy4(to + tap * TAP_BYTES, taps + tap * 2 * F);
 }
 
-// v (or nothing) of all pixels and the fold into shared memory; zeros outside of the image.
+// v of all pixels and the fold into shared memory; zeros outside of the image.
 DEVICE void fetch_tile(const Place& at, const u16* v, const u16* fold) {
-    for (int k = thread_index(); k < PIXELS * UNITS; k += THREADS) {
-        int pixel = k / UNITS, unit = k % UNITS;
-        bool valid = unit < C / 8 && inside(at, pixel);
-        copy16(pixel * ROW + unit * 16, valid ? v + position(at, pixel) * C + unit * 8 : v, valid);
-    }
-    for (int k = thread_index(); k < C * UNITS; k += THREADS) {
-        int row = k / UNITS, unit = k % UNITS;
-        bool valid = unit < C / 8;
-        copy16(FOLD_AT + row * ROW + unit * 16, fold + ((u64)at.n * C + row) * C + (valid ? unit * 8 : 0), valid);
-    }
+    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
+    u32 to = line * ROW + part * 16;
+#pragma unroll
+    for (int row = 0; row < PIXELS; row += LINES)
+        if (row + LINES <= PIXELS || row + line < PIXELS) {
+            bool there = inside(at, row + line);
+            const u16* from = there ? v + position(at, row + line) * C + part * 8 : v;
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit += SHARE) {
+                bool valid = there && (UNITS == C / 8 || unit + part < C / 8);
+                copy16(to + row * ROW + unit * 16, valid ? from + unit * 8 : v, valid);
+            }
+        }
+    const u16* matrix = fold + ((u64)at.n * C + line) * C + part * 8;
+#pragma unroll
+    for (int row = 0; row < C; row += LINES)
+        if (row + LINES <= C || row + line < C)
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit += SHARE) {
+                bool valid = UNITS == C / 8 || unit + part < C / 8;
+                copy16(FOLD_AT + to + row * ROW + unit * 16, valid ? matrix + row * C + unit * 8 : fold, valid);
+            }
 }
 
 // x of rows g, g + 8 of a group of 16 pixels: p[0] and p[1]; zeros outside of the image.

@@ -6,7 +6,7 @@
 //      bits in shared memory E (0 outside of the image).
 //   3. Depthwise 3x3 from E, 2 x 2 pixels and 4 channels a thread; v goes out, q and k to shared memory QK.
 //   4. When all of q and k are there: q^T k over the tile's pixels, by products, onto sums that stay in registers from
-//      tile to tile, 48 x 48 channels a warp (24 x 24 where a head has so few); the squares beside it.
+//      tile to tile, 48 x 48 channels a warp; the squares beside it.
 // Steps 2 of one chunk and 3 of the chunk before are independent: even warps do 2 first and odd warps 3.
 // At the end each block writes one partial sum; none is added in an order that could change.
 //
@@ -47,14 +47,15 @@ constexpr int BYTES = X_OVER_QK ? T_AT + 2 * T_BYTES : X_AT + X_BYTES;
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
 constexpr int CH = C / HEADS;
-constexpr int PART = CH < 48 ? CH : 48;              // channels of a warp's part of the Gram matrix
+constexpr int PART = 48;                             // channels of a warp's part of the Gram matrix
 constexpr int SPLIT = CH / PART;
 constexpr int PARTS = HEADS * SPLIT * SPLIT;
 constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
-constexpr int GM = (PART + 15) / 16, GN = PART / 8;
+constexpr int GM = PART / 16, GN = PART / 8;
+constexpr int QUADS = GM * GN + (SPLIT == 1 ? 2 : 1) * GM;  // fours of a lane's sums
 static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 96 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
-static_assert(CH % PART == 0 && WARPS % PARTS == 0 && GN % 2 + 1 <= 2, "heads");
-static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * (GM * GN * 4 + 2 * GM + GN) * 4, "other warps' sums fit");
+static_assert(CH % PART == 0 && SPLIT <= 2 && WARPS % PARTS == 0, "heads");
+static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 
 DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
 
@@ -69,19 +70,26 @@ DEVICE u64 position(const Place& at, int pixel) {
     return ((u64)at.n * at.h + y) * at.w + x;
 }
 
-DEVICE void fetch_pixels(const Place& at, const u16* x) {
-    constexpr int UNITS = STEPS * 2;  // of 16 bytes in a row
-    for (int k = thread_index(); k < PIXELS * UNITS; k += THREADS) {
-        int pixel = k / UNITS, unit = k % UNITS;
-        bool valid = unit < C / 8 && inside(at, pixel);
-        copy16(X_AT + pixel * ROW + unit * 16, valid ? x + position(at, pixel) * C + unit * 8 : x, valid);
-    }
-}
 // A thread copies units `part`, `part + SHARE`, ... of rows `line`, `line + LINES`, ...: all offsets but one are constants.
 constexpr int UNITS = STEPS * 2;
 constexpr int SHARE = UNITS % 4 == 0 ? 4 : 2;
 constexpr int LINES = THREADS / SHARE;
 
+DEVICE void fetch_pixels(const Place& at, const u16* x) {
+    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
+    u32 to = X_AT + line * ROW + part * 16;
+#pragma unroll
+    for (int row = 0; row < PIXELS; row += LINES)
+        if (row + LINES <= PIXELS || row + line < PIXELS) {
+            bool there = inside(at, row + line);
+            const u16* from = there ? x + position(at, row + line) * C + part * 8 : x;
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit += SHARE) {
+                bool valid = there && (UNITS == C / 8 || unit + part < C / 8);
+                copy16(to + row * ROW + unit * 16, valid ? from + unit * 8 : x, valid);
+            }
+        }
+}
 DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
     const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = R_AT + (number & 1) * R_BYTES;
@@ -278,18 +286,20 @@ DEVICE void convolve(int number, int i, const Place& at, u16* v) {
     }
 }
 
-struct Sums {
-    float gram[GM][GN][4];
-    float q[GM][2], k[GN];
-};
+// q[m] and k[m]: sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and 8..15
+// with themselves; the rest of these products is of no use. A part of SPLIT = 2 counts only one of the two: they are one.
+// So a warp's sums are, four numbers a lane each: GM * GN of the Gram matrix, GM of q, and GM of k.
+constexpr int SQUARES_Q = GM * GN, SQUARES_K = SPLIT == 1 ? SQUARES_Q + GM : SQUARES_Q;
 
-DEVICE float squares(float sum, u32 pair) {
-    float a = low(pair), b = high(pair);
-    return sum + a * a + b * b;
+// A's fragment of 16 channels x 16 pixels is B's as well: (a[0], a[2]) are its first 8 columns.
+DEVICE void square(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3) {
+    const u32 upper[4] = {a0, 0, a2, 0}, lower[4] = {0, a1, 0, a3};
+    multiply(sum, upper, a0, a2);
+    multiply(sum, lower, a1, a3);
 }
 
 // Step 4. This warp's part: q channels from first_q, k channels from first_k, of its segment of the pixels.
-DEVICE void multiply_parts(const Place& at, Sums& sums, int first_q, int first_k, int segment, bool count_q, bool count_k) {
+DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], int first_q, int first_k, int segment, bool count_q, bool count_k) {
     constexpr int STRETCH = WIDE * TALL / SEGMENTS;
     u32 pixels = segment * STRETCH * QK_ROW;
     u32 q_at = pixels + ((at.lane & 7) + (at.lane >> 4) * 8) * QK_ROW + (first_q + (at.lane >> 3 & 1) * 8) * 2;
@@ -300,21 +310,17 @@ DEVICE void multiply_parts(const Place& at, Sums& sums, int first_q, int first_k
 #pragma unroll
         for (int m = 0; m < GM; ++m) {
             load_matrices_transposed(a[m], q_at + s * 16 * QK_ROW + m * 32);
-            if (count_q) {
-                sums.q[m][0] = squares(squares(sums.q[m][0], a[m][0]), a[m][2]);
-                sums.q[m][1] = squares(squares(sums.q[m][1], a[m][1]), a[m][3]);
-            }
+            if (count_q) square(sums[SQUARES_Q + m], a[m][0], a[m][1], a[m][2], a[m][3]);
         }
 #pragma unroll
         for (int n = 0; n < GN; n += 2) {
             u32 b[4];
             load_matrices_transposed(b, k_at + s * 16 * QK_ROW + n * 16);
-            if (count_k) sums.k[n] = squares(squares(sums.k[n], b[0]), b[1]);
-            if (count_k && n + 1 < GN) sums.k[n + 1] = squares(squares(sums.k[n + 1], b[2]), b[3]);
+            if (count_k) square(sums[SQUARES_K + n / 2], b[0], b[2], b[1], b[3]);
 #pragma unroll
             for (int m = 0; m < GM; ++m) {
-                multiply(sums.gram[m][n], a[m], b[0], b[1]);
-                if (n + 1 < GN) multiply(sums.gram[m][n + 1], a[m], b[2], b[3]);
+                multiply(sums[m * GN + n], a[m], b[0], b[1]);
+                multiply(sums[m * GN + n + 1], a[m], b[2], b[3]);
             }
         }
     }
@@ -331,17 +337,9 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
     const int head = part / (SPLIT * SPLIT), part_q = part / SPLIT % SPLIT, part_k = part % SPLIT;
     const bool count_q = SPLIT == 1 || part_q == part_k, count_k = SPLIT == 1 || part_q != part_k;
 
-    Sums sums;
+    float sums[QUADS][4];
 #pragma unroll
-    for (int m = 0; m < GM; ++m) {
-        sums.q[m][0] = sums.q[m][1] = 0;
-#pragma unroll
-        for (int n = 0; n < GN; ++n)
-#pragma unroll
-            for (int k = 0; k < 4; ++k) sums.gram[m][n][k] = 0;
-    }
-#pragma unroll
-    for (int n = 0; n < GN; ++n) sums.k[n] = 0;
+    for (int c = 0; c < 4 * QUADS; ++c) sums[c / 4][c % 4] = 0;
 
     int tile = block_index(0);
     at.top = tile / across * TALL, at.left = tile % across * WIDE;
@@ -395,40 +393,17 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
 
     // Warps with the same part add up, the first one last: one partial sum a block.
     if (SEGMENTS > 1) {
-        constexpr int COUNT = GM * GN * 4 + 2 * GM + GN;
         if (segment > 0) {
-            u32 to = (((segment - 1) * PARTS + part) * COUNT * 32 + at.lane) * 4;
-            int c = 0;
+            u32 to = (((segment - 1) * PARTS + part) * 4 * QUADS * 32 + at.lane) * 4;
 #pragma unroll
-            for (int m = 0; m < GM; ++m)
-#pragma unroll
-                for (int n = 0; n < GN; ++n)
-#pragma unroll
-                    for (int k = 0; k < 4; ++k) store_shared_float(to + 128 * c++, sums.gram[m][n][k]);
-#pragma unroll
-            for (int m = 0; m < GM; ++m)
-#pragma unroll
-                for (int k = 0; k < 2; ++k) store_shared_float(to + 128 * c++, sums.q[m][k]);
-#pragma unroll
-            for (int n = 0; n < GN; ++n) store_shared_float(to + 128 * c++, sums.k[n]);
+            for (int c = 0; c < 4 * QUADS; ++c) store_shared_float(to + 128 * c, sums[c / 4][c % 4]);
         }
         block_barrier();
         if (segment > 0) return;
         for (int s = 0; s < SEGMENTS - 1; ++s) {
-            u32 from = ((s * PARTS + part) * COUNT * 32 + at.lane) * 4;
-            int c = 0;
+            u32 from = ((s * PARTS + part) * 4 * QUADS * 32 + at.lane) * 4;
 #pragma unroll
-            for (int m = 0; m < GM; ++m)
-#pragma unroll
-                for (int n = 0; n < GN; ++n)
-#pragma unroll
-                    for (int k = 0; k < 4; ++k) sums.gram[m][n][k] += load_shared_float(from + 128 * c++);
-#pragma unroll
-            for (int m = 0; m < GM; ++m)
-#pragma unroll
-                for (int k = 0; k < 2; ++k) sums.q[m][k] += load_shared_float(from + 128 * c++);
-#pragma unroll
-            for (int n = 0; n < GN; ++n) sums.k[n] += load_shared_float(from + 128 * c++);
+            for (int c = 0; c < 4 * QUADS; ++c) sums[c / 4][c % 4] += load_shared_float(from + 128 * c);
         }
     }
 
@@ -437,25 +412,19 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
     for (int m = 0; m < GM; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            int row = m * 16 + i * 8 + at.g;
-            float q = sums.q[m][i];
-            q += shuffle_xor(q, 1);
-            q += shuffle_xor(q, 2);
-            if (row < PART) {
-                row += part_q * PART;
+            int row = part_q * PART + m * 16 + i * 8 + at.g;
 #pragma unroll
-                for (int n = 0; n < GN; ++n)
+            for (int n = 0; n < GN; ++n)
 #pragma unroll
-                    for (int k = 0; k < 2; ++k)
-                        to[row * CH + part_k * PART + 8 * n + 2 * at.j + k] = sums.gram[m][n][2 * i + k];
-                if (count_q && at.j == 0) to[CH * CH + row] = q;
+                for (int k = 0; k < 2; ++k)
+                    to[row * CH + part_k * PART + 8 * n + 2 * at.j + k] = sums[m * GN + n][2 * i + k];
+            // Row g of the diagonal is with the lane whose columns 2 j, 2 j + 1 hold it.
+            if (at.g / 2 == at.j) {
+                int channel = m * 16 + i * 8 + at.g;
+                float q = at.g & 1 ? sums[SQUARES_Q + m][2 * i + 1] : sums[SQUARES_Q + m][2 * i];
+                float k = at.g & 1 ? sums[SQUARES_K + m][2 * i + 1] : sums[SQUARES_K + m][2 * i];
+                if (count_q) to[CH * CH + part_q * PART + channel] = q;
+                if (count_k) to[CH * CH + CH + part_k * PART + channel] = k;
             }
         }
-#pragma unroll
-    for (int n = 0; n < GN; ++n) {
-        float k = sums.k[n];
-        k += shuffle_xor(k, 1);
-        k += shuffle_xor(k, 2);
-        if (count_k && at.j == 0) to[CH * CH + CH + part_k * PART + 8 * n + at.g] = k;
-    }
 }
