@@ -106,7 +106,8 @@ def table(result: dict[str, Any], by: str) -> str:
         total, floor = (sum(r[n] for r in rows) for n in ("total_ms", "floor_ms"))
         best = rows[0]
         lines.append(
-            f"  {name[:52]:52} {sum(r['count'] for r in rows):4} x  {total:8.3f} ms {100 * total / result['sum_ms']:5.1f} %"
+            f"  {name[:52]:52} {sum(r['count'] for r in rows):4} x  {total:8.3f} ms "
+            f"{100 * total / result['sum_ms']:5.1f} %"
             f"  floor {floor:7.3f}  share {floor / total if total else 0:.2f}  "
             f"{best['gb_per_s']:7.0f} GB/s {best['tflops']:6.1f} TFLOP/s"
         )

@@ -23,20 +23,20 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("there is no NVIDIA GPU here", allow_module_level=True)
 
-from fakebackend import RESTORMER
+from fakebackend import RESTORMER  # noqa: E402
 
-import restort
-from restort import backends
-from restort.backends.fused.networks import PlainNetwork
-from restort.backends.fused.runner import FusedRunner
-from restort.errors import OutOfMemory
-from restort.imaging.halving import Halving
-from restort.models.blocks import block_channels
-from restort.models.checkpoint import Weights, load_weights
-from restort.models.spec import ElanSpec, Spec
+import restort  # noqa: E402
+from restort import backends  # noqa: E402
+from restort.backends.fused.networks import PlainNetwork  # noqa: E402
+from restort.backends.fused.runner import FusedRunner  # noqa: E402
+from restort.errors import OutOfMemory  # noqa: E402
+from restort.imaging.halving import Halving  # noqa: E402
+from restort.models.blocks import block_channels  # noqa: E402
+from restort.models.checkpoint import Weights, load_weights  # noqa: E402
+from restort.models.spec import ElanSpec, Spec  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from peers import random_state
+from peers import random_state  # noqa: E402
 
 SHIPPED = Path(restort.__file__).parent / "zoo" / "weights" / "restormer-small-denoise.safetensors"
 SMALL = replace(RESTORMER, dim=16, num_blocks=(1, 2, 1, 1), ffn_expansion=2.66)
