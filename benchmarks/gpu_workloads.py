@@ -1,7 +1,7 @@
 """What benchmarks/h100.py measures: workloads, their networks, their floors, and the cases in order of importance.
 
 Networks have the published sizes and random weights, seeded and scaled so that activations neither grow nor vanish
-(peers.random_state). Inputs are uniform noise, seeded: the time of none of these networks depends on the picture.
+(random_weights.random_state). Inputs are uniform noise, seeded: no network here takes its time by the picture.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peers import random_state
+from random_weights import random_state
 
 from restort.models.checkpoint import Weights
 from restort.models.spec import ElanSpec, RestormerSpec, Spec
