@@ -8,6 +8,8 @@ expanded arrays would cost most, and streaming kernels take two steps in one: `c
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,8 @@ from restort.kernels.launch import Launch
 from restort.kernels.machine import machine
 from restort.kernels.norm_expand import kernel as norm_expand
 from restort.kernels.pointwise import kernel as pointwise
+from restort.kernels.stream_ffn import kernel as stream_ffn
+from restort.kernels.stream_gram import kernel as stream_gram
 from restort.kernels.workspace import Workspace
 from restort.models.spec import RestormerSpec
 
@@ -33,7 +37,30 @@ Tensor = Any
 Buffer = int  # a buffer's number in the workspace
 Get = Callable[[Buffer], Tensor]
 
+FEW_TILES = 1  # of 128 pixels, for each multiprocessor
 APPLY_ALONE = 192  # channels above which the attention's matrix is too large to apply beside an expansion
+
+
+def choose(pixels: int, channels: int, heads: int, capability: int, processors: int) -> tuple[bool, bool]:
+    """Whether (q, k, v with their sums; the feed-forward network) of a block at so many pixels are streamed.
+
+    Not where there are too few tiles for all multiprocessors.
+    """
+    many = pixels >= FEW_TILES * 128 * processors
+    return (
+        many and stream_gram.worthwhile(pixels, channels, heads),
+        many and stream_ffn.worthwhile(pixels, channels, capability),
+    )
+
+
+@functools.cache
+def cuda_compiler() -> bool:
+    """Whether the streaming kernels, which are in CUDA C++, can be compiled here."""
+    try:
+        importlib.import_module("cuda.bindings.nvrtc")
+    except ImportError:
+        return False
+    return True
 
 
 def plan(
@@ -75,6 +102,7 @@ class _Planner:
         self.steps: list[Callable[[Get], list[Launch]]] = []
         self.kept: dict[str, Buffer] = {}
         spec = packed.spec
+        self.centred = spec.layer_norm == "WithBias"
         self.input = torch.empty(n, spec.in_channels, h, w, dtype=torch.float32, device=self.device)
         self.output = torch.empty(n, spec.out_channels, h, w, dtype=torch.float32, device=self.device)
 
@@ -131,12 +159,79 @@ class _Planner:
         """One transformer block; `keep`: x stays as it is, otherwise it is overwritten or released."""
         block = self.packed.blocks[label]
         release = self.workspace.release
-        v, sums, splits = self.attend(label, level, block, x)
+        gram_streamed, ffn_streamed = self.choose(level, block)
+        attend = self.attend_streamed if gram_streamed else self.attend
+        feed = self.feed_streamed if ffn_streamed else self.feed
+        v, sums, splits = attend(label, level, block, x)
         matrix = self.sum_and_fold(label, block, sums, splits)
-        y = self.feed(label, level, block, x, v, matrix, keep)
+        y = feed(label, level, block, x, v, matrix, keep)
         release(v)
         release(matrix)
         return y
+
+    def choose(self, level: int, block: Block) -> tuple[bool, bool]:
+        """`choose` as overridden, and as far as the streaming kernels go: CUDA, 16 bits."""
+        pixels = self.n * (self.h >> level) * (self.w >> level)
+        if self.streamed is False or self.packed.dtype.itemsize != 2:
+            return False, False
+        if self.streamed:
+            pixels = 1 << 40
+        elif self.device.type == "cpu" or (self.device.type == "cuda" and not cuda_compiler()):
+            return False, False
+        return choose(pixels, block.channels, block.heads, self.capability, self.processors)
+
+    def attend_streamed(self, label: str, level: int, block: Block, x: Buffer) -> tuple[Buffer, Buffer, int]:
+        """`attend` in one kernel."""
+        h, w, channels, heads = self.h >> level, self.w >> level, block.channels, block.heads
+        v = self.take(level, channels)
+        splits = stream_gram.splits(self.n, h, w, channels, self.processors, self.capability)
+        sums = self.workspace.take(depthwise_gram.sums_shape(self.n, heads, channels, splits), torch.float32)
+        weights = block.qkv
+        self.steps.append(
+            lambda get: [
+                stream_gram.launch(
+                    get(x),
+                    weights.w,
+                    weights.affine,
+                    weights.dw16,
+                    get(v),
+                    get(sums),
+                    centred=self.centred,
+                    capability=self.capability,
+                    label=f"{label}.attn",
+                )
+            ]
+        )
+        return v, sums, splits
+
+    def feed_streamed(
+        self, label: str, level: int, block: Block, x: Buffer, v: Buffer, matrix: Buffer, keep: bool
+    ) -> Buffer:
+        """`feed` in one kernel."""
+        out = self.take(level, block.channels)
+        weights, bias = block.ffn, self.packed.spec.bias
+        self.steps.append(
+            lambda get: [
+                stream_ffn.launch(
+                    get(x),
+                    get(v),
+                    get(matrix),
+                    block.attention_b if bias else None,
+                    weights.w,
+                    weights.affine,
+                    weights.dw16,
+                    block.ffn_w,
+                    block.ffn_b if bias else None,
+                    get(out),
+                    centred=self.centred,
+                    capability=self.capability,
+                    label=f"{label}.ffn",
+                )
+            ]
+        )
+        if not keep:
+            self.workspace.release(x)
+        return out
 
     def attend(self, label: str, level: int, block: Block, x: Buffer) -> tuple[Buffer, Buffer, int]:
         """v, the partial sums of q and k, and how many of these there are."""

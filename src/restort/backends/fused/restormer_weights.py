@@ -12,6 +12,7 @@ with mean and rstd = 1 / sqrt(var + 1e-5) of each pixel's C raw channels (var ab
 
 Depthwise 3x3 (same channels):
     dw      (10, M) float32  rows 0..8 the taps in the order dy * 3 + dx, row 9 the bias (zeros without)
+    dw16    (10, M) T        the same rounded
 
 Attention:
     temperature  (heads,) float32
@@ -57,6 +58,7 @@ class Expansion:
     w: Tensor
     affine: Tensor
     dw: Tensor
+    dw16: Tensor
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ def _block(state: dict[str, Array], name: str, spec: RestormerSpec, dtype: torch
         taps = state[f"{name}.{depthwise}.weight"].reshape(rows, 9)
         bias = _or_zeros(get(f"{depthwise}.bias"), rows)
         dw = arrange(np.concatenate([taps, bias[:, None]], 1)).T
-        return Expansion(stored, _tensor(affine, torch.float32), _tensor(dw, torch.float32))
+        return Expansion(
+            stored, _tensor(affine, torch.float32), _tensor(dw, torch.float32), _tensor(dw, dtype)
+        )
 
     return Block(
         channels=channels,
