@@ -10,15 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import faketensorrt
 import numpy as np
 import pytest
 from fakebackend import ELAN, write_weights
-from fakecuda import FakeCuda
+from tensorrtworld import World, playing
 
 import restort.backends as backends
-from restort.backends.tensorrt import cuda, mixed, runner, supply
-from restort.backends.tensorrt.build import BuildOptions, Built
+from restort.backends.tensorrt import mixed, supply
+from restort.backends.tensorrt.build import Built
 from restort.backends.tensorrt.cache import EngineCache
 from restort.backends.tensorrt.gpu import Gpu
 from restort.backends.tensorrt.keys import Profile
@@ -28,47 +27,11 @@ from restort.errors import OutOfMemory, RestortError
 from restort.imaging.tiles import plan, run_tiled
 from restort.models.checkpoint import Weights, load_weights
 
-H100 = Gpu("NVIDIA H100", "9.0", "13.0")
-
-
-class World:
-    """A machine with a GPU and a TensorRT; `builds` are the options of every engine that was built."""
-
-    def __init__(self) -> None:
-        self.cuda = FakeCuda()
-        self.flavour = faketensorrt.flavour(self.cuda)
-        self.gpu = H100
-        self.builds: list[BuildOptions] = []
-        self.behaves: dict[str, str] = {}
-
-    def build(self, flavour: Any, graph: Any, options: BuildOptions) -> Built:
-        assert graph.graph.output and options.progress is not None
-        self.builds.append(options)
-        low, high = options.profile.min, options.profile.max
-        data = faketensorrt.plan(
-            2,
-            (low[0], 1, *low[1:]),
-            (high[0], 9, *high[1:]),
-            behaves=self.behaves.get(options.precision, ""),
-            version=flavour.version,
-        )
-        about = {entry.key: entry.value for entry in graph.metadata_props}
-        report = {"schema": 1, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "seconds": 2.0}
-        report["model"] = {"weights_sha256": about["restort.weights_sha256"]}
-        return Built(data, report, b"times of " + options.precision.encode())
-
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    found = World()
-    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda, "runtime", lambda: found.cuda)
-    monkeypatch.setattr(runner, "find", lambda name: found.flavour)
-    monkeypatch.setattr(supply, "gpu", lambda: found.gpu)
-    monkeypatch.setattr(supply, "build", found.build)
-    monkeypatch.setattr(supply, "combiner", lambda flavour: lambda a, b: a + b"," + b)
-    yield found
-    assert not found.cuda.used and not found.cuda.pinned
+    with playing(tmp_path, monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
