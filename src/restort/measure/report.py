@@ -151,7 +151,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what computes: Python, this package, and the libraries that are installed."""
     found = {"python": python_version()}
-    for name in ("restort", "numpy", "scikit-image", "scipy", "onnxruntime", "openvino", "torch"):
+    for name in ("restort", "numpy", "scikit-image", "scipy", "onnxruntime", "openvino", "torch", "triton"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
