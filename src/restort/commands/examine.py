@@ -47,6 +47,7 @@ _PURPOSE = {
     "evaluate": "SSIM and blur kernels of `restort evaluate`",
     "plots": "curves and charts",
 }
+_ON_A_GPU = ("fused", "tensorrt")  # backends that most machines cannot use, which is no defect
 # What matters to the speed of these networks.
 _FEATURES = (
     "avx2",
@@ -200,7 +201,7 @@ def missing(findings: Findings) -> list[dict[str, str]]:
     for item in states if isinstance(states, list) else ():
         if not item["works"]:
             reason, remedy = item["reason"] or "does not work", item["remedy"] or "see the documentation"
-            on_gpu = item["name"] in ("fused", "tensorrt")
+            on_gpu = item["name"] in _ON_A_GPU
             purpose = "running models on NVIDIA GPUs" if on_gpu else "running models"
             found.append({"what": f"{item['name']} ({reason})", "for": purpose, "how": remedy})
     listed = {item["name"] for item in states} if isinstance(states, list) else set()
@@ -249,6 +250,8 @@ def text(findings: Findings) -> str:
                 if item["works"]
                 else "not here"
                 if not item["installed"]
+                else "cannot be used here"
+                if item["name"] in _ON_A_GPU
                 else "BROKEN"
             )
             lines.append(f"  {item['name']:12} {item['version'] or '-':14} {state}")
