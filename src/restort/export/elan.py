@@ -14,8 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from restort.export.form import Form
 from restort.export.graph import Array, GraphBuilder
 from restort.export.pixels import PixelIndices
+from restort.export.windows import Windows
 from restort.models.spec import ElanSpec
 
 BATCH_NORM_EPSILON = 1e-5
@@ -24,9 +26,11 @@ BATCH_NORM_EPSILON = 1e-5
 class ElanGraph:
     """Emits the nodes of one ELAN into a builder."""
 
-    def __init__(self, graph: GraphBuilder, spec: ElanSpec, state: Mapping[str, Array]) -> None:
+    def __init__(self, graph: GraphBuilder, spec: ElanSpec, state: Mapping[str, Array], form: Form) -> None:
         self.graph, self.spec, self.state = graph, spec, state
-        self.pixels = PixelIndices(graph)
+        self.windows: Windows | PixelIndices = (
+            Windows(graph) if form.windows == "shuffle" else PixelIndices(graph)
+        )
 
     def emit(self) -> str:
         """All nodes, from 'input'; returns the name of the last one's value."""
@@ -101,23 +105,53 @@ class ElanGraph:
 
     def _gmsa(self, x: str, name: str, rolled: bool, scores: list[str]) -> str:
         """Window attention; fills `scores` where it is empty (the first block of a group), else uses them."""
-        g, sizes = self.graph, self.spec.window_sizes
+        g = self.graph
+        x = g.conv(x, *self._projection(name))
+        attend = self._by_rows if isinstance(self.windows, PixelIndices) else self._by_shuffles
+        x = attend(x, rolled, scores)
+        return g.conv(x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"])
+
+    def _by_rows(self, x: str, rolled: bool, scores: list[str]) -> str:
+        """All pixels as rows of a table, from which windows are gathered."""
+        g, sizes, pixels = self.graph, self.spec.window_sizes, self.windows
+        assert isinstance(pixels, PixelIndices)
         part = self.spec.channels // len(sizes)
         first = not scores
         step = 2 if first else 1  # q and v of each window size, or v alone
         parts = step * len(sizes)
-        x = g.op("Transpose", g.conv(x, *self._projection(name)), perm=[0, 2, 3, 1])
+        x = g.op("Transpose", x, perm=[0, 2, 3, 1])
         x = g.op("Reshape", x, g.integers([-1, part]))
         attended = []
         for i, size in enumerate(sizes):
             if first:
-                q = g.op("Gather", x, self.pixels.parts(size, rolled, parts, step * i), axis=0)
-                wide = g.widen(q)  # the scores are not scaled: their sums overflow fp16
-                product = g.op("MatMul", wide, g.op("Transpose", wide, perm=[0, 2, 1]))
-                scores.append(g.narrow(g.op("Softmax", product, axis=-1)))
-            v = g.op("Gather", x, self.pixels.parts(size, rolled, parts, step * i + step - 1), axis=0)
+                q = g.op("Gather", x, pixels.parts(size, rolled, parts, step * i), axis=0)
+                scores.append(self._scores(q))
+            v = g.op("Gather", x, pixels.parts(size, rolled, parts, step * i + step - 1), axis=0)
             attended.append(g.op("Reshape", g.op("MatMul", scores[i], v), g.integers([-1, part])))
-        x = g.op("Gather", g.op("Concat", *attended, axis=0), self.pixels.back(sizes, rolled), axis=0)
-        x = g.op("Reshape", x, self.pixels.nhwc(self.spec.channels))
-        x = g.op("Transpose", x, perm=[0, 3, 1, 2])
-        return g.conv(x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"])
+        x = g.op("Gather", g.op("Concat", *attended, axis=0), pixels.back(sizes, rolled), axis=0)
+        x = g.op("Reshape", x, pixels.nhwc(self.spec.channels))
+        return g.op("Transpose", x, perm=[0, 3, 1, 2])
+
+    def _by_shuffles(self, x: str, rolled: bool, scores: list[str]) -> str:
+        """The channels of each window size as pictures, cut into windows one by one."""
+        g, sizes, windows = self.graph, self.spec.window_sizes, self.windows
+        assert isinstance(windows, Windows)
+        part = self.spec.channels // len(sizes)
+        first = not scores
+        width = 2 * part if first else part
+        attended = []
+        for i, (size, piece) in enumerate(zip(sizes, g.split(x, [width] * len(sizes), axis=1), strict=True)):
+            v = windows.cut(piece, width, size, rolled)
+            if first:
+                q, v = g.split(v, [part] * 2, axis=3)
+                scores.append(self._scores(q))
+            attended.append(windows.join(g.op("MatMul", scores[i], v), part, size, rolled))
+        return g.op("Concat", *attended, axis=1)
+
+    def _scores(self, q: str) -> str:
+        """softmax(q q^T), which is not scaled: its sums overflow float16."""
+        g = self.graph
+        wide = g.widen(q)
+        rank = 3 if isinstance(self.windows, PixelIndices) else 4
+        swapped = g.op("Transpose", wide, perm=[*range(rank - 2), rank - 1, rank - 2])
+        return g.narrow(g.op("Softmax", g.op("MatMul", wide, swapped), axis=-1))

@@ -64,7 +64,7 @@ def emit(
     if isinstance(spec, RestormerSpec):
         result = RestormerGraph(graph, spec, weights.state, form).emit()
     else:
-        result = ElanGraph(graph, spec, weights.state).emit()
+        result = ElanGraph(graph, spec, weights.state, form).emit()
     name = weights.metadata.get("name") or weights.path.stem
     metadata = {
         "restort.architecture": spec.architecture,

@@ -26,11 +26,14 @@ class Form:
                 rows, one product for all heads, and a mask.
     gate        a Restormer's GDFN: gate and value from one convolution and a 'split', from two ('separate'), or
                 'auto': two where an fp32 graph is large.
+    windows     an ELAN's windows: 'gather' takes their pixels from a table by computed indices; 'shuffle' reshapes and
+                transposes.
     """
 
     norm: Norm = "layer"
     attention: Literal["before", "after", "folded", "rows"] = "before"
     gate: Literal["auto", "split", "separate"] = "auto"
+    windows: Literal["gather", "shuffle"] = "gather"
 
 
 TYPED = Form(norm="cast", attention="rows", gate="split")
