@@ -48,11 +48,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PRECISIONS = ("fp16", "tf32", "fp32")
-FORMS = {  # what the graph of a Restormer may be besides the one that is used
-    "norm arithmetic": {"norm": "arithmetic"},
+FORMS = {  # what the graph of a Restormer may be besides the one that is used (restort.export.form)
     "attention before": {"attention": "before"},
-    "attention rows": {"attention": "rows"},
+    "attention folded": {"attention": "folded"},
+    "attention after": {"attention": "after"},
+    "norm layer": {"norm": "layer"},
+    "norm arithmetic": {"norm": "arithmetic"},
+    "gate separate": {"gate": "separate"},
 }
+ELAN_FORMS = {"windows shuffle": {"windows": "shuffle"}}
 Record = dict[str, Any]
 
 
@@ -103,6 +107,8 @@ def cases(plain: bool) -> Iterator[Case]:
         yield Case("elan-light-x4", 192, 320, precision)
     for form in FORMS:
         yield Case("restormer", 256, 256, form=form)
+    for form in ELAN_FORMS:
+        yield Case("elan-light-x4", 192, 320, form=form)
     yield Case("restormer", 368, 552, profile="dynamic")
     yield Case("elan-light-x4", 192, 320, level=5)
     yield Case("restormer", 256, 256, batch=8)
@@ -193,7 +199,7 @@ def other_graph(runner: Any, case: Case, plain: Path | None) -> None:
         if case.form == "plain":
             assert plain is not None
             return onnx.load(plain)
-        form = Form(**{**asdict(TYPED), **FORMS[case.form]})
+        form = Form(**{**asdict(TYPED), **(FORMS | ELAN_FORMS)[case.form]})
         return typed_graph(weights, precision, form=form, **options)
 
     before = supply.graph_of
