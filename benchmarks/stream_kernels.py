@@ -32,14 +32,13 @@ LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
 )
 FFN = [
     {},
-    {"BUFFERS": 1},
+    {"BLOCKS": 3},
     {"WARPS": 8, "BLOCKS": 1},
-    {"WARPS": 8, "BLOCKS": 1, "BUFFERS": 1},
-    {"PACKED": 0},
-    {"TANH": 1},
-    {"BUFFERS": 1, "TANH": 1},
+    {"GELU": 1},
+    {"GELU": 0},
+    {"PACKED": 0, "GELU": 0},
 ]
-GRAM = [{}, {"CHUNK": 16}, {"CHUNK": 32}, {"WARPS": 8, "BLOCKS": 1}, {"PACKED": 0}]
+GRAM = [{}, {"CHUNK": 16}, {"CHUNK": 32}, {"CHUNK": 48}, {"WARPS": 8, "BLOCKS": 1}, {"PACKED": 0}]
 
 
 def sizes(text: str) -> tuple[int, int]:
@@ -190,7 +189,7 @@ def main() -> None:
                 float32["x"], float32["qkv_w"], float32["qkv_affine"], float32["qkv_dw"], heads
             )
             for variant in gram:
-                if c % variant.get("CHUNK", 48):
+                if c % variant.get("CHUNK", 16):
                     continue
                 one = gram_launch(case, out, heads, variant)
                 sums = one.tensors["sums"]

@@ -281,6 +281,12 @@ DEVICE u32 fma2(u32 a, u32 b, u32 c) {
 DEVICE u32 multiply2(u32 a, u32 b) {
     return emulator::bits_of((double)low(a) * low(b)) | (u32)emulator::bits_of((double)high(a) * high(b)) << 16;
 }
+DEVICE u32 minimum2(u32 a, u32 b) {
+    return emulator::bits_of(std::fmin(low(a), low(b))) | (u32)emulator::bits_of(std::fmin(high(a), high(b))) << 16;
+}
+DEVICE u32 tanh2_fast(u32 x) {
+    return emulator::bits_of(std::tanh(low(x))) | (u32)emulator::bits_of(std::tanh(high(x))) << 16;
+}
 DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     using namespace emulator;
     Warp& mine = warps[current / 32];

@@ -5,17 +5,16 @@
 //      float32 as the sum that ends as the output (so the residual is never stored nor rounded); all pixels,
 //      normalised, go to shared memory once, and from there into registers as the A operand of step 2.
 //   2. For every 32 hidden channels: their gates and values of all 18 x (TALL + 2) pixels by products -> 16 bits
-//      in shared memory. Outside of the image it is 0, once and for all: the convolution pads the expanded tensor with zeros.
-//   3. Depthwise 3x3 from shared memory; every thread ends with the gated numbers of 2 x 2 pixels that are
-//      its part of an A operand, so they are multiplied by the projection at once, onto the sum.
-// Steps 2 of one chunk and 3 of the chunk before are independent: with two buffers (BUFFERS = 2) even warps do 2 first
-// and odd warps 3, so that the tensor cores and the ordinary units of a multiprocessor work at the same time.
+//      in shared memory E. Outside of the image it is 0, once and for all: the convolution pads the expanded tensor with zeros.
+//   3. Depthwise 3x3 and gate, from E to G in shared memory: a warp takes 8 hidden channels down 8 rows, so that taps and
+//      most of E are read once.
+//   4. The projection, onto the sum; G holds what a thread needs as its part of an A operand.
 //
-// Races: E[b] is written in step 2 of chunk i (b = i mod BUFFERS) and read in step 3 of chunk i; the barrier at the head of
-// the loop lies between (BUFFERS = 2), and between the reading of chunk i and the writing of chunk i + 2 as well.
-// With BUFFERS = 1 a second barrier stands between the steps. Weights of step 2 (step 3) for chunk i lie in W[i mod 2]
-// (P[i mod 2]); each is refilled by copies issued after the barrier that follows its last reading, and read
-// after every thread has waited for its own copies and then passed a barrier.
+// Races: E is written in step 2 and read in step 3, G written in 3 and read in 4; a barrier stands between 2 and 3 and
+// between 3 and 4, and 4 of one chunk may run beside 2 of the next, which have nothing in common. Weights of chunk
+// i lie in W[i mod 2] (read in step 2) and P[i mod 2] (in 3 and 4); the copies issued after the first barrier of
+// chunk i fill W[i + 2], last read before it, and P[i + 1], whose last readers were steps 3 and 4 of chunk i - 1, also
+// before it. They are read after every thread has waited for its own copies and then passed a barrier.
 //
 // `out` must not overlap x or v: other blocks read their halos there.
 
@@ -43,15 +42,19 @@ constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a h
 constexpr int OUT_BYTES = CHUNK * OUT_ROW + 10 * TAP_BYTES;
 constexpr int TILE_BYTES = PIXELS * ROW;            // v, then the normalised pixels; dead when E is first written
 constexpr int FOLD_BYTES = C * ROW;
-constexpr int E_AREA = BUFFERS * E_BYTES > TILE_BYTES ? BUFFERS * E_BYTES : TILE_BYTES;
+constexpr int STRETCH = TALL * PAIRS / WARPS;       // rows a warp goes down in step 3
+constexpr int G_BYTES = TALL * PAIRS * 256;
+constexpr int E_AREA = E_BYTES > TILE_BYTES ? E_BYTES : TILE_BYTES;
 constexpr int IN_AT = (E_AREA + 15) / 16 * 16;
-constexpr int FOLD_AT = IN_AT + IN_BYTES;           // the fold lies where the second W and both P come later
 constexpr int OUT_AT = IN_AT + 2 * IN_BYTES;
-constexpr int BYTES = OUT_AT + 2 * OUT_BYTES > FOLD_AT + FOLD_BYTES ? OUT_AT + 2 * OUT_BYTES : FOLD_AT + FOLD_BYTES;
+constexpr int G_AT = OUT_AT + 2 * OUT_BYTES;
+constexpr int FOLD_AT = IN_AT + IN_BYTES;           // the fold lies where the second W, both P and G come later
+constexpr int BYTES = G_AT + G_BYTES > FOLD_AT + FOLD_BYTES ? G_AT + G_BYTES : FOLD_AT + FOLD_BYTES;
 static_assert(C % 8 == 0 && F % CHUNK == 0 && C <= 96, "channel counts");
 #ifdef SHARED
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
+static_assert(WARPS % PAIRS == 0, "step 3 gives every warp the same work");
 static_assert(ROWS_PER_WARP * WIDE * OUT_ROW * WARPS <= E_AREA, "the output is staged where E was");
 
 // The row of an image-high tile that fragment row r of a group of 16 pixels stands for: a thread's rows g and g + 8 are
@@ -237,7 +240,7 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
     u32 in = IN_AT + (i & 1) * IN_BYTES;
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = in + 2 * CHUNK * ROW + at.j * 8;
-    u32 to = (BUFFERS == 2 ? (i & 1) * E_BYTES : 0) + at.j * 8;
+    u32 to = at.j * 8;
 #pragma unroll 1  // the code of the main loop is to fit the instruction caches
     for (int t = 0; t < PAIRS; ++t) {
         float gate[TILES][4], value[TILES][4];
@@ -269,97 +272,85 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
     }
 }
 
-// Depthwise 3x3 and gate of pair t for rows 0, 1 and pixels 2g, 2g + 1 of this warp; E begins at `from`, the taps at `taps`.
-DEVICE void gated(u32 from, u32 taps, u32 (&result)[2][2]) {
-#if PACKED
-    Vec2 sum[2][2], tap[9];
-    {
-        Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
-        sum[0][0] = sum[0][1] = sum[1][0] = sum[1][1] = bias;
-    }
+// Step 3: a warp takes 8 hidden channels of STRETCH rows, a thread two of them and pixels 2g, 2g + 1, and goes down the
+// rows. The results lie in G as step 4 reads them: [row][pair][lane], two neighbouring pixels of two channels.
+DEVICE void gated(int i, const Place& at) {
+    const int pair = at.warp % PAIRS, first = at.warp / PAIRS * STRETCH;
+    u32 from = (first * ACROSS + 2 * at.g) * E_ROW + pair * 32 + at.j * 8;
+    u32 taps = OUT_AT + (i & 1) * OUT_BYTES + CHUNK * OUT_ROW + pair * 32 + at.j * 8;
+    u32 to = G_AT + (first * PAIRS + pair) * 256 + at.lane * 8;
+    const Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
+    Vec2 tap[9];
 #pragma unroll
     for (int k = 0; k < 9; ++k) tap[k] = load_shared2(taps + k * TAP_BYTES);
+#if PACKED
+    Vec2 sum[3][2];  // of rows y, y - 1, y - 2, at their number mod 3
+#else
+    float sum[3][2][4];
+#endif
 #pragma unroll
-    for (int dy = 0; dy < 4; ++dy) {
+    for (int y = 0; y < STRETCH + 2; ++y) {
         Vec2 e[4];
 #pragma unroll
-        for (int dx = 0; dx < 4; ++dx) e[dx] = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
+        for (int x = 0; x < 4; ++x) e[x] = load_shared2(from + (y * ACROSS + x) * E_ROW);
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-            if (dy - r >= 0 && dy - r < 3)
-#pragma unroll
-                for (int c = 0; c < 2; ++c)
-#pragma unroll
-                    for (int dx = 0; dx < 3; ++dx) {
-                        sum[r][c].x = fma2(e[c + dx].x, tap[(dy - r) * 3 + dx].x, sum[r][c].x);
-                        sum[r][c].y = fma2(e[c + dx].y, tap[(dy - r) * 3 + dx].y, sum[r][c].y);
-                    }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            u32 g = sum[r][c].x;
-            result[r][c] = multiply2(pack(gelu(low(g)), gelu(high(g))), sum[r][c].y);
-        }
-#else
-    float gates[2][2][2], values[2][2][2];
-    {
-        Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
+        for (int dy = 0; dy < 3; ++dy) {
+            const int row = y - dy;
+            if (row < 0 || row >= STRETCH) continue;
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-                gates[r][c][0] = low(bias.x), gates[r][c][1] = high(bias.x);
-                values[r][c][0] = low(bias.y), values[r][c][1] = high(bias.y);
-            }
-    }
-#pragma unroll
-    for (int dy = 0; dy < 4; ++dy) {
-        float e[4][4];
-#pragma unroll
-        for (int dx = 0; dx < 4; ++dx) {
-            Vec2 four = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
-            e[dx][0] = low(four.x), e[dx][1] = high(four.x), e[dx][2] = low(four.y), e[dx][3] = high(four.y);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-            if (dy - r >= 0 && dy - r < 3)
+#if PACKED
+                Vec2& here = sum[row % 3][c];
+                if (dy == 0) here = bias;
 #pragma unroll
                 for (int dx = 0; dx < 3; ++dx) {
-                    Vec2 tap = load_shared2(taps + ((dy - r) * 3 + dx) * TAP_BYTES);
-                    float g0 = low(tap.x), g1 = high(tap.x), v0 = low(tap.y), v1 = high(tap.y);
-#pragma unroll
-                    for (int c = 0; c < 2; ++c) {
-                        gates[r][c][0] += e[c + dx][0] * g0, gates[r][c][1] += e[c + dx][1] * g1;
-                        values[r][c][0] += e[c + dx][2] * v0, values[r][c][1] += e[c + dx][3] * v1;
-                    }
+                    here.x = fma2(e[c + dx].x, tap[dy * 3 + dx].x, here.x);
+                    here.y = fma2(e[c + dx].y, tap[dy * 3 + dx].y, here.y);
                 }
-    }
+#else
+                float(&here)[4] = sum[row % 3][c];
+                if (dy == 0) here[0] = low(bias.x), here[1] = high(bias.x), here[2] = low(bias.y), here[3] = high(bias.y);
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-        for (int c = 0; c < 2; ++c)
-            result[r][c] = pack(gelu(gates[r][c][0]) * values[r][c][0], gelu(gates[r][c][1]) * values[r][c][1]);
+                for (int dx = 0; dx < 3; ++dx) {
+                    here[0] += low(e[c + dx].x) * low(tap[dy * 3 + dx].x);
+                    here[1] += high(e[c + dx].x) * high(tap[dy * 3 + dx].x);
+                    here[2] += low(e[c + dx].y) * low(tap[dy * 3 + dx].y);
+                    here[3] += high(e[c + dx].y) * high(tap[dy * 3 + dx].y);
+                }
 #endif
+            }
+        }
+        if (y >= 2) {
+            u32 result[2];
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+#if PACKED
+                Vec2 here = sum[(y - 2) % 3][c];
+                result[c] = multiply2(gelu2(here.x), here.y);
+#else
+                const float(&here)[4] = sum[(y - 2) % 3][c];
+                result[c] = pack(gelu(here[0]) * here[2], gelu(here[1]) * here[3]);
+#endif
+            }
+            store_shared2(to + (y - 2) * PAIRS * 256, Vec2{result[0], result[1]});
+        }
+    }
 }
 
-// Step 3: depthwise, gate and projection of chunk i.
+// Step 4: the projection of chunk i, of this warp's rows.
 DEVICE void project(int i, const Place& at, float (&sum)[2][COLUMNS][4]) {
-    u32 from = (BUFFERS == 2 ? (i & 1) * E_BYTES : 0) + (2 * at.warp * ACROSS + 2 * at.g) * E_ROW + at.j * 8;
-    u32 weights = OUT_AT + (i & 1) * OUT_BYTES;
-    u32 taps = weights + CHUNK * OUT_ROW + at.j * 8;
-    u32 rows = weights + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
+    u32 from = G_AT + 2 * at.warp * PAIRS * 256 + at.lane * 8;
+    u32 rows = OUT_AT + (i & 1) * OUT_BYTES + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
 #pragma unroll 1
     for (int s = 0; s < CHUNK / 16; ++s) {
         u32 a[2][4];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            u32 both[2][2];
-            gated(from + (2 * s + half) * 32, taps + (2 * s + half) * 32, both);
+        for (int r = 0; r < 2; ++r)
 #pragma unroll
-            for (int r = 0; r < 2; ++r) a[r][2 * half] = both[r][0], a[r][2 * half + 1] = both[r][1];
-        }
+            for (int half = 0; half < 2; ++half) {
+                Vec2 both = load_shared2(from + (r * PAIRS + 2 * s + half) * 256);
+                a[r][2 * half] = both.x, a[r][2 * half + 1] = both.y;
+            }
 #pragma unroll
         for (int n = 0; n < COLUMNS; n += 2) {
             u32 b[4];
@@ -452,45 +443,24 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
     if (at.top == 0 || at.left == 0 || at.top + TALL >= at.h || at.left + WIDE >= at.w)
         for (int pixel = thread_index(); pixel < PIXELS; pixel += THREADS)
             if (!inside(at, pixel))
-                for (int k = 0; k < BUFFERS * (E_ROW / 16); ++k) {
-                    u32 to = k / (E_ROW / 16) * E_BYTES + pixel * E_ROW + k % (E_ROW / 16) * 16;
-                    store_shared4(to, Vec4{0, 0, 0, 0});
-                }
+                for (int k = 0; k < E_ROW; k += 16) store_shared4(pixel * E_ROW + k, Vec4{0, 0, 0, 0});
 
-#if BUFFERS == 2
     if (CHUNKS > 1) fetch_in(1, w, affine);
     fetch_out(0, out_w, dw);
     commit_copies();
     expand(0, at, a, there);
+#pragma unroll 1
     for (int i = 0; i < CHUNKS; ++i) {
         wait_copies<0>();
         block_barrier();
         if (i + 2 < CHUNKS) fetch_in(i + 2, w, affine);
         if (i + 1 < CHUNKS) fetch_out(i + 1, out_w, dw);
         commit_copies();
-#pragma unroll 1
-        for (int turn = 0; turn < 2; ++turn)
-            if ((turn ^ at.warp) & 1)
-                project(i, at, sum);
-            else if (i + 1 < CHUNKS)
-                expand(i + 1, at, a, there);
-    }
-#else
-    fetch_out(0, out_w, dw);
-    commit_copies();
-    for (int i = 0; i < CHUNKS; ++i) {
-        wait_copies<0>();
-        block_barrier();
-        if (i + 1 < CHUNKS) {
-            fetch_in(i + 1, w, affine);
-            fetch_out(i + 1, out_w, dw);
-        }
-        commit_copies();
-        expand(i, at, a, there);
+        gated(i, at);
         block_barrier();
         project(i, at, sum);
+        if (i + 1 < CHUNKS) expand(i + 1, at, a, there);
     }
-#endif
 
     // Through shared memory, so that 16 bytes go out at a time.
     block_barrier();

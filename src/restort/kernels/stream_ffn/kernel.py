@@ -16,23 +16,23 @@ MOST_CHANNELS = 96  # an output row of a warp stays in registers: 2 x 16 pixels 
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
-    """How a picture is cut up: WARPS (a tile is 16 x 2 WARPS pixels), BUFFERS, BLOCKS a multiprocessor."""
-    if capability in (86, 89, 120):  # 99 KB a block, 100 KB (sm_120: also) a multiprocessor
-        return {"WARPS": 4, "BUFFERS": 1, "BLOCKS": 1 if channels > 48 else 2}
-    return {"WARPS": 4, "BUFFERS": 2, "BLOCKS": 2}
+    """How a picture is cut up: tiles of 16 x 2 WARPS pixels, BLOCKS a multiprocessor."""
+    if capability in (86, 89, 120):  # 100 KB a multiprocessor
+        return {"WARPS": 4, "BLOCKS": 1 if channels > 48 else 2}
+    return {"WARPS": 4, "BLOCKS": 2}
 
 
-def shared_bytes(channels: int, hidden: int, warps: int, buffers: int) -> int:
+def shared_bytes(channels: int, warps: int) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
-    pixels = (WIDE + 2) * (2 * warps + 2)
+    tall = 2 * warps
+    pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
     columns = channels // 8
     out_row = columns * 16 + 16 + columns % 2 * 16
-    expanded = max(buffers * pixels * (CHUNK * 4 + 16), pixels * row)
-    start = -(-expanded // 16) * 16
+    start = -(-pixels * max(CHUNK * 4 + 16, row) // 16) * 16
     into = 2 * CHUNK * row + 2 * CHUNK * 4
     out = CHUNK * out_row + 10 * CHUNK * 4
-    return max(start + 2 * into + 2 * out, start + into + channels * row)
+    return max(start + 2 * into + 2 * out + tall * CHUNK * 32, start + into + channels * row)
 
 
 def launch(
@@ -55,13 +55,14 @@ def launch(
 ) -> Launch:
     """A call of the kernel; reference.stream_ffn says what of. `out` must not overlap x or v.
 
-    x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; `packed`: the depthwise
-    sums are kept in 16 bits, two to an instruction, rather than float32; biases that are None are zeros, at no cost.
-    `variant` overrides `tiles`.
+    x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; biases that are None
+    are zeros, at no cost. `packed`: the depthwise sums are kept in 16 bits, two to an instruction, and GELU comes from
+    tanh.approx; otherwise both are float32. `variant` overrides `tiles`.
     """
     n, h, width, channels = x.shape
     hidden = out_w.shape[0]
     cut = {**tiles(channels, capability), **variant}
+    brain = "bfloat16" in str(x.dtype)
     constants = {
         "C": channels,
         "F": hidden,
@@ -70,11 +71,11 @@ def launch(
         "FOLD_BIAS": int(fold_b is not None),
         "OUT_BIAS": int(out_b is not None),
         "PACKED": int(packed),
-        "TANH": 0,
-        "BF16": int("bfloat16" in str(x.dtype)),
+        "GELU": 0 if not packed else 1 if brain else 2,
+        "BF16": int(brain),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, hidden, cut["WARPS"], cut["BUFFERS"])
+    constants["SHARED"] = shared_bytes(channels, cut["WARPS"])
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
     return Launch(

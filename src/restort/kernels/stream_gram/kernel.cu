@@ -4,7 +4,7 @@
 //   1. The 18 x (TALL + 2) pixels around it, normalised, become the A operand of step 2 in registers.
 //   2. For every chunk of CHUNK channels of q, then k, then v: their values of all these pixels by products -> 16
 //      bits in shared memory E (0 outside of the image).
-//   3. Depthwise 3x3 from E, 2 x 2 pixels and 4 channels a thread; v goes out, q and k to shared memory QK.
+//   3. Depthwise 3x3 from E, 2 pixels and 4 channels a thread, down some rows; v goes out, q and k to shared memory QK.
 //   4. When all of q and k are there: q^T k over the tile's pixels, by products, onto sums that stay in registers from
 //      tile to tile, 48 x 48 channels a warp; the squares beside it.
 // Steps 2 of one chunk and 3 of the chunk before are independent: even warps do 2 first and odd warps 3.
@@ -32,6 +32,8 @@ constexpr int E_ROW = 32 * PAIRS + 16;
 constexpr int E_BYTES = PIXELS * E_ROW;
 constexpr int R_BYTES = CHUNK * ROW + CHUNK * 4;     // rows of W', then their shifts
 constexpr int T_BYTES = 10 * CHUNK * 2;
+constexpr int STRETCH = PAIRS * TALL % (4 * WARPS) == 0 ? 4 : 2;  // rows a warp goes down in step 3
+constexpr int UNITS_OF_WORK = PAIRS * TALL / STRETCH;
 constexpr int CHUNKS = 3 * C / CHUNK;
 constexpr int FIRST_V = 2 * C / CHUNK;
 constexpr int QK_ROW = 4 * C + 16;
@@ -189,69 +191,76 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
     }
 }
 
-// Step 3 for four channels of rows 0, 1 and pixels 2g, 2g + 1 of this warp.
-DEVICE void depthwise(u32 from, u32 taps, Vec2 (&result)[2][2]) {
+// Step 3 of chunk i: a warp takes 16 channels down STRETCH rows at a time, a thread four of them and pixels 2g, 2g + 1.
+DEVICE void convolve(int number, int i, const Place& at, u16* v) {
+#pragma unroll 1
+    for (int unit = at.warp; unit < UNITS_OF_WORK; unit += WARPS) {
+        const int group = unit % PAIRS, first = unit / PAIRS * STRETCH;
+        u32 from = E_AT + (number & 1) * E_BYTES + (first * ACROSS + 2 * at.g) * E_ROW + group * 32 + at.j * 8;
+        u32 taps = T_AT + (number & 1) * T_BYTES + group * 32 + at.j * 8;
+        const int y0 = at.top + first, x0 = at.left + 2 * at.g, channel = i * CHUNK + group * 16 + at.j * 4;
+        u32 to = (first * WIDE + 2 * at.g) * QK_ROW + channel * 2;
+        u16* out = v + (((u64)at.n * at.h + y0) * at.w + x0) * C + channel - 2 * C;
+        const Vec2 bias = load_shared2(taps + 9 * CHUNK * 2);
+        Vec2 tap[9];
+#pragma unroll
+        for (int k = 0; k < 9; ++k) tap[k] = load_shared2(taps + k * CHUNK * 2);
 #if PACKED
-    Vec2 tap[9], bias = load_shared2(taps + 9 * CHUNK * 2);
-    result[0][0] = result[0][1] = result[1][0] = result[1][1] = bias;
+        Vec2 sum[3][2];  // of rows y, y - 1, y - 2, at their number mod 3
+#else
+        float sum[3][2][4];
+#endif
 #pragma unroll
-    for (int k = 0; k < 9; ++k) tap[k] = load_shared2(taps + k * CHUNK * 2);
+        for (int y = 0; y < STRETCH + 2; ++y) {
+            Vec2 e[4];
 #pragma unroll
-    for (int dy = 0; dy < 4; ++dy) {
-        Vec2 e[4];
+            for (int x = 0; x < 4; ++x) e[x] = load_shared2(from + (y * ACROSS + x) * E_ROW);
 #pragma unroll
-        for (int dx = 0; dx < 4; ++dx) e[dx] = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
+            for (int dy = 0; dy < 3; ++dy) {
+                const int row = y - dy;
+                if (row < 0 || row >= STRETCH) continue;
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-            if (dy - r >= 0 && dy - r < 3)
-#pragma unroll
-                for (int c = 0; c < 2; ++c)
+                for (int c = 0; c < 2; ++c) {
+#if PACKED
+                    Vec2& here = sum[row % 3][c];
+                    if (dy == 0) here = bias;
 #pragma unroll
                     for (int dx = 0; dx < 3; ++dx) {
-                        result[r][c].x = fma2(e[c + dx].x, tap[(dy - r) * 3 + dx].x, result[r][c].x);
-                        result[r][c].y = fma2(e[c + dx].y, tap[(dy - r) * 3 + dx].y, result[r][c].y);
+                        here.x = fma2(e[c + dx].x, tap[dy * 3 + dx].x, here.x);
+                        here.y = fma2(e[c + dx].y, tap[dy * 3 + dx].y, here.y);
                     }
-    }
 #else
-    float sum[2][2][4];
-    Vec2 bias = load_shared2(taps + 9 * CHUNK * 2);
+                    float(&here)[4] = sum[row % 3][c];
+                    if (dy == 0) here[0] = low(bias.x), here[1] = high(bias.x), here[2] = low(bias.y), here[3] = high(bias.y);
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            sum[r][c][0] = low(bias.x), sum[r][c][1] = high(bias.x);
-            sum[r][c][2] = low(bias.y), sum[r][c][3] = high(bias.y);
-        }
-#pragma unroll
-    for (int dy = 0; dy < 4; ++dy) {
-        float e[4][4];
-#pragma unroll
-        for (int dx = 0; dx < 4; ++dx) {
-            Vec2 four = load_shared2(from + (dy * ACROSS + dx) * E_ROW);
-            e[dx][0] = low(four.x), e[dx][1] = high(four.x), e[dx][2] = low(four.y), e[dx][3] = high(four.y);
-        }
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-            if (dy - r >= 0 && dy - r < 3)
-#pragma unroll
-                for (int dx = 0; dx < 3; ++dx) {
-                    Vec2 tap = load_shared2(taps + ((dy - r) * 3 + dx) * CHUNK * 2);
-                    float t0 = low(tap.x), t1 = high(tap.x), t2 = low(tap.y), t3 = high(tap.y);
-#pragma unroll
-                    for (int c = 0; c < 2; ++c) {
-                        sum[r][c][0] += e[c + dx][0] * t0, sum[r][c][1] += e[c + dx][1] * t1;
-                        sum[r][c][2] += e[c + dx][2] * t2, sum[r][c][3] += e[c + dx][3] * t3;
+                    for (int dx = 0; dx < 3; ++dx) {
+                        here[0] += low(e[c + dx].x) * low(tap[dy * 3 + dx].x);
+                        here[1] += high(e[c + dx].x) * high(tap[dy * 3 + dx].x);
+                        here[2] += low(e[c + dx].y) * low(tap[dy * 3 + dx].y);
+                        here[3] += high(e[c + dx].y) * high(tap[dy * 3 + dx].y);
                     }
-                }
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            result[r][c].x = pack(sum[r][c][0], sum[r][c][1]);
-            result[r][c].y = pack(sum[r][c][2], sum[r][c][3]);
-        }
 #endif
+                }
+            }
+            if (y >= 2) {
+                const int row = y - 2;
+#pragma unroll
+                for (int c = 0; c < 2; ++c) {
+#if PACKED
+                    Vec2 four = sum[row % 3][c];
+#else
+                    const float(&here)[4] = sum[row % 3][c];
+                    Vec2 four = {pack(here[0], here[1]), pack(here[2], here[3])};
+#endif
+                    bool there = y0 + row < at.h && x0 + c < at.w;
+                    // The taps' bias and neighbours must not count outside of the image.
+                    const u32 mask = there ? 0xffffffffu : 0;
+                    if (i < FIRST_V) store_shared2(to + (row * WIDE + c) * QK_ROW, Vec2{four.x & mask, four.y & mask});
+                    if (i >= FIRST_V && there) *(Vec2*)(out + (row * at.w + c) * C) = four;
+                }
+            }
+        }
+    }
 }
 
 // Zeros into E where a tile reaches beyond the image, since step 2 writes the image's pixels only.
@@ -261,29 +270,6 @@ DEVICE void clear(const Place& at) {
         if (!inside(at, pixel))
             for (int k = 0; k < 2 * (E_ROW / 16); ++k)
                 store_shared4(E_AT + k / (E_ROW / 16) * E_BYTES + pixel * E_ROW + k % (E_ROW / 16) * 16, Vec4{0, 0, 0, 0});
-}
-
-DEVICE void convolve(int number, int i, const Place& at, u16* v) {
-    u32 from = E_AT + (number & 1) * E_BYTES + (2 * at.warp * ACROSS + 2 * at.g) * E_ROW + at.j * 8;
-    u32 taps = T_AT + (number & 1) * T_BYTES + at.j * 8;
-    int y = at.top + 2 * at.warp, x = at.left + 2 * at.g;
-#pragma unroll 1
-    for (int t = 0; t < PAIRS; ++t) {
-        Vec2 four[2][2];
-        depthwise(from + t * 32, taps + t * 32, four);
-        int channel = i * CHUNK + t * 16 + at.j * 4;
-#pragma unroll
-        for (int r = 0; r < 2; ++r)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-                bool there = y + r < at.h && x + c < at.w;
-                if (i < FIRST_V) {
-                    if (!there) four[r][c].x = four[r][c].y = 0;  // the taps' bias and neighbours must not count
-                    store_shared2(((2 * at.warp + r) * WIDE + 2 * at.g + c) * QK_ROW + channel * 2, four[r][c]);
-                } else if (there)
-                    *(Vec2*)(v + (((u64)at.n * at.h + y + r) * at.w + x + c) * C + channel - 2 * C) = four[r][c];
-            }
-    }
 }
 
 // q[m] and k[m]: sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and 8..15

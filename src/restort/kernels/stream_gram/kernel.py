@@ -18,7 +18,7 @@ def tiles(channels: int, capability: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x 2 WARPS pixels, CHUNK channels a step, BLOCKS a multiprocessor."""
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
         return {"WARPS": 4, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
-    return {"WARPS": 4, "CHUNK": 48, "BLOCKS": 2}
+    return {"WARPS": 4, "CHUNK": 48 if channels <= 48 else 32, "BLOCKS": 2}
 
 
 def shared_bytes(channels: int, warps: int, chunk: int) -> int:
@@ -67,7 +67,7 @@ def launch(
         "HEADS": heads,
         "CENTRED": int(centred),
         "PACKED": int(packed),
-        "TANH": 0,
+        "GELU": 0,
         "BF16": int("bfloat16" in str(x.dtype)),
         **cut,
     }
