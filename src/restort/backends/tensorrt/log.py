@@ -62,7 +62,7 @@ NOISE = (  # where in TensorRT's source something happened is of no use to those
     r"^.*?Error Code \d+: *",
     r"^(Unexpected )?Internal Error:? *",
     r"\(?\[?[\w./]+\.(cpp|h|cu):{1,2}\w*:*\d*(: ?\w+)?\]\s*",
-    r"\bIn \w+ at \S+",
+    r"\bIn [\w:~<>()]+ at \S+",
     r"\s*\([^()]*$",
 )
 
