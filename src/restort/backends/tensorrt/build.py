@@ -82,9 +82,10 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
 
     start = time.perf_counter()
     with flavour.log.listening() as heard:
-        builder = flavour.module.Builder(flavour.log.logger)
-        if builder is None:
-            raise heard.error("starting the builder")
+        try:
+            builder = flavour.module.Builder(flavour.log.logger)
+        except TypeError:  # what pybind11 makes of a null pointer, such as without a GPU
+            raise heard.error("starting the builder") from None
         network, parser = networks.parse(flavour, builder, data)
         config = builder.create_builder_config()
         flags = _configure(flavour, config, options)

@@ -18,7 +18,7 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
     (
         r"bad_alloc|out ?of ?memory|insufficient (device )?memory|failed to allocate|cuda error.* 2\b",
         "the memory is not enough",
-        "take smaller sizes (--shape), or close what else uses the memory",
+        "take smaller sizes ({sizes}), or close what else uses the memory",
     ),
     (
         r"driver version is insufficient|forward compatib|unsupported display driver",
@@ -90,6 +90,7 @@ class Heard:
         for pattern, cause, remedy in REMEDIES:
             match = next((text for text in said if re.search(pattern, text, re.IGNORECASE)), None)
             if match is not None:
+                remedy = remedy.format(sizes="--shape" if "building" in doing else "--tile")
                 return RestortError(
                     f"{self.library} failed while {doing}: {cause} ({plain(match)}); {remedy}"
                 )
