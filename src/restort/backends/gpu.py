@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units, asynchronous copies
-LEAST_TORCH = (2, 6)
-LEAST_TRITON = (3, 2)
+LEAST_TORCH = (2, 7)
+LEAST_TRITON = (3, 3)
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 _INSTALL = "pip install 'restort[fused]'"

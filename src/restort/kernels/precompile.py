@@ -102,7 +102,7 @@ def cache_folder() -> Path:
         from triton import knobs
 
         return Path(knobs.cache.dir)
-    except (ImportError, AttributeError, TypeError):  # Triton 3.2
+    except (ImportError, AttributeError, TypeError):  # Triton 3.3
         return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
