@@ -29,16 +29,17 @@ LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
     ("level 1", 48, 128, 1, 1),
     ("decoder 1", 96, 256, 1, 1),
     ("level 2", 96, 256, 2, 2),
+    ("level 3", 192, 512, 4, 4),
 )
 FFN = [
     {},
     {"BLOCKS": 3},
-    {"WARPS": 8, "BLOCKS": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
     {"GELU": 1},
     {"GELU": 0},
     {"PACKED": 0, "GELU": 0},
 ]
-GRAM = [{}, {"CHUNK": 16}, {"CHUNK": 32}, {"CHUNK": 48}, {"WARPS": 8, "BLOCKS": 1}, {"PACKED": 0}]
+GRAM = [{}, {"CHUNK": 16}, {"CHUNK": 32}, {"CHUNK": 48}, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}, {"PACKED": 0}]
 
 
 def sizes(text: str) -> tuple[int, int]:
@@ -70,6 +71,15 @@ def inputs(h: int, w: int, c: int, f: int, dtype: Any) -> dict[str, Any]:
     }
 
 
+def chosen(variants: list[dict[str, int]], channels: int) -> list[dict[str, int]]:
+    """Those that can be had for so many channels."""
+    return [
+        one
+        for one in variants
+        if channels % one.get("CHUNK", 16) == 0 and (channels <= 96 or not {"WARPS", "BLOCKS"} & one.keys())
+    ]
+
+
 def error(a: Any, b: Any) -> float:
     return float((a.float() - b).norm() / b.norm())
 
@@ -98,9 +108,7 @@ def ffn_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
 def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
     n, h, w, c = case["x"].shape
     processors = torch.cuda.get_device_properties(0).multi_processor_count
-    blocks = variant.get("BLOCKS", 2)
-    count = -(-w // 16) * -(-h // (2 * variant.get("WARPS", 4)))
-    splits = -(-count // -(-count // (blocks * processors)))
+    splits = stream_gram.splits(n, h, w, c, processors, **variant)
     ch = c // heads
     sums = torch.empty(splits, n, heads, ch * (ch + 2), device="cuda")
     return stream_gram.launch(
@@ -126,7 +134,9 @@ def main() -> None:
 
     started = time.time()
     small = {c: inputs(8, 16, c, f, dtype) for _, c, f, _, _ in LEVELS}
-    launches = [ffn_launch(small[c], small[c]["x"], variant) for _, c, _, _, _ in LEVELS for variant in ffn]
+    launches = [
+        ffn_launch(small[c], small[c]["x"], variant) for _, c, _, _, _ in LEVELS for variant in chosen(ffn, c)
+    ]
     launches += [
         gram_launch(small[c], small[c]["x"], heads, variant)
         for _, c, _, heads, _ in LEVELS
@@ -181,16 +191,14 @@ def main() -> None:
             names = ("x", "v", "fold", "fold_b", "w", "affine", "dw", "out_w", "out_b")
             expected = stream_ffn.stream_ffn(**{name: float32.get(name) for name in names})
             out = torch.empty_like(case["x"])
-            for variant in ffn:
+            for variant in chosen(ffn, c):
                 one = ffn_launch(case, out, variant)
                 attempt("ffn", level, shape, variant or "default", one, lambda out=out: (out,), (expected,))
             del expected
             wanted_v, wanted_sums = stream_gram.stream_gram(
                 float32["x"], float32["qkv_w"], float32["qkv_affine"], float32["qkv_dw"], heads
             )
-            for variant in gram:
-                if c % variant.get("CHUNK", 16):
-                    continue
+            for variant in chosen(gram, c):
                 one = gram_launch(case, out, heads, variant)
                 sums = one.tensors["sums"]
                 attempt(

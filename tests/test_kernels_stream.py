@@ -52,7 +52,8 @@ def wide(case: dict[str, Any]) -> dict[str, Any]:
         (1, 9, 17, 96, 64, torch.bfloat16, True, False, {}),
         (1, 17, 7, 24, 64, torch.float16, False, True, {"GELU": 0}),
         (2, 1, 33, 48, 32, torch.bfloat16, False, False, {"PACKED": 0, "GELU": 1}),
-        (1, 20, 20, 48, 96, torch.float16, True, True, {"WARPS": 8, "PACKED": 0}),
+        (1, 9, 17, 192, 64, torch.float16, True, True, {}),
+        (1, 20, 20, 48, 96, torch.float16, True, True, {"WARPS": 8, "TALL": 16, "PACKED": 0}),
     ],
 )
 def test_stream_ffn(n, h, w, c, f, dtype, apply, centred, variant) -> None:  # type: ignore[no-untyped-def]
@@ -71,6 +72,7 @@ def test_stream_ffn(n, h, w, c, f, dtype, apply, centred, variant) -> None:  # t
         (1, 20, 18, 96, 1, 2, torch.float16, True, {}),
         (1, 9, 17, 96, 2, 1, torch.bfloat16, False, {}),
         (1, 25, 16, 48, 1, 1, torch.bfloat16, True, {"PACKED": 0, "CHUNK": 16}),
+        (1, 9, 15, 192, 4, 1, torch.float16, True, {}),
         (1, 9, 18, 96, 2, 2, torch.float16, True, {"CHUNK": 48, "PACKED": 0}),
     ],
 )

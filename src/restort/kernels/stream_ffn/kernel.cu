@@ -1,7 +1,7 @@
 // The second half of a Restormer block in one kernel; restort/kernels/stream_ffn/reference.py says what it computes.
 //
-// A block of WARPS warps makes 16 x TALL pixels (TALL = 2 WARPS) from the 18 x (TALL + 2) around them:
-//   1. x' = x + v fold^T + fold_b by products; the 32 pixels of a warp's own two rows stay in its registers in
+// A block of WARPS warps makes 16 x TALL pixels from the 18 x (TALL + 2) around them:
+//   1. x' = x + v fold^T + fold_b by products; the pixels of a warp's own one or two rows stay in its registers in
 //      float32 as the sum that ends as the output (so the residual is never stored nor rounded); all pixels,
 //      normalised, go to shared memory once, and from there into registers as the A operand of step 2.
 //   2. For every 32 hidden channels: their gates and values of all 18 x (TALL + 2) pixels by products -> 16 bits
@@ -18,8 +18,7 @@
 //
 // `out` must not overlap x or v: other blocks read their halos there.
 
-#define ROWS_PER_WARP 2
-constexpr int TALL = ROWS_PER_WARP * WARPS;
+constexpr int ROWS = TALL / WARPS;                  // of pixels, that a warp makes
 constexpr int WIDE = 16;
 constexpr int ACROSS = WIDE + 2;                    // columns with the halo
 constexpr int PIXELS = ACROSS * (TALL + 2);         // with the halo
@@ -50,12 +49,12 @@ constexpr int OUT_AT = IN_AT + 2 * IN_BYTES;
 constexpr int G_AT = OUT_AT + 2 * OUT_BYTES;
 constexpr int FOLD_AT = IN_AT + IN_BYTES;           // the fold lies where the second W, both P and G come later
 constexpr int BYTES = G_AT + G_BYTES > FOLD_AT + FOLD_BYTES ? G_AT + G_BYTES : FOLD_AT + FOLD_BYTES;
-static_assert(C % 8 == 0 && F % CHUNK == 0 && C <= 96, "channel counts");
+static_assert(C % 8 == 0 && F % CHUNK == 0 && C * ROWS <= 192 && TALL % WARPS == 0, "channel counts");
 #ifdef SHARED
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
 static_assert(WARPS % PAIRS == 0, "step 3 gives every warp the same work");
-static_assert(ROWS_PER_WARP * WIDE * OUT_ROW * WARPS <= E_AREA, "the output is staged where E was");
+static_assert(ROWS * WIDE * OUT_ROW * WARPS <= E_AREA, "the output is staged where E was");
 
 // The row of an image-high tile that fragment row r of a group of 16 pixels stands for: a thread's rows g and g + 8 are
 // neighbouring pixels, which share two of three columns of taps.
@@ -338,14 +337,14 @@ DEVICE void gated(int i, const Place& at) {
 }
 
 // Step 4: the projection of chunk i, of this warp's rows.
-DEVICE void project(int i, const Place& at, float (&sum)[2][COLUMNS][4]) {
-    u32 from = G_AT + 2 * at.warp * PAIRS * 256 + at.lane * 8;
+DEVICE void project(int i, const Place& at, float (&sum)[ROWS][COLUMNS][4]) {
+    u32 from = G_AT + ROWS * at.warp * PAIRS * 256 + at.lane * 8;
     u32 rows = OUT_AT + (i & 1) * OUT_BYTES + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
 #pragma unroll 1
     for (int s = 0; s < CHUNK / 16; ++s) {
-        u32 a[2][4];
+        u32 a[ROWS][4];
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
+        for (int r = 0; r < ROWS; ++r)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 Vec2 both = load_shared2(from + (r * PAIRS + 2 * s + half) * 256);
@@ -357,7 +356,7 @@ DEVICE void project(int i, const Place& at, float (&sum)[2][COLUMNS][4]) {
             // An odd last group reads 16 bytes of padding: not used.
             load_matrices_transposed(b, rows + s * 16 * OUT_ROW + n * 16);
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
+            for (int r = 0; r < ROWS; ++r) {
                 multiply(sum[r][n], a[r], b[0], b[1]);
                 if (n + 1 < COLUMNS) multiply(sum[r][n + 1], a[r], b[2], b[3]);
             }
@@ -383,8 +382,8 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
     // The halo's pixels first, 16 at a time; what is beyond them stands for the first of its 16 (another warp may be
     // writing the others). Then this warp's own. All of x is asked for before anything is waited for.
     const int mine = spread(at.lane & 15);  // the row of A whose address this lane gives
-    u32 ring_x[RINGS][COLUMNS][2], own_x[2][COLUMNS][2];
-    int ring_p[RINGS][2], own_p[2][2];
+    u32 ring_x[RINGS][COLUMNS][2], own_x[ROWS][COLUMNS][2];
+    int ring_p[RINGS][2], own_p[ROWS][2];
 #pragma unroll
     for (int k = 0; k < RINGS; ++k) {
         int first = 16 * (at.warp + k * WARPS);
@@ -396,8 +395,8 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         if (first < RING) load_pixels(at, ring_x[k], ring_p[k], x);
     }
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        int first = (2 * at.warp + r + 1) * ACROSS + 1;
+    for (int r = 0; r < ROWS; ++r) {
+        int first = (ROWS * at.warp + r + 1) * ACROSS + 1;
         own_p[r][0] = first + 2 * at.g, own_p[r][1] = first + 2 * at.g + 1;
         load_pixels(at, own_x[r], own_p[r], x);
     }
@@ -415,10 +414,10 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
             normalise(at, ring, ring_p[k], store);
         }
     }
-    float sum[2][COLUMNS][4];
+    float sum[ROWS][COLUMNS][4];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        residual(at, sum[r], own_x[r], (2 * at.warp + r + 1) * ACROSS + 1 + mine, fold_b);
+    for (int r = 0; r < ROWS; ++r) {
+        residual(at, sum[r], own_x[r], (ROWS * at.warp + r + 1) * ACROSS + 1 + mine, fold_b);
         warp_barrier();
         const bool store[2] = {true, true};
         normalise(at, sum[r], own_p[r], store);
@@ -464,9 +463,9 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 
     // Through shared memory, so that 16 bytes go out at a time.
     block_barrier();
-    u32 stage = at.warp * ROWS_PER_WARP * WIDE * OUT_ROW;
+    u32 stage = at.warp * ROWS * WIDE * OUT_ROW;
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
+    for (int r = 0; r < ROWS; ++r)
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n)
 #pragma unroll
@@ -480,9 +479,9 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
                 store_shared(stage + (r * WIDE + 2 * at.g + i) * OUT_ROW + n * 16 + at.j * 4, pair);
             }
     warp_barrier();
-    for (int k = at.lane; k < ROWS_PER_WARP * WIDE * COLUMNS; k += 32) {
+    for (int k = at.lane; k < ROWS * WIDE * COLUMNS; k += 32) {
         int pixel = k / COLUMNS, unit = k % COLUMNS;
-        int y = at.top + 2 * at.warp + pixel / WIDE, column = at.left + pixel % WIDE;
+        int y = at.top + ROWS * at.warp + pixel / WIDE, column = at.left + pixel % WIDE;
         if (y < at.h && column < at.w)
             *(Vec4*)(out + (((u64)at.n * at.h + y) * at.w + column) * C + unit * 8) =
                 load_shared4(stage + pixel * OUT_ROW + unit * 16);

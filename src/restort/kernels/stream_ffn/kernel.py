@@ -12,19 +12,20 @@ Tensor = Any
 
 KERNEL = CudaKernel("stream_ffn", Path(__file__).with_name("kernel.cu"))
 WIDE, CHUNK = 16, 32
-MOST_CHANNELS = 96  # an output row of a warp stays in registers: 2 x 16 pixels of 96 channels are 96 of them
+MOST_CHANNELS = 192  # a warp's row of 16 pixels stays in registers, and that is 96 of them
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
-    """How a picture is cut up: tiles of 16 x 2 WARPS pixels, BLOCKS a multiprocessor."""
+    """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor."""
+    if channels > 96:  # a row of 16 pixels fills a warp's registers
+        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 100 KB a multiprocessor
-        return {"WARPS": 4, "BLOCKS": 1 if channels > 48 else 2}
-    return {"WARPS": 4, "BLOCKS": 2}
+        return {"WARPS": 4, "TALL": 8, "BLOCKS": 1 if channels > 48 else 2}
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2}
 
 
-def shared_bytes(channels: int, warps: int) -> int:
+def shared_bytes(channels: int, tall: int) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
-    tall = 2 * warps
     pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
     columns = channels // 8
@@ -75,7 +76,7 @@ def launch(
         "BF16": int(brain),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, cut["WARPS"])
+    constants["SHARED"] = shared_bytes(channels, cut["TALL"])
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
     return Launch(
@@ -94,7 +95,7 @@ def launch(
         },
         {"h": h, "w_pixels": width},
         constants,
-        (-(-width // WIDE), -(-h // (2 * cut["WARPS"])), n),
+        (-(-width // WIDE), -(-h // cut["TALL"]), n),
         warps=cut["WARPS"],
         flops=2 * pixels * (products + 18 * hidden),
         moved=pixels * channels * 2 * (3 if v is not None else 2),

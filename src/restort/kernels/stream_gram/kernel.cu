@@ -1,6 +1,6 @@
 // The first half of a Restormer block in one kernel; restort/kernels/stream_gram/reference.py says what it computes.
 //
-// A block of WARPS warps goes over every gridDim.x-th tile of 16 x TALL pixels (TALL = 2 WARPS) of an image. Of a tile:
+// A block of WARPS warps goes over every gridDim.x-th tile of 16 x TALL pixels of an image. Of a tile:
 //   1. The 18 x (TALL + 2) pixels around it, normalised, become the A operand of step 2 in registers.
 //   2. For every chunk of CHUNK channels of q, then k, then v: their values of all these pixels by products -> 16
 //      bits in shared memory E (0 outside of the image).
@@ -17,7 +17,6 @@
 // QK is written with chunks of q and k, read (step 4) with the first of v, a barrier later. The next tile's pixels X are
 // copied with the last chunk of v: to a place of their own or, where that is not the chunk of step 4, over QK.
 
-constexpr int TALL = 2 * WARPS;
 constexpr int WIDE = 16;
 constexpr int ACROSS = WIDE + 2;
 constexpr int PIXELS = ACROSS * (TALL + 2);
@@ -55,7 +54,7 @@ constexpr int PARTS = HEADS * SPLIT * SPLIT;
 constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
 constexpr int GM = PART / 16, GN = PART / 8;
 constexpr int QUADS = GM * GN + (SPLIT == 1 ? 2 : 1) * GM;  // fours of a lane's sums
-static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 96 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
+static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 192 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
 static_assert(CH % PART == 0 && SPLIT <= 2 && WARPS % PARTS == 0, "heads");
 static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 

@@ -15,26 +15,30 @@ WIDE = 16
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
-    """How a picture is cut up: tiles of 16 x 2 WARPS pixels, CHUNK channels a step, BLOCKS a multiprocessor."""
+    """How a picture is cut up: tiles of 16 x TALL pixels, WARPS, CHUNK channels a step, BLOCKS a multiprocessor."""
+    if channels > 96:
+        return {"WARPS": 8, "TALL": 8, "CHUNK": 64, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
-        return {"WARPS": 4, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
-    return {"WARPS": 4, "CHUNK": 48 if channels <= 48 else 32, "BLOCKS": 2}
+        return {"WARPS": 4, "TALL": 8, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
+    return {"WARPS": 4, "TALL": 8, "CHUNK": 48 if channels <= 48 else 32, "BLOCKS": 2}
 
 
-def shared_bytes(channels: int, warps: int, chunk: int) -> int:
+def shared_bytes(channels: int, tall: int, chunk: int) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
-    pixels = (WIDE + 2) * (2 * warps + 2)
+    pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
-    products = WIDE * 2 * warps * (4 * channels + 16)
+    products = WIDE * tall * (4 * channels + 16)
     rest = pixels * (2 * chunk + 16) + chunk * row + chunk * 4 + 10 * chunk * 2
     over = pixels * row <= products and channels // chunk > 1
     return products + 2 * rest + (0 if over else pixels * row)
 
 
-def splits(n: int, h: int, w: int, channels: int, processors: int = 132, capability: int = 90) -> int:
+def splits(
+    n: int, h: int, w: int, channels: int, processors: int = 132, capability: int = 90, **variant: int
+) -> int:
     """How many blocks share an image, which is how many partial sums there are: what the GPU runs at once."""
-    cut = tiles(channels, capability)
-    count = -(-w // WIDE) * -(-h // (2 * cut["WARPS"]))
+    cut = {**tiles(channels, capability), **variant}
+    count = -(-w // WIDE) * -(-h // cut["TALL"])
     together = max(1, cut["BLOCKS"] * processors // n)
     rounds = -(-count // together)
     return -(-count // rounds)  # no more blocks than the longest of them needs
@@ -71,7 +75,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, cut["WARPS"], cut["CHUNK"])
+    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["CHUNK"])
     pixels = n * h * width
     return Launch(
         KERNEL,
@@ -89,4 +93,4 @@ def launch(
 def worthwhile(pixels: int, channels: int, heads: int) -> bool:
     """Whether one pass beats an expansion and a Gram kernel, which move 8 C numbers a pixel."""
     ch = channels // heads
-    return channels in (48, 96) and (ch == 48 or ch == 96)
+    return channels in (48, 96, 192) and (ch == 48 or ch == 96)
