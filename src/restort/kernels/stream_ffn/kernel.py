@@ -7,6 +7,7 @@ from typing import Any
 
 from restort.kernels.cuda import CudaKernel
 from restort.kernels.launch import Launch
+from restort.kernels.machine import SHARED_KIB
 
 Tensor = Any
 
@@ -104,5 +105,8 @@ def launch(
 
 
 def worthwhile(pixels: int, channels: int, capability: int = 90) -> bool:
-    """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel."""
-    return channels <= MOST_CHANNELS
+    """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel, and fits the GPU."""
+    if channels > MOST_CHANNELS:
+        return False
+    need = shared_bytes(channels, tiles(channels, capability)["TALL"])
+    return need <= SHARED_KIB.get(capability, 99) * 1024

@@ -7,6 +7,7 @@ from typing import Any
 
 from restort.kernels.cuda import CudaKernel
 from restort.kernels.launch import Launch
+from restort.kernels.machine import SHARED_KIB
 
 Tensor = Any
 
@@ -90,7 +91,10 @@ def launch(
     )
 
 
-def worthwhile(pixels: int, channels: int, heads: int) -> bool:
-    """Whether one pass beats an expansion and a Gram kernel, which move 8 C numbers a pixel."""
-    ch = channels // heads
-    return channels in (48, 96, 192) and (ch == 48 or ch == 96)
+def worthwhile(pixels: int, channels: int, heads: int, capability: int = 90) -> bool:
+    """Whether one pass beats an expansion and a Gram kernel, which move 8 C numbers a pixel, and fits the GPU."""
+    if channels not in (48, 96, 192) or channels // heads not in (48, 96):
+        return False
+    cut = tiles(channels, capability)
+    need = shared_bytes(channels, cut["TALL"], cut["CHUNK"])
+    return need <= SHARED_KIB.get(capability, 99) * 1024
