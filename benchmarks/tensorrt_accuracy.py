@@ -1,0 +1,299 @@
+"""Accuracy of TensorRT in every precision against PyTorch in float32, on test sets: the table of the README.
+
+In the form that reports on the ports of 2022 asked for: absolute and relative error, each largest, mean and median,
+and PSNR and SSIM on the set; ELAN-light x4 on Set5, restormer-small-denoise on Kodak24 with noise of sigma 25.
+
+On a machine with a GPU, PyTorch and TensorRT in one Python, one command:
+
+    python benchmarks/tensorrt_accuracy.py all [--limit 4]
+
+Where TensorRT lives in a Python of its own (8.6 in CPython 3.10, without PyTorch), the steps by hand; --work is a
+folder that goes from one to the next:
+
+    python benchmarks/tensorrt_accuracy.py inputs --work W         # beside the test sets: pictures, weights (28 MB)
+    python benchmarks/tensorrt_accuracy.py mixed --work W          # PyTorch's Python: what stays in float32
+    python benchmarks/tensorrt_accuracy.py run --work W --runs torch:fp32,onnxruntime:fp32         # likewise
+    . D/env.sh; PYTHONPATH=src:benchmarks:$PYTHONPATH $TRT_PYTHON benchmarks/tensorrt_accuracy.py run --work W
+    python benchmarks/tensorrt_accuracy.py table --work W        # needs scikit-image; writes the record
+
+Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set. Runs that are
+done are not done again. `table` writes what is there, so it can be called in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restort.errors import RestortError
+from restort.imaging.pad import pad_to_multiple
+from restort.models.checkpoint import Weights, load_weights
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
+OUTPUT = HERE / "results" / "accuracy_tensorrt.json"
+REFERENCE = "torch:fp32"
+RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed"
+SETS = {"ELAN-light x4": "set5", "restormer-small-denoise": "kodak24"}
+SIGMA = 25.0
+
+
+def slug(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def make_inputs(args: argparse.Namespace) -> None:
+    """W/SET.npz (clean and degraded pictures) and W/MODEL.safetensors."""
+    from restort.measure.datasets import open_dataset
+
+    shipped = HERE.parent / "src" / "restort" / "zoo" / "weights"
+    files = {
+        "ELAN-light x4": args.elan,
+        "restormer-small-denoise": shipped / "restormer-small-denoise.safetensors",
+    }
+    options: dict[str, dict[str, Any]] = {
+        "set5": {"task": "upscale", "scale": 4},
+        "kodak24": {"task": "denoise", "sigmas": (SIGMA,), "limit": args.limit},
+    }
+    args.work.mkdir(parents=True, exist_ok=True)
+    for model, dataset in SETS.items():
+        shutil.copyfile(files[model], args.work / f"{slug(model)}.safetensors")
+        kept: dict[str, np.ndarray] = {}
+        for i, case in enumerate(open_dataset(args.data / dataset, **options[dataset]).cases):
+            degraded, clean = case.load()
+            kept[f"clean{i}"] = clean
+            if dataset == "set5":  # noise is made again where it is wanted: it does not compress
+                kept[f"degraded{i}"] = degraded
+        np.savez_compressed(args.work / f"{dataset}.npz", **kept)  # type: ignore[arg-type]  numpy's stubs
+
+
+def choose_mixed(args: argparse.Namespace) -> None:
+    """W/MODEL.mixed.json: which sections stay in float32, measured on parts of the set's first pictures."""
+    from restort.measure.pairs import Pair
+    from restort.measure.sensitivity import Budget, Search
+
+    for model in SETS:
+        target = args.work / f"{slug(model)}.mixed.json"
+        if target.is_file():
+            continue
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        step, scale = weights.spec.size_multiple, weights.spec.scale
+        pairs = []
+        for image, clean in islice(pictures(args.work, model), 2):
+            h, w = (min(192, side) // step * step for side in image.shape[:2])
+            x, y = image[:h, :w], clean[: h * scale, : w * scale] / np.float32(255)
+            pairs.append(
+                Pair(
+                    SETS[model],
+                    np.ascontiguousarray(x.transpose(2, 0, 1)[None]),
+                    np.ascontiguousarray(y.transpose(2, 0, 1)[None]),
+                )
+            )
+        found = Search(weights, pairs).choose(Budget(args.budget), say)
+        say(f"{model}: {found.sentence()}")
+        target.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+
+
+def pictures(work: Path, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(what the network is given, (H, W, C) on the scale of [0, 1], the clean picture, uint8)."""
+    with np.load(work / f"{SETS[model]}.npz") as kept:
+        for i in range(sum(name.startswith("clean") for name in kept.files)):
+            clean = kept[f"clean{i}"]
+            if f"degraded{i}" in kept.files:
+                degraded = kept[f"degraded{i}"].astype(np.float64)
+            else:  # as `restort evaluate` makes it
+                noise = np.random.Generator(np.random.PCG64([0, i])).standard_normal(clean.shape)
+                degraded = clean + SIGMA * noise
+            yield (degraded / 255).astype(np.float32), clean
+
+
+def run(args: argparse.Namespace) -> None:
+    """W/MODEL/BACKEND-PRECISION/N.npy: outputs, neither clipped nor rounded, cropped to the picture."""
+    for model in SETS:
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        inputs = [image for image, _ in pictures(args.work, model)]
+        for label in args.runs.split(","):
+            folder = args.work / slug(model) / label.replace(":", "-")
+            if (folder / "done.json").is_file():
+                continue
+            say(f"{model} on {SETS[model]}: {label}")
+            folder.mkdir(parents=True, exist_ok=True)
+            done = folder / "done.json"
+            try:
+                about = one_run(args, model, weights, label, inputs, folder)
+            except RestortError as error:  # one that is not here must not hide the others
+                say(f"  {error}")
+                (folder / "error.json").write_text(json.dumps({"error": str(error)}))
+                continue
+            done.write_text(json.dumps(about))
+
+
+def one_run(
+    args: argparse.Namespace,
+    model: str,
+    weights: Weights,
+    label: str,
+    inputs: list[np.ndarray],
+    folder: Path,
+) -> dict[str, Any]:
+    backend, _, precision = label.partition(":")
+    multiple = weights.spec.size_multiple
+    padded = [
+        np.ascontiguousarray(pad_to_multiple(image.transpose(2, 0, 1)[None], multiple), np.float32)
+        for image in inputs
+    ]
+    if backend == "tensorrt":
+        runner = tensorrt(args, model, weights, precision, [x.shape[2:] for x in padded])
+    else:
+        from restort.backends import create
+
+        runner = create(weights, backend, precision)
+    scale = weights.spec.scale
+    for i, (image, x) in enumerate(zip(inputs, padded)):
+        y = runner(x)[0].transpose(1, 2, 0)
+        np.save(folder / f"{i}.npy", y[: image.shape[0] * scale, : image.shape[1] * scale])
+    from restort.measure.machine import provenance
+
+    about = provenance()
+    about["device"] = getattr(runner, "device", about["device"])
+    if backend == "tensorrt":
+        about["library"] = runner.flavour.title
+        about["engines"] = [
+            {
+                name: stored.about.get(name)
+                for name in ("precision", "keep_fp32", "layers", "seconds", "flags")
+            }
+            for stored in runner._supply(precision).cache.entries()
+            if stored.about.get("label") == runner._supply(precision).model
+        ]
+    runner.close()
+    return about
+
+
+def tensorrt(
+    args: argparse.Namespace, model: str, weights: Weights, precision: str, sizes: list[tuple[int, ...]]
+) -> Any:
+    """A runner whose engine takes all sizes of the set."""
+    from restort.backends.tensorrt import mixed
+    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.runner import TensorrtRunner
+
+    if precision == "mixed":
+        mixed.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
+    least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
+    profile = Profile(least, most, most)  # type: ignore[arg-type]
+    options = {} if args.level is None else {"level": args.level}
+    runner = TensorrtRunner(weights, precision, profile=profile, options=options)
+    runner.say = runner.warn = say
+    return runner
+
+
+def table(args: argparse.Namespace) -> None:
+    """The record, and the tables in Markdown."""
+    from accuracy_table import text
+
+    from restort.measure import quality
+    from restort.measure.machine import provenance
+    from restort.measure.tensors import EPSILON, definitions, tensor_error
+
+    tables = []
+    for model, dataset in SETS.items():
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        clean = [picture for _, picture in pictures(args.work, model)]
+        border = weights.spec.scale if weights.spec.scale > 1 else 0
+        psnr: Callable[..., float] = quality.psnr_y if border else quality.psnr
+        ssim: Callable[..., float] = quality.ssim_y if border else quality.ssim
+        reference: np.ndarray | None = None
+        rows: list[dict[str, Any]] = []
+        for label in [REFERENCE, "onnxruntime:fp32", *args.runs.split(",")]:
+            backend, _, precision = label.partition(":")
+            folder = args.work / slug(model) / label.replace(":", "-")
+            row: dict[str, Any] = {"backend": backend, "precision": precision}
+            if not (folder / "done.json").is_file():
+                failed = folder / "error.json"
+                why = json.loads(failed.read_text())["error"] if failed.is_file() else "has not been run"
+                rows.append(row | {"error": why})
+                continue
+            outputs = [np.load(folder / f"{i}.npy") for i in range(len(clean))]
+            flat = np.concatenate([y.reshape(-1) for y in outputs])
+            reference = flat if label == REFERENCE else reference
+            if reference is None:
+                raise SystemExit(f"there is nothing to compare with: run {REFERENCE} first")
+            found = tensor_error(flat, reference, epsilon=EPSILON, peak=1.0).to_json()
+            found |= {"psnr_vs_reference": found.pop("psnr"), "elements": found.pop("shape")[0]}
+            eight = [np.rint(np.clip(y.astype(np.float64), 0, 1) * 255).astype(np.uint8) for y in outputs]
+            scores = [
+                [measure(y, truth, border=border) for y, truth in zip(eight, clean)]
+                for measure in (psnr, ssim)
+            ]
+            row |= found | {"error": None, "about": json.loads((folder / "done.json").read_text())}
+            rows.append(
+                row
+                | {
+                    "psnr_on_set": round(float(np.mean(scores[0])), 4),
+                    "ssim_on_set": round(float(np.mean(scores[1])), 5),
+                }
+            )
+        settings: dict[str, Any] = {"pictures": len(clean)} | ({} if border else {"sigmas": [SIGMA]})
+        tables.append(
+            {
+                "model": model,
+                "weights_sha256": weights.digest,
+                "dataset": dataset,
+                "settings": settings,
+                "reference": REFERENCE,
+                "rows": rows,
+            }
+        )
+        print(text(tables[-1]), "\n", flush=True)
+    meanings = definitions(EPSILON)
+    print(
+        f"relative error: {meanings['relative']}; outputs not clipped or rounded; PSNR in dB and SSIM of the set"
+    )
+    record = {"epsilon": EPSILON, "definitions": meanings, "tables": tables, **provenance()}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="accuracy of TensorRT against PyTorch")
+    parser.add_argument("step", choices=("all", "inputs", "mixed", "run", "table"))
+    parser.add_argument("--work", type=Path, default=Path("tensorrt-accuracy"), help="a folder for the steps")
+    parser.add_argument("--runs", help=f"backend:precision,... (default: {RUNS})")
+    parser.add_argument("--limit", type=int, help="pictures of Kodak24 (default: all)")
+    parser.add_argument("--budget", type=float, default=3e-4, help="relative L2 of mixed (default: 3e-4)")
+    parser.add_argument("--level", type=int, help="of the builder")
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "test", help="holds set5 and kodak24")
+    parser.add_argument(
+        "--elan", type=Path, default=SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    args = parser.parse_args()
+    everything = args.step == "all"
+    runs = args.runs or RUNS
+    if args.step in ("inputs", "all"):
+        make_inputs(args)
+    if args.step in ("mixed", "all"):
+        choose_mixed(args)
+    if args.step in ("run", "all"):
+        args.runs = f"{REFERENCE},onnxruntime:fp32,{runs}" if everything else runs
+        run(args)
+    if args.step in ("table", "all"):
+        args.runs = runs
+        table(args)
+
+
+if __name__ == "__main__":
+    main()
