@@ -144,7 +144,7 @@ def test_plans_of_the_official_network() -> None:
 def test_few_pixels_are_not_streamed() -> None:
     assert choose(1280 * 720, 96, 1, 90, 132) == (True, True)
     assert choose(64 * 64, 96, 2, 90, 132) == (False, False)
-    assert choose(1280 * 720, 192, 4, 90, 132) == (False, False)
+    assert choose(1280 * 720, 384, 8, 90, 132) == (False, False)
 
 
 def test_odd_widths_are_refused_in_a_sentence() -> None:

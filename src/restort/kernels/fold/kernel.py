@@ -13,11 +13,12 @@ from restort.kernels.launch import Launch
 Tensor = Any
 
 FEW = 16  # partial sums that `_fold` adds itself; more are first added by `_total`, which has more programs
-WIDTH = 128
+WIDTH, ROWS = 32, 256  # numbers, and partial sums of each, that a program of `_total` asks for at once
 
 
-@triton.jit(do_not_specialize=["length", "splits"])
-def _total(sums, total, length, splits, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+@triton.jit(do_not_specialize=["n", "splits"])
+def _total(sums, total, n, splits, LENGTH: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    length = n * LENGTH
     at = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     row = tl.arange(0, ROWS)[:, None]
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -42,11 +43,16 @@ def _fold(
     k = tl.zeros([CHP], tl.float32)
     stride = tl.num_programs(2) * HEADS * (CH * (CH + 2))
     base = sums + (n * HEADS + head) * (CH * (CH + 2))
-    for _ in range(splits):
-        gram += tl.load(base + i[:, None] * CH + i[None, :], mask=square, other=0.0)
-        q += tl.load(base + CH * CH + i, mask=keep, other=0.0)
-        k += tl.load(base + CH * CH + CH + i, mask=keep, other=0.0)
-        base += stride
+    for s in range(0, splits, 4):
+        for j in tl.static_range(4):  # four at once, for what waits is the memory
+            most = tl.where(s + j < splits, CH, 0)
+            here = i < most
+            gram += tl.load(
+                base + i[:, None] * CH + i[None, :], mask=here[:, None] & keep[None, :], other=0.0
+            )
+            q += tl.load(base + CH * CH + i, mask=here, other=0.0)
+            k += tl.load(base + CH * CH + CH + i, mask=here, other=0.0)
+            base += stride
     heat = tl.load(temperature + head)
     q = heat / tl.maximum(tl.sqrt(q), 1e-12)
     k = 1.0 / tl.maximum(tl.sqrt(k), 1e-12)
@@ -79,17 +85,16 @@ def launches(
     ch = channels // heads
     steps = []
     if total is not None:
-        length = n * heads * size
         steps.append(
             Launch(
                 _total,
                 {"sums": sums, "total": total},
-                {"length": length, "splits": splits},
-                {"WIDTH": WIDTH, "ROWS": 8},
-                (divide(length, WIDTH),),
-                4,
+                {"n": n, "splits": splits},
+                {"LENGTH": heads * size, "WIDTH": WIDTH, "ROWS": ROWS},
+                (divide(n * heads * size, WIDTH),),
+                8,
                 1,
-                moved=4 * (splits + 1) * length,
+                moved=4 * (splits + 1) * n * heads * size,
                 label=label,
             )
         )
@@ -110,7 +115,7 @@ def launches(
                 "PRECISION": "tf32" if small else "tf32x3",
             },
             (heads, divide(channels, rows), n),
-            8 if power(ch) > 64 else 4,
+            8 if power(ch) > 32 else 4,
             1,
             flops=2 * n * channels * channels * ch,
             moved=4 * sums.numel() + (4 + out.dtype.itemsize) * channels * channels,
