@@ -29,8 +29,7 @@ def _compiler() -> str:
 def _library(launch: Any) -> Any:
     kernel = launch.kernel
     types = launch.signature()
-    pointers = [f"(const {POINTERS[types[name]]}*)t[{i}]" for i, name in enumerate(launch.tensors)]
-    # The kernels write through some of them; C++ lets a cast take const away, not add the right one: cast by hand.
+    # Without const: that is added by the call where the kernel only reads.
     pointers = [f"({POINTERS[types[name]]}*)t[{i}]" for i, name in enumerate(launch.tensors)]
     arguments = ", ".join([*pointers, *(f"s[{i}]" for i in range(len(launch.sizes)))])
     source = kernel.source(launch.constants)
@@ -40,7 +39,7 @@ def _library(launch: Any) -> Any:
         + f"\n#define CALL(t, s) {kernel.__name__}({arguments})\n"
         + f'#include "{HERE}/launcher.h"\n'
     )
-    parts = [text, (HERE / "emulator.h").read_text(), (HERE / "launcher.h").read_text()]
+    parts = [text, *(path.read_text() for path in sorted(HERE.glob("*.h")))]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     folder = Path(tempfile.gettempdir()) / f"restort-emulator-{os.getuid()}"
     folder.mkdir(exist_ok=True)

@@ -9,8 +9,9 @@
 // Reads and writes beyond the end of a global buffer hit a page that does not exist.
 #pragma once
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
+
+#include "fibers.h"
 
 #include <cmath>
 #include <cstdio>
@@ -37,8 +38,7 @@ struct Byte {  // who touched a byte of shared memory last, and when
 };
 struct Copy { u32 to; int bytes; unsigned char data[16]; };
 struct Thread {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    Fiber fiber;
     int id = 0, waits = 0;  // waits: how often it has arrived at its warp's (block's) present meeting
     bool done = false;
     std::vector<Copy> open;
@@ -60,7 +60,7 @@ inline std::vector<unsigned char> shared;
 inline std::vector<Byte> bytes;
 inline int current, block_epoch, block_arrived, blocks[3], grid[3];
 inline long progress;  // grows with every arrival: tells waiting from being stuck
-inline ucontext_t scheduler;
+inline Fiber scheduler;
 inline std::string trouble;
 
 inline void fail(const std::string& what) {
@@ -69,7 +69,7 @@ inline void fail(const std::string& what) {
                   std::to_string(blocks[2]) + ", thread " + std::to_string(current) + ")";
 }
 
-inline void yield() { swapcontext(&threads[current].context, &scheduler); }
+inline void yield() { change(threads[current].fiber, scheduler); }
 
 // All lanes of a warp arrive; `act` runs once, by the last.
 template <class Act> void meet(int kind, Act act) {

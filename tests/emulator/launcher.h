@@ -10,7 +10,7 @@ inline const int* sizes;
 inline void body() {
     CALL(buffers, sizes);
     threads[current].done = true;
-    swapcontext(&threads[current].context, &scheduler);
+    yield();
 }
 
 inline void run_block(long shared_size) {
@@ -21,13 +21,8 @@ inline void run_block(long shared_size) {
     if (threads.empty()) threads.resize(BLOCK_THREADS);
     for (int i = 0; i < BLOCK_THREADS; ++i) {
         Thread& thread = threads[i];
-        constexpr size_t STACK = 256 * 1024;
-        if (!thread.stack) thread.stack.reset(new char[STACK]);
         thread.done = false, thread.open.clear(), thread.groups.clear();
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.get(), thread.context.uc_stack.ss_size = STACK;
-        thread.context.uc_link = &scheduler;
-        makecontext(&thread.context, body, 0);
+        begin(thread.fiber, body);
     }
     for (bool running = true; running && trouble.empty();) {
         running = false;
@@ -38,7 +33,7 @@ inline void run_block(long shared_size) {
             current = (k + 32 * (block_epoch % 3)) % BLOCK_THREADS;
             if (threads[current].done) { ++done; continue; }
             running = true;
-            swapcontext(&scheduler, &threads[current].context);
+            change(scheduler, threads[current].fiber);
         }
         int ended = 0;
         for (const Thread& thread : threads) ended += thread.done;

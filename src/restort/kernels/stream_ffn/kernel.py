@@ -105,7 +105,7 @@ def launch(
 
 
 def worthwhile(pixels: int, channels: int, capability: int = 90) -> bool:
-    """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel, and fits the GPU."""
+    """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel, and fits."""
     if channels > MOST_CHANNELS:
         return False
     need = shared_bytes(channels, tiles(channels, capability)["TALL"])

@@ -92,7 +92,7 @@ def launch(
 
 
 def worthwhile(pixels: int, channels: int, heads: int, capability: int = 90) -> bool:
-    """Whether one pass beats an expansion and a Gram kernel, which move 8 C numbers a pixel, and fits the GPU."""
+    """Whether one pass beats an expansion and a Gram kernel, which move 8 C numbers a pixel, and fits."""
     if channels not in (48, 96, 192) or channels // heads not in (48, 96):
         return False
     cut = tiles(channels, capability)
