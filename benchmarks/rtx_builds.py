@@ -44,7 +44,7 @@ def weights_of(name: str) -> Any:
 
     if not name.startswith("random-"):
         return load_weights(path_of(find(name), offline=True, notice=print))
-    from peers import random_state
+    from random_weights import random_state
 
     def restormer(norm: Any) -> RestormerSpec:
         return RestormerSpec(3, 3, 48, (4, 6, 6, 8), 4, (1, 2, 4, 8), 2.66, False, norm, False)
