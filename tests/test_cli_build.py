@@ -53,6 +53,8 @@ def test_an_engine_is_built_and_described(weights: Path, restort: Any) -> None:
     assert "small -> small-fp16.rtx.engine: " in told.lines[-1] and "float16" in told.lines[-1]
     engine = Path("small-fp16.rtx.engine")
     assert sorted(p.name for p in Path().glob("*.engine*")) == [engine.name, f"{engine.name}.json"]
+    listed = restort("cache", "list").out  # where --backend tensorrt finds it
+    assert "small" in listed and "compute capability 8.6" in listed
     told = restort("inspect", engine)
     assert told.status == 0 and told.err == ""
     for words in (
@@ -118,6 +120,7 @@ def test_mixed_precision_keeps_what_is_asked_for(
             return SimpleNamespace(keep_fp32=("tail",), to_json=lambda: record, sentence=lambda: "found it")
 
     monkeypatch.setattr("restort.measure.sensitivity.Search", Search)
+    monkeypatch.setattr("restort.measure.sensitivity.keep", lambda w, c: [mixed.remember(w, c.to_json())] * 2)
     for _ in range(2):  # the second time it is remembered
         told = restort(
             "build", "--weights", weights, "--precision", "mixed", "--budget", "0.5", "--overwrite", *FAST

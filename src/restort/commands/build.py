@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from restort.commands import choice, options
 if TYPE_CHECKING:
     import onnx
 
-    from restort.backends.tensorrt.build import Built
+    from restort.backends.tensorrt.build import BuildOptions, Built
     from restort.backends.tensorrt.flavour import Flavour
     from restort.backends.tensorrt.keys import Profile
     from restort.backends.tensorrt.progress import Progress
@@ -106,15 +107,15 @@ def run(args: argparse.Namespace) -> int:
     target = args.output or Path(f"{stem}-{precision}.{flavour.name}.engine")
     for path in (target, sidecar.path_of(target)):
         check_free(path, args.overwrite)
-    if weights is not None:
-        from restort.export.typed import typed_graph
-
-        newer = flavour.capabilities.newer_operators
-        graph = typed_graph(weights, precision, keep_fp32=keep, newer_operators=newer)
     if not args.quiet:
         choice.say(_beginning(stem, flavour, wanted))
     with Display(quiet=args.quiet) as progress:
-        built = build(flavour, graph, _with_progress(wanted, progress))
+        wanted = replace(wanted, progress=progress)
+        if weights is not None:
+            built = _through_the_cache(args, weights, flavour, wanted, keep)
+        else:
+            assert graph is not None
+            built = build(flavour, graph, wanted)
     sidecar.write(target, built)
     _report(args, target, stem, built)
     return 0
@@ -198,13 +199,13 @@ def _kept(args: argparse.Namespace, weights: Weights | None, precision: str) -> 
     if before is not None and args.budget in (None, before.get("budget", {}).get("relative_l2")):
         return mixed.kept_sections(weights)
     from restort.measure.pairs import pairs
-    from restort.measure.sensitivity import Budget, Search
+    from restort.measure.sensitivity import Budget, Search, keep
 
     say = choice.silent if args.quiet else choice.say
     limit = Budget() if args.budget is None else Budget(relative_l2=args.budget)
     found = Search(weights, pairs(weights)).choose(limit, say)
-    mixed.remember(weights, found.to_json())
-    say(found.sentence())
+    files = keep(weights, found)
+    say(f"{found.sentence()}; the table: {files[1]}")
     return found.keep_fp32
 
 
@@ -226,13 +227,28 @@ def _name(args: argparse.Namespace, weights: Weights) -> str:
     return str(args.model or weights.path.stem)
 
 
-def _with_progress(wanted: Any, progress: Progress) -> Any:
-    from dataclasses import replace
+def _through_the_cache(
+    args: argparse.Namespace, weights: Weights, flavour: Flavour, wanted: BuildOptions, keep: tuple[str, ...]
+) -> Built:
+    """The engine of the cache, where `--backend tensorrt` looks for it too; built into it if it is not there."""
+    from restort.backends.tensorrt.build import Built
+    from restort.backends.tensorrt.supply import Supply
 
-    return replace(wanted, progress=progress)
+    supply = Supply(
+        weights,
+        wanted.precision,
+        flavour,
+        targets=wanted.compute_capabilities,
+        keep_fp32=keep,
+        options={} if wanted.level is None else {"level": wanted.level},
+        say=choice.silent if args.quiet else choice.say,
+        progress=wanted.progress,
+    )
+    stored = supply.obtain(wanted.profile)
+    return Built(stored.path.read_bytes(), stored.about)
 
 
-def _beginning(stem: str, flavour: Flavour, wanted: Any) -> str:
+def _beginning(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
     targets = (
         f" for compute capability {', '.join(wanted.compute_capabilities)}"
         if wanted.compute_capabilities

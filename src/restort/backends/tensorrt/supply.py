@@ -66,6 +66,7 @@ class Supply:
     keep_fp32   the sections of a mixed engine that stay in float32.
     options     further fields of BuildOptions.
     say         told, in a line each, what takes long and why.
+    progress    told of a build's phases; default: `say`, seldom.
     """
 
     weights: Weights
@@ -76,6 +77,7 @@ class Supply:
     options: dict[str, Any] = field(default_factory=dict)
     cache: EngineCache = field(default_factory=EngineCache)
     say: Say = lambda line: None
+    progress: Progress | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -142,7 +144,7 @@ class Supply:
             precision=self.precision,
             compute_capabilities=self.targets,
             timing_cache=None if timings is None else timings.read(),
-            progress=told_seldom(self.say),
+            progress=self.progress or told_seldom(self.say),
             **self.options,
         )
         built = build(self.flavour, graph, options)
