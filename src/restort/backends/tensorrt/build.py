@@ -190,6 +190,12 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str
         sources = [getattr(module.TacticSource, name) for name in own if hasattr(module.TacticSource, name)]
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
         flags["tactic_sources"] = [source.name for source in sources]
+    sharing = getattr(getattr(module, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if (
+        sharing is not None and not options.profile.is_fixed
+    ):  # a context per shape, all of one profile; usual since 10
+        config.set_preview_feature(sharing, True)
+        flags["profile_sharing"] = True
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for i, capability in enumerate(options.compute_capabilities):
