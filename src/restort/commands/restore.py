@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from restort.commands import choice, options
+from restort.commands import ahead, choice, options
 
 _HELP = {
     "upscale": "enlarges pictures 2, 3 or 4 times",
@@ -49,6 +49,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_rest(parser: argparse.ArgumentParser) -> None:
     options.add_backend(parser)
+    ahead.add(parser)
     options.add_tiles(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist, make all anew")
     parser.add_argument(
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace, task: str | None) -> int:
     from restort.pipeline.job import Options, restore_files
     from restort.pipeline.progress import observer
 
+    if args.ahead:
+        return ahead.run(args, task)
     jobs = collect(args.inputs, args.output)
     output = Path(args.output)
     root = None if [job.target for job in jobs] == [output] else output
