@@ -24,7 +24,7 @@ from restort.errors import RestortError
 
 HERE = Path(__file__).parent
 REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc"
-OPTIONS = ("--std=c++17", "--use_fast_math", "--extra-device-vectorization")
+OPTIONS = ("--std=c++17", "--use_fast_math")
 
 
 class CudaKernel:
@@ -140,6 +140,16 @@ def _enter(device: int) -> None:
     driver = _driver()
     if not int(_check(driver.cuCtxGetCurrent(), "context")):
         _check(driver.cuCtxSetCurrent(_check(driver.cuDevicePrimaryCtxRetain(device), "context")), "context")
+
+
+@functools.cache
+def available() -> bool:
+    """Whether kernels can be compiled here."""
+    try:
+        _nvrtc()
+        return True
+    except RestortError:
+        return False
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import torch
 from restort.backends.fused.elan_weights import Packed, pack
 from restort.backends.fused.passes import Pass
 from restort.kernels import colour_head, lfe, upsample_tail, window_attention
+from restort.kernels.cuda import available
 from restort.kernels.lfe import BORDER
 from restort.kernels.machine import machine
 from restort.kernels.workspace import Workspace
@@ -32,13 +33,17 @@ def plan(
     dtype: torch.dtype,
     device: Any,
     keep_blocks: bool = False,
+    tiled: bool | None = None,
 ) -> Pass:
     """The launches for n pictures of h x w pixels, multiples of 16; `packed` is on `device`.
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
+    `tiled`: LFE by its kernel in CUDA C++ (True) or Triton (False) instead of the first where it can run.
     """
     capability, _ = machine(torch.device(device))
+    if tiled is None:
+        tiled = _can_tile(packed, torch.device(device), capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
@@ -69,7 +74,19 @@ def plan(
             label = f"body.{g}.{i}"
             y = turns[0] if x is not turns[0] else turns[1]
             launches.append(
-                lfe.launch(
+                lfe.tile.launch(
+                    x,
+                    block.tiled,
+                    block.queries is not None,
+                    y,
+                    values,
+                    queries,
+                    spec.channels,
+                    capability,
+                    f"{label}.lfe",
+                )
+                if tiled
+                else lfe.launch(
                     x,
                     block.local,
                     block.values,
@@ -110,3 +127,10 @@ def plan(
         upsample_tail.launch(x, packed.tail, result, spec.scale, packed.factor, spec.channels, label="tail")
     )
     return Pass(launches, picture, result, workspace, blocks if keep_blocks else None)
+
+
+def _can_tile(packed: Packed, device: torch.device, capability: int) -> bool:
+    """Whether the kernel takes this network, and its device can compile and hold it."""
+    if packed.groups[0][0].tiled is None or not lfe.tile.fits(packed.spec.channels, packed.part, capability):
+        return False
+    return device.type == "meta" or (device.type == "cuda" and available())

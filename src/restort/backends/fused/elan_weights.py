@@ -20,6 +20,7 @@ import torch
 
 from restort.errors import RestortError
 from restort.kernels.common import power
+from restort.kernels.lfe import tile
 from restort.kernels.window_attention import WINDOWS
 from restort.models.checkpoint import Weights
 from restort.models.spec import ElanSpec
@@ -44,6 +45,7 @@ class Block:
     values: Pair  # (3, CS, DP) T, (3, DP) float32
     queries: Pair | None  # alike; None in blocks that use another's
     out: Pair  # (3, DP, CS) T, (CS,) float32
+    tiled: Tensor | None  # all but `out` once more, as restort.kernels.lfe.tile reads it
 
     @property
     def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,14 +148,17 @@ class _Packer:
         w0, b0 = self._pointwise(f"{lfe}.conv0.shift_conv.conv1x1")
         w1, b1 = self._pointwise(f"{lfe}.conv1.shift_conv.conv1x1")
         values, queries = self._projections(gmsa, i == 0)
+        local = (
+            self._stored(self._by_group(w0, 1), 1),
+            _float(self._by_group(b0, 0)),
+            self._stored(self._by_group(w1, 0), 2),
+            _float(_pad(b1, 0, self.stored)),
+        )
+        channels, tiled = self.spec.channels, None
+        if tile.suits(channels, w0.shape[1] // 5, self.dtype):
+            tiled = tile.pack(local, values, queries, channels, self.part)
         return Block(
-            w0=self._stored(self._by_group(w0, 1), 1),
-            b0=_float(self._by_group(b0, 0)),
-            w1=self._stored(self._by_group(w1, 0), 2),
-            b1=_float(_pad(b1, 0, self.stored)),
-            values=values,
-            queries=queries,
-            out=self._out(f"{gmsa}.project_out"),
+            *local, values=values, queries=queries, out=self._out(f"{gmsa}.project_out"), tiled=tiled
         )
 
     def _pointwise(self, name: str) -> tuple[Array, Array]:
