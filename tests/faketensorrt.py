@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -54,16 +55,26 @@ class Context:
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
         self.device_memory = 0
+        taken = any(other.active_optimization_profile == 0 for other in engine.alive)
+        self.active_optimization_profile = -1 if taken else 0
+        engine.alive.add(self)
         self.profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         about = self.engine.about
+        assert self.active_optimization_profile == 0
         fits = all(a <= n <= b for a, n, b in zip(about["min"], shape, about["max"]))
         if fits:
             self.shape = shape
         else:
             self.engine.log.heard.lines.append("the shape is not in the profile")
         return fits
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        if not self.engine.about.get("sharing", True):
+            return False
+        self.active_optimization_profile = index
+        return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         n, c, h, w = self.shape
@@ -111,6 +122,7 @@ class FakeEngine:
         self.about, self.cuda, self.log = about, cuda, log
         self.enqueued = 0
         self.contexts = 0
+        self.alive: weakref.WeakSet[Context] = weakref.WeakSet()
 
     def create_execution_context_without_device_memory(self) -> Context | None:
         self.contexts += 1

@@ -90,6 +90,17 @@ def test_shapes_come_and_go(gpu: FakeCuda) -> None:
     assert gpu.used == 0 and not gpu.pinned
 
 
+def test_a_library_that_allows_one_context_gets_one(gpu: FakeCuda) -> None:
+    """TensorRT 8.6 without profile sharing."""
+    flavour = faketensorrt.flavour(gpu)
+    engine = Engine(flavour, faketensorrt.plan(sharing=False))
+    for shape in ((1, 3, 16, 8), (1, 3, 8, 8), (1, 3, 16, 8)):
+        np.testing.assert_array_equal(engine(picture(0, shape)), enlarged(picture(0, shape)))
+        assert len(engine._lanes) == 1
+    engine.close()
+    assert gpu.used == 0
+
+
 def test_threads_share_an_engine(gpu: FakeCuda) -> None:
     engine = Engine(faketensorrt.flavour(gpu), faketensorrt.plan())
     wrong: list[int] = []

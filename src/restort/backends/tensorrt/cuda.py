@@ -55,7 +55,10 @@ def trouble(name: str, code: int, words: str) -> RestortError:
     if code == 2:
         return OutOfMemory("the memory of the GPU is not enough; use smaller tiles (--tile)")
     if code in (35, 803):
-        return RestortError(f"the NVIDIA driver is too old or not there ({words}); install a newer driver")
+        return RestortError(
+            f"the NVIDIA driver is too old for this cuda-python, or not there ({words}); install a newer driver, or an "
+            "older one with: pip install 'cuda-python<13'"
+        )
     if code in (100, 101, 38):
         return RestortError(f"no NVIDIA GPU can be used here ({words}); use another backend")
     if code in (46, 3, 4):

@@ -44,11 +44,12 @@ class Slot:
 class Lane:
     """A context of `engine` for inputs of `shape`; made by Engine, under its lock.
 
+    stream      the handle of the stream that computes.
     calls       computations so far; `graph` is what was recorded of one, if `capturable`.
     users       calls that are under way.
     """
 
-    def __init__(self, flavour: Flavour, engine: Any, config: Any, shape: Shape) -> None:
+    def __init__(self, flavour: Flavour, engine: Any, config: Any, shape: Shape, stream: int) -> None:
         self.shape = shape
         self.calls = self.users = 0
         self.capturable = True
@@ -60,6 +61,11 @@ class Lane:
         with flavour.log.listening() as heard:
             self.context = _context(flavour.module, engine, config)
             if self.context is None:
+                raise heard.error("preparing the engine")
+            # Before TensorRT 10 only the first context of an engine has a profile by itself.
+            if getattr(self.context, "active_optimization_profile", 0) != 0 and not (
+                self.context.set_optimization_profile_async(0, stream)
+            ):
                 raise heard.error("preparing the engine")
             if not self.context.set_input_shape(INPUT, shape):
                 raise RestortError(

@@ -259,7 +259,7 @@ class Engine:
         return lane
 
     def _new_lane(self, shape: Shape) -> Lane:
-        lane = Lane(self.flavour, self._engine, self._config, shape)
+        lane = Lane(self.flavour, self._engine, self._config, shape, self._compute.number)
         try:
             if lane.scratch_bytes > self._scratch.size:
                 self._compute.synchronize()

@@ -133,6 +133,7 @@ class Supply:
 
     def _build(self, profile: Profile) -> Built:
         timings = self.timings()
+        seen = None if timings is None else timings.read()
         graph = typed_graph(
             self.weights,
             self.precision,
@@ -143,13 +144,13 @@ class Supply:
             profile=profile,
             precision=self.precision,
             compute_capabilities=self.targets,
-            timing_cache=None if timings is None else timings.read(),
+            timing_cache=seen,
             progress=self.progress or told_seldom(self.say),
             **self.options,
         )
         built = build(self.flavour, graph, options)
         if timings is not None and built.timing_cache:
-            timings.merge(built.timing_cache, combiner(self.flavour))
+            timings.merge(built.timing_cache, combiner(self.flavour), seen)
         return built
 
     def timings(self) -> Timings | None:

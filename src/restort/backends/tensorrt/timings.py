@@ -49,17 +49,20 @@ class Timings:
         except OSError:
             return None
 
-    def merge(self, measured: bytes, combine: Combine) -> None:
-        """Adds what a build measured. `combine(a, b)` joins two caches; it may raise where one is damaged, and
-        then the newly measured one takes the place of both."""
+    def merge(self, measured: bytes, combine: Combine, seen: bytes | None = None) -> None:
+        """Adds what a build measured that had begun with `seen`.
+
+        `combine(a, b)` joins two caches, where the file has changed since; it may raise where one is damaged, and
+        then the newly measured one takes the place of both.
+        """
         temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{self.path}.lock"):
                 before = self.read()
-                if before is not None and before != measured:
+                if before not in (None, measured, seen):
                     with contextlib.suppress(Exception):
-                        measured = combine(before, measured)
+                        measured = combine(before or b"", measured)
                 try:
                     temporary.write_bytes(measured)
                     temporary.replace(self.path)
