@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("tensorrt-accuracy"), help="a folder for the steps")
     parser.add_argument("--runs", help=f"backend:precision,... (default: {RUNS})")
     parser.add_argument("--limit", type=int, help="pictures of Kodak24 (default: all)")
-    parser.add_argument("--budget", type=float, default=3e-4, help="relative L2 of mixed (default: 3e-4)")
+    parser.add_argument("--budget", type=float, default=2e-4, help="relative L2 of mixed (default: 2e-4)")
     parser.add_argument("--level", type=int, help="of the builder")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "test", help="holds set5 and kodak24")
     parser.add_argument(

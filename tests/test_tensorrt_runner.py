@@ -196,6 +196,41 @@ def test_mixed_needs_its_choice(world: World, weights: Weights) -> None:
     first.close()
 
 
+def test_a_mixed_engine_is_checked_against_its_budget(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restort.measure import engine_check
+    from restort.measure.pairs import Pair
+    from restort.measure.sensitivity import Budget
+
+    mixed.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["head"]})
+
+    class Search:
+        """A reference that is off by a little."""
+
+        def __init__(self, *about: Any) -> None:
+            self.pairs = [Pair("a picture", picture(), None)]
+
+        def cost_of(self, results: list[np.ndarray]) -> Any:
+            from restort.measure.sensitivity import Cost
+
+            np.testing.assert_array_equal(results[0], enlarged(picture()))
+            return Cost(1e-3, None)
+
+    monkeypatch.setattr(engine_check, "Search", Search)
+    whole = profile_for(weights.spec, (1, 16, 16))
+    assert engine_check.of_engine(weights, "auto", whole, {}, Budget(2e-3)) == (
+        True,
+        "the engine was run and meets the budget: relative L2 1.0e-03",
+    )
+    fits, outcome = engine_check.of_engine(weights, "auto", whole, {}, Budget(5e-4))
+    assert not fits and "misses the budget of 0.0005" in outcome
+    fits, outcome = engine_check.of_engine(weights, "auto", Profile.fixed(1, 64, 64), {}, Budget())
+    assert fits and "was not checked" in outcome
+    monkeypatch.setattr(engine_check.importlib.util, "find_spec", lambda name: None)
+    assert "takes PyTorch" in engine_check.of_engine(weights, "auto", whole, {}, Budget())[1]
+
+
 def test_sizes_beyond_the_usual_get_an_engine_that_lasts(weights: Weights) -> None:
     spec = weights.spec
     assert profile_for(spec, (1, 16, 16)) == Profile((1, 16, 16), (1, 384, 640), (1, 1280, 1280))

@@ -118,7 +118,23 @@ def run(args: argparse.Namespace) -> int:
             built = build(flavour, graph, wanted)
     sidecar.write(target, built)
     _report(args, target, stem, built)
+    if weights is not None and precision == "mixed" and not (args.keep_fp32 or args.compute_capability):
+        return _checked(args, weights, wanted)
     return 0
+
+
+def _checked(args: argparse.Namespace, weights: Weights, wanted: BuildOptions) -> int:
+    """Runs the mixed engine against the reference network; 1 where it misses the budget it was built to."""
+    from restort.backends.tensorrt.mixed import choice as chosen
+    from restort.measure.engine_check import of_engine
+    from restort.measure.sensitivity import Budget
+
+    budget = Budget(**(chosen(weights) or {}).get("budget", {}))
+    options = {} if wanted.level is None else {"level": wanted.level}
+    fits, outcome = of_engine(weights, args.flavour, wanted.profile, options, budget)
+    if not fits or not args.quiet:
+        choice.say(outcome)
+    return 0 if fits else 1
 
 
 def _source(args: argparse.Namespace) -> tuple[onnx.ModelProto | None, Weights | None]:
