@@ -7,7 +7,7 @@ import json
 import os
 
 from restort.commands import choice
-from restort.commands.build import capabilities
+from restort.commands.engine_options import capabilities
 
 
 def add(parser: argparse.ArgumentParser) -> None:
