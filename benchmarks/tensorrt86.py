@@ -25,8 +25,8 @@ alone is measured here; accuracy is benchmarks/tensorrt_accuracy.py. Times are C
 and output on the GPU, median; `copies_ms` is a call with NumPy arrays in and out, `stream_ms` one of many in a stream.
 
 A case in 'plain' form builds the graph of --plain, an export by PyTorch of ELAN-light x4 at 1x3x192x320 (made by
-benchmarks/plain_export.py, 3 MB), with the FP16 flag and nothing else, as the ports of 2022 did: the profile before. Cases of another form (restort.export.form)
-show what a change of the graph bought.
+benchmarks/plain_export.py, 3 MB), with the FP16 flag and nothing else, as the ports of 2022 did: the profile before.
+Cases of another form (restort.export.form) show what a change of the graph bought.
 """
 
 from __future__ import annotations
