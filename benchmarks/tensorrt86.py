@@ -48,22 +48,24 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PRECISIONS = ("fp16", "tf32", "fp32")
-FORMS = {  # what the graph of a Restormer may be besides the one that is used (restort.export.form)
-    "attention before": {"attention": "before"},
-    "attention folded": {"attention": "folded"},
-    "attention after": {"attention": "after"},
-    "norm layer": {"norm": "layer"},
-    "norm arithmetic": {"norm": "arithmetic"},
-    "gate separate": {"gate": "separate"},
+FORMS: dict[
+    str, tuple[dict[str, Any], dict[str, Any]]
+] = {  # other than what is used: fields of Form, of BuildOptions
+    "norm arithmetic": ({"norm": "arithmetic"}, {}),
+    "attention folded": ({"attention": "folded"}, {}),
+    "attention before": ({"attention": "before"}, {}),
+    "windows shuffle": ({"windows": "shuffle"}, {}),
+    "constraints wide": ({}, {"constraints": "wide"}),
+    "constraints none": ({}, {"constraints": "none"}),
+    "plain": ({}, {"constraints": "none"}),
 }
-ELAN_FORMS = {"windows shuffle": {"windows": "shuffle"}}
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
     """One engine. `profile` is 'fixed', or 'dynamic' for the sizes that `--backend tensorrt` takes; `form` a name of
-    FORMS, 'plain', or '' for the graph that is used."""
+    FORMS, or '' for the graph that is used."""
 
     network: str
     height: int
@@ -105,7 +107,15 @@ def cases(plain: bool) -> Iterator[Case]:
         yield Case("elan-light-x4", 192, 320, form="plain")
     for precision in PRECISIONS[1:]:
         yield Case("elan-light-x4", 192, 320, precision)
-    for form in FORMS:
+    for form in ("constraints wide", "constraints none", "windows shuffle"):
+        yield Case("elan-light-x4", 192, 320, form=form)
+    for form in (
+        "constraints wide",
+        "constraints none",
+        "attention folded",
+        "attention before",
+        "norm arithmetic",
+    ):
         yield Case("restormer", 256, 256, form=form)
     for form in ELAN_FORMS:
         yield Case("elan-light-x4", 192, 320, form=form)
@@ -135,6 +145,7 @@ def measure(case: Case, plain: Path | None) -> Record:
     size = (case.batch, case.height, case.width)
     profile = Profile.fixed(*size) if case.profile == "fixed" else profile_for(weights.spec, size)
     options = {} if case.level is None else {"level": case.level}
+    options |= FORMS[case.form][1] if case.form else {}
     runner = TensorrtRunner(weights, case.precision, profile=profile, options=options)
     runner.say = runner.warn = say
     if case.form:
@@ -210,15 +221,11 @@ def other_graph(runner: Any, case: Case, plain: Path | None) -> None:
 
 
 def as_the_ports_did() -> None:
-    """The FP16 flag on a float32 graph, and no layer held to a type."""
+    """The FP16 flag on a float32 graph, whose types are not looked at."""
     from restort.backends.tensorrt import build
 
     build.typed.check_precision = lambda model, precision: {}  # type: ignore[assignment]
     build.inspect.check = lambda *about: None  # type: ignore[assignment]
-    build.networks.check_profile = lambda *about: None  # type: ignore[assignment]
-    build._constrain = (  # type: ignore[assignment]
-        lambda flavour, network, config, *rest: config.set_flag(flavour.module.BuilderFlag.FP16) or 0
-    )
 
 
 def layers(engine: Any, x: Any, runs: int = 10) -> list[Record]:

@@ -35,7 +35,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("options", [{}, {"profile": "dynamic"}, {"level": 5}, {"batch": 2}])
+@pytest.mark.parametrize("options", [{}, {"profile": "dynamic"}, {"level": 5}, {"batch": 2}, {"form": "windows shuffle"}])
 def test_a_record_says_everything(world: World, script: Any, options: dict[str, Any]) -> None:
     monkeypatched = script.timed
     script.timed = lambda once, seconds: [once() for _ in range(3)]
