@@ -35,6 +35,10 @@ TILED = {  # of restort.kernels.lfe.tile: WARPS, STAGES, BLOCKS
     "light": [(8, 0, 2), (4, 0, 3), (4, 0, 2), (4, 2, 4), (8, 0, 1), (8, 2, 2), (2, 2, 8)],
     "full": [(8, 3, 1), (8, 2, 1), (4, 3, 1), (4, 2, 1), (4, 2, 2)],
 }
+ATTENTION_TILED = {  # of restort.kernels.window_attention.tile: WARPS, BLOCKS, EARLY
+    "light": [(8, 2, 1), (8, 2, 0), (8, 3, 0), (8, 3, 1), (8, 1, 1), (16, 1, 1), (16, 1, 0)],
+    "full": [(8, 2, 0), (8, 1, 0), (8, 1, 1), (16, 1, 0)],
+}
 # Never one stage of the groups' loop: Triton 3.6 then reads beyond its shared memory on compute capability 9.0.
 LFE = {  # rows, columns, warps, stages of the groups' loop, of the projections' loop
     "light": [
@@ -62,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", choices=("light", "full"))
-    parser.add_argument("--what", nargs="*", default=["tiled", "attention", "pass"], help="also lfe")
+    parser.add_argument("--what", nargs="*", default=["tiled", "attention", "pass"], help="also lfe, triton")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 320))
     parser.add_argument(
         "--registers", type=int, nargs="*", default=[], help="also with these limits of registers"
@@ -114,7 +118,7 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
         for has_q in (True, False):
             out, mine, ours = torch.zeros_like(wide), torch.zeros_like(v), torch.zeros_like(q)
             variant = dict(zip(("WARPS", "STAGES", "BLOCKS"), choice, strict=True))
-            launch = lfe.tile.launch(wide, block.tiled, has_q, out, mine, ours, spec.channels, **variant)
+            launch = lfe.tile.launch(wide, block.tiled[0], has_q, out, mine, ours, spec.channels, **variant)
 
             def check_tiled(out: Any = out, mine: Any = mine, ours: Any = ours, has_q: bool = has_q) -> float:
                 added = out[:, 2:-2, 2:-2].float() - wide[:, 2:-2, 2:-2].float()
@@ -142,7 +146,19 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
         nothing = torch.zeros_like(wide)  # so that the result is only what attention adds
         for rolled in (False, True):
             good = window_attention.window_attention(q, v, nothing, block.out, rolled)
-            for choice in ATTENTION[name]:
+            for choice in ATTENTION_TILED[name]:
+                out = torch.zeros_like(nothing)
+                variant = dict(zip(("WARPS", "BLOCKS", "EARLY"), choice, strict=True))
+                launch = window_attention.tile.launch(
+                    q, v, nothing, block.tiled[1], out, spec.channels, rolled, **variant
+                )
+
+                def check_tiles(out: Any = out, good: Any = good) -> float:
+                    return error(out[:, 2:-2, 2:-2], good)
+
+                if launch.constants["SHARED"] <= 227 << 10:
+                    cases.append((f"attention tiled {'rolled ' * rolled}{choice}", launch, check_tiles))
+            for choice in ATTENTION[name] if "triton" in options.what else []:
                 out = torch.zeros_like(nothing)
                 launch = window_attention.launch(
                     q, v, nothing, block.out, out, spec.channels, rolled, choice=choice

@@ -113,6 +113,28 @@ def test_passes_agree_with_the_network() -> None:
     assert interpreter.run(RANDOM) == "agree"
 
 
+def test_tiled_passes_agree_with_the_network() -> None:
+    """With the kernels in CUDA C++, which the emulator runs."""
+    head, loop, rest = RANDOM.partition("for spec, n, h, w, limits in [")
+    _, tail, rest = rest.partition("]:\n")
+    check = (
+        head.replace("from tests import interpreter", "from tests import emulator, interpreter")
+        + loop
+        + """
+    (ElanSpec(4, 4, 60, 1, 3, (4, 8, 16), 255.0, 2), 1, 16, 32, {torch.float16: 1e-3, torch.bfloat16: 1e-2}),
+    (ElanSpec(2, 2, 180, 0, 3, (4, 8, 16), 255.0, 2), 1, 16, 16, {torch.float16: 1e-3}),
+"""
+        + tail
+        + rest.replace('"cpu", keep_blocks=keep', '"cpu", keep_blocks=keep, tiled=True')
+        .replace("keep = dtype == torch.float32", "keep = dtype == torch.bfloat16")
+        .replace(
+            "made.run()", "[emulator.emulate(l) if hasattr(l.kernel, 'path') else l() for l in made.launches]"
+        )
+        .replace("error < 1e-5", "error < 2e-2")
+    )
+    assert interpreter.run(check) == "agree"
+
+
 def test_trained_weights_keep_their_accuracy(shared: Path) -> None:
     """The scores of a trained network are large, their softmax sharp: what 16 bits lose shows here."""
     weights = shared / "weights" / "elan_light_x4_friedricelab.safetensors"

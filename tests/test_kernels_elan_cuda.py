@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from restort.kernels import lfe  # noqa: E402
+from restort.kernels import lfe, window_attention  # noqa: E402
 from tests.emulator import emulate  # noqa: E402
 
 BOUND = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -78,3 +78,38 @@ def test_tiled_lfe(n, h, w, channels, padded, part, dtype, variant) -> None:  # 
             assert (q == 5).all()
         inner(out).fill_(7)
         assert (out == 7).all()
+
+
+@pytest.mark.parametrize(
+    "n, h, w, channels, part, dtype, variant",
+    [
+        (1, 32, 32, 60, 24, torch.float16, {}),
+        (2, 16, 32, 60, 24, torch.bfloat16, {"WARPS": 16, "BLOCKS": 1, "EARLY": 0}),
+        (1, 32, 16, 180, 64, torch.float16, {}),
+        (1, 16, 16, 120, 40, torch.float16, {}),
+    ],
+)
+@pytest.mark.parametrize("rolled", [False, True])
+def test_tiled_attention(n, h, w, channels, part, dtype, variant, rolled) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    depth, stored = channels // 3, -(-channels // 64) * 64
+    x, extra = (wide(n, h, w, channels, dtype) for _ in range(2))
+    q, v = torch.zeros(2, n, h, w, 3, part)
+    q[..., :depth] = torch.randn(n, h, w, 3, depth)
+    v[..., :depth] = torch.randn(n, h, w, 3, depth)
+    q, v = (t.reshape(n, h, w, 3 * part).to(dtype) for t in (q, v))
+    weight, bias = torch.zeros(3, 64, stored), torch.zeros(stored)
+    weight[:, :depth, :channels] = torch.randn(3, depth, channels) / 8
+    bias[:channels] = torch.randn(channels)
+    weights = weight.to(dtype), bias
+    blob = window_attention.tile.pack(weights, channels, part)
+    for add in (None, extra):
+        expected = window_attention.window_attention(
+            q.double(), v.double(), x.double(), (weights[0].double(), bias.double()), rolled,
+            None if add is None else add.double(),
+        )  # fmt: skip
+        out = x.clone()
+        emulate(window_attention.tile.launch(q, v, out, blob, out, channels, rolled, add, **variant))
+        assert error(inner(out), expected) < BOUND[dtype]
+        inner(out).zero_()
+        assert not out.any()

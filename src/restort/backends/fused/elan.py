@@ -39,7 +39,7 @@ def plan(
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
-    `tiled`: LFE by its kernel in CUDA C++ (True) or Triton (False) instead of the first where it can run.
+    `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False) instead of the first where they can run.
     """
     capability, _ = machine(torch.device(device))
     if tiled is None:
@@ -73,10 +73,11 @@ def plan(
         for i, block in enumerate(group):
             label = f"body.{g}.{i}"
             y = turns[0] if x is not turns[0] else turns[1]
+            lfe_blob, attention_blob = block.tiled if tiled and block.tiled else (None, None)
             launches.append(
                 lfe.tile.launch(
                     x,
-                    block.tiled,
+                    lfe_blob,
                     block.queries is not None,
                     y,
                     values,
@@ -109,7 +110,20 @@ def plan(
                 targets = [(mine, None), *(targets if last else [])]
             for target, extra in targets:
                 launches.append(
-                    window_attention.launch(
+                    window_attention.tile.launch(
+                        queries,
+                        values,
+                        y,
+                        attention_blob,
+                        target,
+                        spec.channels,
+                        g % 2 == 1,
+                        extra,
+                        capability,
+                        f"{label}.gmsa",
+                    )
+                    if tiled
+                    else window_attention.launch(
                         queries,
                         values,
                         y,
@@ -130,7 +144,8 @@ def plan(
 
 
 def _can_tile(packed: Packed, device: torch.device, capability: int) -> bool:
-    """Whether the kernel takes this network, and its device can compile and hold it."""
-    if packed.groups[0][0].tiled is None or not lfe.tile.fits(packed.spec.channels, packed.part, capability):
+    """Whether the kernels take this network, and its device can compile and hold them."""
+    size = packed.spec.channels, packed.part, capability
+    if packed.groups[0][0].tiled is None or not (lfe.tile.fits(*size) and window_attention.tile.fits(*size)):
         return False
     return device.type == "meta" or (device.type == "cuda" and available())

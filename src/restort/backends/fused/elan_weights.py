@@ -20,8 +20,9 @@ import torch
 
 from restort.errors import RestortError
 from restort.kernels.common import power
-from restort.kernels.lfe import tile
+from restort.kernels.lfe import tile as lfe_tile
 from restort.kernels.window_attention import WINDOWS
+from restort.kernels.window_attention import tile as attention_tile
 from restort.models.checkpoint import Weights
 from restort.models.spec import ElanSpec
 
@@ -45,7 +46,7 @@ class Block:
     values: Pair  # (3, CS, DP) T, (3, DP) float32
     queries: Pair | None  # alike; None in blocks that use another's
     out: Pair  # (3, DP, CS) T, (CS,) float32
-    tiled: Tensor | None  # all but `out` once more, as restort.kernels.lfe.tile reads it
+    tiled: Pair | None  # all once more, as .tile of restort.kernels.lfe and .window_attention read it
 
     @property
     def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,12 +155,13 @@ class _Packer:
             self._stored(self._by_group(w1, 0), 2),
             _float(_pad(b1, 0, self.stored)),
         )
-        channels, tiled = self.spec.channels, None
-        if tile.suits(channels, w0.shape[1] // 5, self.dtype):
-            tiled = tile.pack(local, values, queries, channels, self.part)
-        return Block(
-            *local, values=values, queries=queries, out=self._out(f"{gmsa}.project_out"), tiled=tiled
-        )
+        out, channels, tiled = self._out(f"{gmsa}.project_out"), self.spec.channels, None
+        if lfe_tile.suits(channels, w0.shape[1] // 5, self.dtype):
+            tiled = (
+                lfe_tile.pack(local, values, queries, channels, self.part),
+                attention_tile.pack(out, channels, self.part),
+            )
+        return Block(*local, values=values, queries=queries, out=out, tiled=tiled)
 
     def _pointwise(self, name: str) -> tuple[Array, Array]:
         """(inputs, outputs) and (outputs,)."""

@@ -1,8 +1,4 @@
-"""The same by a kernel in CUDA C++ (tile.cu), which keeps its pixels on chip: its weights, and how it is cut up.
-
-Threads read weights as they multiply them: a matrix of K x N is cut in steps of 16 rows and tiles of 8 columns; of each, lane
-4 g + j of a warp has rows 2j, 2j + 1 and those 8 on, of column g, 16 bytes at a time.
-"""
+"""The same by a kernel in CUDA C++ (tile.cu), which keeps its pixels on chip: its weights, and how it is cut up."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from typing import Any
 import torch
 
 from restort.kernels.cuda import CudaKernel
+from restort.kernels.fragments import bits, order, units
 from restort.kernels.launch import Launch
 from restort.kernels.machine import SHARED_KIB
 
@@ -32,47 +29,27 @@ def suits(channels: int, hidden: int, dtype: Any) -> bool:
     )
 
 
-def order(tiles: int) -> list[int]:
-    """The channel that each column of so many tiles is: a thread's, two in each of four tiles, lie together."""
-    found = []
-    for first in range(0, tiles, 4):
-        count = min(4, tiles - first)
-        found += [8 * first + 2 * count * (c // 2) + 2 * t + c % 2 for t in range(count) for c in range(8)]
-    return found
-
-
-def _units(matrix: Tensor) -> Tensor:
-    """(K, N) -> (K / 16, N / 8, 32 lanes, 2 parts, 2): what a lane needs for a step and a tile."""
-    k, n = matrix.shape
-    parts = matrix.reshape(k // 16, 2, 4, 2, n // 8, 8)  # step, part, j, e, tile, g
-    return parts.permute(0, 4, 5, 2, 1, 3).reshape(k // 16, n // 8, 32, 2, 2)
-
-
 def _steps(matrix: Tensor) -> Tensor:
     """Two steps of all tiles after one another, 16 bytes of a lane at a time."""
-    units = _units(matrix)
-    steps, tiles = units.shape[:2]
-    pairs = units.reshape(steps // 2, 2 * tiles, 32, 2, 2).permute(0, 2, 1, 3, 4)
+    cut = units(matrix)
+    steps, tiles = cut.shape[:2]
+    pairs = cut.reshape(steps // 2, 2 * tiles, 32, 2, 2).permute(0, 2, 1, 3, 4)
     return pairs.reshape(steps // 2, 32, tiles, 8).transpose(1, 2).reshape(-1)
 
 
 def _columns(matrix: Tensor) -> Tensor:
     """24 rows of four tiles after one another, 16 bytes of a lane at a time."""
     padded = torch.cat([matrix, matrix.new_zeros(8, matrix.shape[1])])
-    units = _units(padded)  # (2, tiles, 32, 2, 2): 16 rows, then 8
-    three = torch.cat([units[0], units[1][:, :, :1]], 2)  # (tiles, 32, 3, 2)
+    cut = units(padded)  # (2, tiles, 32, 2, 2): 16 rows, then 8
+    three = torch.cat([cut[0], cut[1][:, :, :1]], 2)  # (tiles, 32, 3, 2)
     fours = three.reshape(-1, 4, 32, 3, 2).permute(0, 2, 1, 3, 4).reshape(-1, 32, 3, 8)
     return fours.transpose(1, 2).reshape(-1)
-
-
-def _words(array: Tensor) -> Tensor:
-    return array.contiguous().view(torch.int32)
 
 
 def _bias(array: Tensor) -> Tensor:
     """As 32 words, or all of them where they are more."""
     array = array.float()
-    return _words(torch.cat([array, array.new_zeros(max(0, 32 - len(array)))]))
+    return bits(torch.cat([array, array.new_zeros(max(0, 32 - len(array)))]))
 
 
 def pack(
@@ -95,8 +72,8 @@ def pack(
         for first in range(0, hidden, HIDDEN):
             piece = slice(first, first + HIDDEN)
             found += [
-                _words(_steps(w0[g, :rows, piece])),
-                _words(_columns(wide[g, piece])),
+                bits(_steps(w0[g, :rows, piece])),
+                bits(_columns(wide[g, piece])),
                 _bias(b0[g, piece]),
             ]
     for w, b in (values, queries or values):
@@ -105,8 +82,8 @@ def pack(
         theirs = order(3 * part // 8)
         for first in range(0, 3 * part, 32):
             some = theirs[first : first + 32]
-            found += [_words(_steps(matrix[:, some])), _bias(bias[some])]
-    return torch.cat([*found, _words(b1[mine].float())])
+            found += [bits(_steps(matrix[:, some])), _bias(bias[some])]
+    return torch.cat([*found, bits(b1[mine].float())])
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
