@@ -48,9 +48,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PRECISIONS = ("fp16", "tf32", "fp32")
-FORMS: dict[
-    str, tuple[dict[str, Any], dict[str, Any]]
-] = {  # other than what is used: fields of Form, of BuildOptions
+# Other than what is used: fields of restort.export.form.Form, of BuildOptions.
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "norm arithmetic": ({"norm": "arithmetic"}, {}),
     "attention folded": ({"attention": "folded"}, {}),
     "attention before": ({"attention": "before"}, {}),
@@ -117,8 +116,6 @@ def cases(plain: bool) -> Iterator[Case]:
         "norm arithmetic",
     ):
         yield Case("restormer", 256, 256, form=form)
-    for form in ELAN_FORMS:
-        yield Case("elan-light-x4", 192, 320, form=form)
     yield Case("restormer", 368, 552, profile="dynamic")
     yield Case("elan-light-x4", 192, 320, level=5)
     yield Case("restormer", 256, 256, batch=8)
@@ -210,7 +207,7 @@ def other_graph(runner: Any, case: Case, plain: Path | None) -> None:
         if case.form == "plain":
             assert plain is not None
             return onnx.load(plain)
-        form = Form(**{**asdict(TYPED), **(FORMS | ELAN_FORMS)[case.form]})
+        form = Form(**{**asdict(TYPED), **FORMS[case.form][0]})
         return typed_graph(weights, precision, form=form, **options)
 
     before = supply.graph_of
