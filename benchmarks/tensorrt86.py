@@ -51,6 +51,9 @@ PRECISIONS = ("fp16", "tf32", "fp32")
 # Other than what is used: fields of restort.export.form.Form, of BuildOptions.
 FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "norm arithmetic": ({"norm": "arithmetic"}, {}),
+    "norm layer": ({"norm": "layer"}, {}),
+    "gate separate": ({"gate": "separate"}, {}),
+    "attention after": ({"attention": "after"}, {}),
     "attention folded": ({"attention": "folded"}, {}),
     "attention before": ({"attention": "before"}, {}),
     "windows shuffle": ({"windows": "shuffle"}, {}),
@@ -112,8 +115,11 @@ def cases(plain: bool) -> Iterator[Case]:
         "constraints wide",
         "constraints none",
         "attention folded",
+        "attention after",
         "attention before",
         "norm arithmetic",
+        "norm layer",
+        "gate separate",
     ):
         yield Case("restormer", 256, 256, form=form)
     yield Case("restormer", 368, 552, profile="dynamic")
