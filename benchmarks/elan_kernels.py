@@ -232,7 +232,38 @@ def whole(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
     """A pass against the reference network, its time in a graph, and how the launches share it."""
     spec, (h, w) = SPECS[name], options.size
     packed = elan.pack(SimpleNamespace(state=state, spec=spec), dtype).to(DEVICE)  # type: ignore[arg-type]
-    made = elan.plan(packed, spec, 1, h, w, dtype, torch.device(DEVICE))
+    device = torch.device(DEVICE)
+    whole_pass(name, "", elan.plan(packed, spec, 1, h, w, dtype, device), spec, state, found, False)
+    whole_pass(name, "overlapping", elan.plan(packed, spec, 1, h, w, dtype, device), spec, state, found, True)
+    if "triton" in options.what:
+        whole_pass(
+            name,
+            "Triton",
+            elan.plan(packed, spec, 1, h, w, dtype, device, tiled=False),
+            spec,
+            state,
+            found,
+            False,
+        )
+
+
+def whole_pass(
+    name: str,
+    kind: str,
+    made: Any,
+    spec: ElanSpec,
+    state: dict[str, Any],
+    found: list[dict[str, Any]],
+    over: bool,
+) -> None:
+    h, w = made.input.shape[2:]
+    if over:
+        made.launches = [
+            replace(launch, constants={**launch.constants, "OVERLAP": 1})
+            if "OVERLAP" in launch.constants
+            else launch
+            for launch in made.launches
+        ]
     capability, _ = machine(torch.device(DEVICE))
     precompile.precompile_cuda(made.launches, capability)
     precompile.precompile(list(precompile.missing(made.launches, capability).values()))
@@ -244,10 +275,11 @@ def whole(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
     wrong = error(made.output, wanted)
     ms = graph_ms(made.launches)
     mib = made.workspace.bytes / 2**20
-    row = {"network": name, "case": f"pass {h}x{w}", "ms": ms, "relative_l2": wrong, "mib": mib}
+    row = {"network": name, "case": f"pass {h}x{w} {kind}", "ms": ms, "relative_l2": wrong, "mib": mib}
     found.append(row)
     print(
-        f"{name:5} pass {h}x{w}: {ms:.3f} ms, {made.flops / ms / 1e9:.0f} TFLOP/s, {made.moved / ms / 1e6:.0f} GB/s, "
+        f"{name:5} pass {h}x{w} {kind}: {ms:.3f} ms, {made.flops / ms / 1e9:.0f} TFLOP/s, "
+        f"{made.moved / ms / 1e6:.0f} GB/s, "
         f"{len(made.launches)} launches, {mib:.0f} MiB, error {wrong:.1e}",
         flush=True,
     )

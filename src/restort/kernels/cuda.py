@@ -5,6 +5,8 @@ its own file; every constant of a launch becomes a #define. Constants that each 
     WARPS   warps in a block          SHARED  bytes of dynamic shared memory of a block
     BLOCKS  blocks a multiprocessor is to hold (bounds the registers)
     BF16    1 for bfloat16, 0 for float16
+and perhaps
+    OVERLAP 1: it may start before the launch before it has ended, and waits for that where it has to (capability 9.0)
 Needs compute capability 8.0 and cuda-bindings (comes with PyTorch for CUDA), which finds NVRTC.
 """
 
@@ -86,6 +88,13 @@ class CudaKernel:
         ]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         block, shared = 32 * constants["WARPS"], constants["SHARED"]
+        if constants.get("OVERLAP"):
+            config = _overlapping(grid, block, shared, stream)
+            _check(
+                driver.cuLaunchKernelEx(config, function, ctypes.addressof(pointers), 0),
+                self.__name__,
+            )
+            return
         _check(
             driver.cuLaunchKernel(
                 function, *grid, block, 1, 1, shared, stream, ctypes.addressof(pointers), 0
@@ -107,6 +116,21 @@ class CudaKernel:
         ):
             _check(driver.cuFuncSetAttribute(function, name, value), self.__name__)
         return function
+
+
+def _overlapping(grid: tuple[int, int, int], block: int, shared: int, stream: int) -> Any:
+    """A launch that may begin before the one before it has ended ("programmatic dependent launch")."""
+    driver = _driver()
+    config, attribute = driver.CUlaunchConfig(), driver.CUlaunchAttribute()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes, config.hStream = shared, stream
+    value = driver.CUlaunchAttributeValue()
+    value.programmaticStreamSerializationAllowed = 1
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value = value
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
 
 
 def _compile(text: str, name: str, capability: int) -> bytes:

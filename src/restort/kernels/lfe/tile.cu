@@ -251,6 +251,13 @@ lfe_tile(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h, int w) 
             fetch(i, i + 1, blob);
             commit_copies();
         }
+    } else if (OVERLAP) {
+        fetch(0, STEPS_ALL, blob);
+        await_predecessor();
+        fetch_tile(at, x);
+        commit_copies();
+        commit_copies();  // as many groups as otherwise
+        commit_copies();
     } else {
         fetch(0, 1, blob);
         await_predecessor();
