@@ -4,8 +4,7 @@
 
 For each level of the official network that the kernels take: relative L2 error against the PyTorch reference in float32
 (TF32 off), median of 20 launches by CUDA events, GB/s of the least traffic, TFLOP/s, and the share of the floor (the
-larger of least traffic at the memory's rate and products at 700 TFLOP/s). 'plain' rows are the kernels that
-they replace. All variants are compiled first, in threads (a second each).
+larger of least traffic at the memory's rate and products at 700 TFLOP/s). All variants are compiled first, in threads (a second each).
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ from typing import Any
 
 import torch
 
-from restort.kernels import depthwise_gram, stream_ffn, stream_gram
+from restort.kernels import stream_ffn, stream_gram
 from restort.kernels.common import roofs
-from restort.kernels.depthwise_gram import kernel as plain_gram
-from restort.kernels.gate_project import kernel as plain_project
-from restort.kernels.norm_expand import kernel as plain_expand
 
 LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
     ("level 1", 48, 128, 1, 1),
@@ -207,47 +203,7 @@ def main() -> None:
                     (wanted_sums, wanted_v),
                 )  # fmt: skip
             del wanted_v, wanted_sums, float32
-            zeros = torch.zeros(c, device="cuda")
-            taps, qkv_taps = case["dw"].float(), case["qkv_dw"].float()
-            expanded, stored = torch.empty(1, h, w, 2 * f, device="cuda", dtype=dtype), torch.empty_like(out)
-            try:
-                first = plain_expand.launch_apply(
-                    case["x"],
-                    case["v"],
-                    case["fold"],
-                    case["fold_b"],
-                    stored,
-                    case["w"],
-                    case["affine"],
-                    expanded,
-                )
-                second = plain_project.launch(expanded, taps, case["out_w"], zeros, stored, out)
-                tell(
-                    "ffn",
-                    level,
-                    shape,
-                    "plain",
-                    None,
-                    median_ms([first, second]),
-                    one=ffn_launch(case, out, {}),
-                )
-                ch, parts = c // heads, plain_gram.splits(1, h, w, c, heads)
-                sums = torch.empty(parts, 1, heads, ch * (ch + 2), device="cuda")
-                qkv = expanded.view(-1)[: h * w * 3 * c].view(1, h, w, 3 * c)
-                first = plain_expand.launch(case["x"], case["qkv_w"], case["qkv_affine"], qkv)
-                second = depthwise_gram.kernel.launch(qkv, qkv_taps, out, sums)
-                tell(
-                    "gram",
-                    level,
-                    shape,
-                    "plain",
-                    None,
-                    median_ms([first, second]),
-                    gram_launch(case, out, heads, {}),
-                )
-            except Exception as trouble:
-                print(f"plain {level}: {trouble}", flush=True)
-            del case, out, expanded, stored
+            del case, out
             torch.cuda.empty_cache()
     if options.output:
         options.output.write_text(json.dumps({"device": device, "records": records}, indent=1) + "\n")

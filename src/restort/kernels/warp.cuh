@@ -32,14 +32,36 @@ DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffff
 
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 window(u32 offset) { return (u32)__cvta_generic_to_shared(shared_bytes) + offset; }
-DEVICE u32 load_shared(u32 offset) { return *(const u32*)(shared_bytes + offset); }
-DEVICE Vec2 load_shared2(u32 offset) { return *(const Vec2*)(shared_bytes + offset); }
-DEVICE Vec4 load_shared4(u32 offset) { return *(const Vec4*)(shared_bytes + offset); }
-DEVICE float load_shared_float(u32 offset) { return *(const float*)(shared_bytes + offset); }
-DEVICE void store_shared(u32 offset, u32 value) { *(u32*)(shared_bytes + offset) = value; }
-DEVICE void store_shared2(u32 offset, Vec2 value) { *(Vec2*)(shared_bytes + offset) = value; }
-DEVICE void store_shared4(u32 offset, Vec4 value) { *(Vec4*)(shared_bytes + offset) = value; }
-DEVICE void store_shared_float(u32 offset, float value) { *(float*)(shared_bytes + offset) = value; }
+// By 32-bit addresses, said outright: NVRTC, unlike nvcc, takes 64 bits for the address of a shared array, which costs
+// registers and an addition for each access.
+DEVICE u32 load_shared(u32 offset) {
+    u32 value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(window(offset)));
+    return value;
+}
+DEVICE Vec2 load_shared2(u32 offset) {
+    Vec2 value;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(window(offset)));
+    return value;
+}
+DEVICE Vec4 load_shared4(u32 offset) {
+    Vec4 value;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "r"(window(offset)));
+    return value;
+}
+DEVICE float load_shared_float(u32 offset) { return as_float(load_shared(offset)); }
+DEVICE void store_shared(u32 offset, u32 value) {
+    asm volatile("st.shared.u32 [%0], %1;" :: "r"(window(offset)), "r"(value) : "memory");
+}
+DEVICE void store_shared2(u32 offset, Vec2 value) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" :: "r"(window(offset)), "r"(value.x), "r"(value.y) : "memory");
+}
+DEVICE void store_shared4(u32 offset, Vec4 value) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :: "r"(window(offset)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
+}
+DEVICE void store_shared_float(u32 offset, float value) { store_shared(offset, __float_as_uint(value)); }
 
 // Four 8 x 8 matrices of 16-bit numbers; lane 8 i + r gives the address of row r of matrix i.
 DEVICE void load_matrices(u32 (&r)[4], u32 offset) {

@@ -5,7 +5,7 @@
 //      float32 as the sum that ends as the output (so the residual is never stored nor rounded); all pixels,
 //      normalised, go to shared memory once, and from there into registers as the A operand of step 2.
 //   2. For every 32 hidden channels: their gates and values of all 18 x (TALL + 2) pixels by products -> 16 bits
-//      in shared memory E. Outside of the image it is 0, once and for all: the convolution pads the expanded tensor with zeros.
+//      in shared memory E; 0 outside of the image, since the convolution pads the expanded tensor with zeros.
 //   3. Depthwise 3x3 and gate, from E to G in shared memory: a warp takes 8 hidden channels down 8 rows, so that taps and
 //      most of E are read once.
 //   4. The projection, onto the sum; G holds what a thread needs as its part of an A operand.
@@ -34,7 +34,7 @@ constexpr int CHUNK = 32;                           // hidden channels a step
 constexpr int PAIRS = CHUNK / 8;
 constexpr int CHUNKS = F / CHUNK;
 constexpr int E_ROW = 32 * PAIRS + 16;              // bytes of a pixel of E: 8 for each lane j and pair: 2 gates, 2 values
-constexpr int E_BYTES = PIXELS * E_ROW;
+constexpr int E_BYTES = 16 * EXPAND_TILES * E_ROW;  // whole groups of pixels
 constexpr int IN_BYTES = 2 * CHUNK * ROW + 2 * CHUNK * 4;  // rows of W', then the shift of each as float32
 constexpr int TAP_BYTES = CHUNK * 4;                // a tap of 32 gates and 32 values
 constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a hidden row of the projection
@@ -235,12 +235,12 @@ DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int
 }
 
 // Step 2: the gates and values of chunk i, for this warp's groups of 16 pixels.
-DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 there) {
+DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
     u32 in = IN_AT + (i & 1) * IN_BYTES;
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = in + 2 * CHUNK * ROW + at.j * 8;
     u32 to = at.j * 8;
-#pragma unroll 1  // the code of the main loop is to fit the instruction caches
+#pragma unroll
     for (int t = 0; t < PAIRS; ++t) {
         float gate[TILES][4], value[TILES][4];
         Vec2 gate_shift = load_shared2(shifts + t * 32), value_shift = load_shared2(shifts + CHUNK * 4 + t * 32);
@@ -262,13 +262,18 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
         }
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
+            if (EXPAND_TILES % WARPS == 0 || at.warp + m * WARPS < EXPAND_TILES)
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g + r;
-                Vec2 four = {pack(gate[m][2 * r], gate[m][2 * r + 1]), pack(value[m][2 * r], value[m][2 * r + 1])};
-                if (there >> (2 * m + r) & 1) store_shared2(to + pixel * E_ROW + t * 32, four);
-            }
+                for (int r = 0; r < 2; ++r) {
+                    Vec2 four = {pack(gate[m][2 * r], gate[m][2 * r + 1]), pack(value[m][2 * r], value[m][2 * r + 1])};
+                    store_shared2(to + (16 * (at.warp + m * WARPS) + 2 * at.g + r) * E_ROW + t * 32, four);
+                }
     }
+    if (outside)  // of the image: then zeros, over what this thread has just written
+        for (int k = 0; k < 2 * TILES; ++k)
+            if (outside >> k & 1)
+                for (int t = 0; t < PAIRS; ++t)
+                    store_shared2(to + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
 }
 
 // Step 3: a warp takes 8 hidden channels of STRETCH rows, a thread two of them and pixels 2g, 2g + 1, and goes down the
@@ -287,11 +292,17 @@ DEVICE void gated(int i, const Place& at) {
 #else
     float sum[3][2][4];
 #endif
+    Vec2 next[4];  // a row ahead of its use
+#pragma unroll
+    for (int x = 0; x < 4; ++x) next[x] = load_shared2(from + x * E_ROW);
 #pragma unroll
     for (int y = 0; y < STRETCH + 2; ++y) {
         Vec2 e[4];
 #pragma unroll
-        for (int x = 0; x < 4; ++x) e[x] = load_shared2(from + (y * ACROSS + x) * E_ROW);
+        for (int x = 0; x < 4; ++x) {
+            e[x] = next[x];
+            if (y + 1 < STRETCH + 2) next[x] = load_shared2(from + ((y + 1) * ACROSS + x) * E_ROW);
+        }
 #pragma unroll
         for (int dy = 0; dy < 3; ++dy) {
             const int row = y - dy;
@@ -340,7 +351,7 @@ DEVICE void gated(int i, const Place& at) {
 DEVICE void project(int i, const Place& at, float (&sum)[ROWS][COLUMNS][4]) {
     u32 from = G_AT + ROWS * at.warp * PAIRS * 256 + at.lane * 8;
     u32 rows = OUT_AT + (i & 1) * OUT_BYTES + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
-#pragma unroll 1
+#pragma unroll
     for (int s = 0; s < CHUNK / 16; ++s) {
         u32 a[ROWS][4];
 #pragma unroll
@@ -425,7 +436,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
     block_barrier();
 
     u32 a[TILES][STEPS][4];
-    u32 there = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels of the image
+    u32 outside = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels outside of the image
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
         int first = 16 * (at.warp + m * WARPS);
@@ -435,19 +446,15 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             int pixel = first + 2 * at.g + r;
-            there |= (pixel < PIXELS && inside(at, pixel) ? 1u : 0u) << (2 * m + r);
+            outside |= (pixel < PIXELS && !inside(at, pixel) ? 1u : 0u) << (2 * m + r);
         }
     }
     block_barrier();
-    if (at.top == 0 || at.left == 0 || at.top + TALL >= at.h || at.left + WIDE >= at.w)
-        for (int pixel = thread_index(); pixel < PIXELS; pixel += THREADS)
-            if (!inside(at, pixel))
-                for (int k = 0; k < E_ROW; k += 16) store_shared4(pixel * E_ROW + k, Vec4{0, 0, 0, 0});
 
     if (CHUNKS > 1) fetch_in(1, w, affine);
     fetch_out(0, out_w, dw);
     commit_copies();
-    expand(0, at, a, there);
+    expand(0, at, a, outside);
 #pragma unroll 1
     for (int i = 0; i < CHUNKS; ++i) {
         wait_copies<0>();
@@ -458,7 +465,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         gated(i, at);
         block_barrier();
         project(i, at, sum);
-        if (i + 1 < CHUNKS) expand(i + 1, at, a, there);
+        if (i + 1 < CHUNKS) expand(i + 1, at, a, outside);
     }
 
     // Through shared memory, so that 16 bytes go out at a time.

@@ -31,7 +31,7 @@ def shared_bytes(channels: int, tall: int) -> int:
     row = -(-channels // 16) * 32 + 16
     columns = channels // 8
     out_row = columns * 16 + 16 + columns % 2 * 16
-    start = -(-pixels * max(CHUNK * 4 + 16, row) // 16) * 16
+    start = max(-(-pixels // 16) * 16 * (CHUNK * 4 + 16), pixels * row)
     into = 2 * CHUNK * row + 2 * CHUNK * 4
     out = CHUNK * out_row + 10 * CHUNK * 4
     return max(start + 2 * into + 2 * out + tall * CHUNK * 32, start + into + channels * row)

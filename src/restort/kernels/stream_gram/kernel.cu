@@ -52,6 +52,7 @@ constexpr int PART = 48;                             // channels of a warp's par
 constexpr int SPLIT = CH / PART;
 constexpr int PARTS = HEADS * SPLIT * SPLIT;
 constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
+constexpr int UNROLL = C > 48 ? 1 : PAIRS;  // of step 2; more registers are not to be had with all the sums
 constexpr int GM = PART / 16, GN = PART / 8;
 constexpr int QUADS = GM * GN + (SPLIT == 1 ? 2 : 1) * GM;  // fours of a lane's sums
 static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 192 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
@@ -154,12 +155,12 @@ DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], co
 }
 
 // Step 2.
-DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 there) {
+DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
     u32 base = R_AT + (number & 1) * R_BYTES;
     u32 rows = base + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = base + CHUNK * ROW + at.j * 16;
     u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
-#pragma unroll 1  // the code of the main loop is to fit the instruction caches
+#pragma unroll UNROLL
     for (int t = 0; t < PAIRS; ++t) {
         float first[TILES][4], second[TILES][4];
         Vec4 shift = load_shared4(shifts + t * 64);
@@ -181,13 +182,18 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
         }
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
+            if (16 * WARPS * (m + 1) <= PIXELS || 16 * (at.warp + m * WARPS) + 2 * at.g < PIXELS)
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g + i;
-                Vec2 four = {pack(first[m][2 * i], first[m][2 * i + 1]), pack(second[m][2 * i], second[m][2 * i + 1])};
-                if (there >> (2 * m + i) & 1) store_shared2(to + pixel * E_ROW + t * 32, four);
-            }
+                for (int i = 0; i < 2; ++i) {
+                    Vec2 four = {pack(first[m][2 * i], first[m][2 * i + 1]), pack(second[m][2 * i], second[m][2 * i + 1])};
+                    store_shared2(to + (16 * (at.warp + m * WARPS) + 2 * at.g + i) * E_ROW + t * 32, four);
+                }
     }
+    if (outside)  // of the image: then zeros, over what this thread has just written
+        for (int k = 0; k < 2 * TILES; ++k)
+            if (outside >> k & 1)
+                for (int t = 0; t < PAIRS; ++t)
+                    store_shared2(to + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
 }
 
 // Step 3 of chunk i: a warp takes 16 channels down STRETCH rows at a time, a thread four of them and pixels 2g, 2g + 1.
@@ -209,11 +215,17 @@ DEVICE void convolve(int number, int i, const Place& at, u16* v) {
 #else
         float sum[3][2][4];
 #endif
+        Vec2 next[4];  // a row ahead of its use
+#pragma unroll
+        for (int x = 0; x < 4; ++x) next[x] = load_shared2(from + x * E_ROW);
 #pragma unroll
         for (int y = 0; y < STRETCH + 2; ++y) {
             Vec2 e[4];
 #pragma unroll
-            for (int x = 0; x < 4; ++x) e[x] = load_shared2(from + (y * ACROSS + x) * E_ROW);
+            for (int x = 0; x < 4; ++x) {
+                e[x] = next[x];
+                if (y + 1 < STRETCH + 2) next[x] = load_shared2(from + ((y + 1) * ACROSS + x) * E_ROW);
+            }
 #pragma unroll
             for (int dy = 0; dy < 3; ++dy) {
                 const int row = y - dy;
@@ -260,15 +272,6 @@ DEVICE void convolve(int number, int i, const Place& at, u16* v) {
             }
         }
     }
-}
-
-// Zeros into E where a tile reaches beyond the image, since step 2 writes the image's pixels only.
-DEVICE void clear(const Place& at) {
-    if (at.top > 0 && at.left > 0 && at.top + TALL < at.h && at.left + WIDE < at.w) return;
-    for (int pixel = thread_index(); pixel < PIXELS; pixel += THREADS)
-        if (!inside(at, pixel))
-            for (int k = 0; k < 2 * (E_ROW / 16); ++k)
-                store_shared4(E_AT + k / (E_ROW / 16) * E_BYTES + pixel * E_ROW + k % (E_ROW / 16) * 16, Vec4{0, 0, 0, 0});
 }
 
 // q[m] and k[m]: sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and 8..15
@@ -340,17 +343,17 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
         wait_copies<1>();
         block_barrier();
         u32 a[TILES][STEPS][4];
-        u32 there = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels of the image
+        u32 outside = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels outside of the image
 #pragma unroll
         for (int m = 0; m < TILES; ++m) {
             int first = 16 * (at.warp + m * WARPS) + 2 * at.g;
             const bool valid[2] = {first < PIXELS && inside(at, first), first + 1 < PIXELS && inside(at, first + 1)};
             int p[2] = {first < PIXELS ? first : 0, first + 1 < PIXELS ? first + 1 : 0};
             normalise(at, a[m], p, valid);
-            there |= (valid[0] ? 1u : 0u) << 2 * m | (valid[1] ? 1u : 0u) << (2 * m + 1);
+            outside |= (first < PIXELS && !valid[0] ? 1u : 0u) << 2 * m;
+            outside |= (first + 1 < PIXELS && !valid[1] ? 1u : 0u) << (2 * m + 1);
         }
-        clear(at);
-        expand(number, at, a, there);
+        expand(number, at, a, outside);
         for (int i = 0; i < CHUNKS; ++i, ++number) {
             wait_copies<0>();
             block_barrier();
@@ -370,7 +373,7 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                     if (i == FIRST_V)
                         multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
                 } else if (i + 1 < CHUNKS)
-                    expand(number + 1, at, a, there);
+                    expand(number + 1, at, a, outside);
         }
     }
     wait_copies<0>();

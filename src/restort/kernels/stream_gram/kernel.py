@@ -18,10 +18,10 @@ WIDE = 16
 def tiles(channels: int, capability: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels, WARPS, CHUNK channels a step, BLOCKS a multiprocessor."""
     if channels > 96:
-        return {"WARPS": 8, "TALL": 8, "CHUNK": 64, "BLOCKS": 1}
+        return {"WARPS": 8, "TALL": 8, "CHUNK": 48, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
         return {"WARPS": 4, "TALL": 8, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
-    return {"WARPS": 4, "TALL": 8, "CHUNK": 48 if channels <= 48 else 32, "BLOCKS": 2}
+    return {"WARPS": 4, "TALL": 8, "CHUNK": 48, "BLOCKS": 2}
 
 
 def shared_bytes(channels: int, tall: int, chunk: int) -> int:
