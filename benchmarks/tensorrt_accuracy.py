@@ -27,6 +27,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,16 @@ def one_run(
     for i, (image, x) in enumerate(zip(inputs, padded)):
         y = runner(x)[0].transpose(1, 2, 0)
         np.save(folder / f"{i}.npy", y[: image.shape[0] * scale, : image.shape[1] * scale])
-    from restort.measure.machine import provenance
+    from restort.backends.processor import processor_name
+    from restort.measure.machine import command
+    from restort.measure.report import versions
 
-    about = provenance()
-    about["device"] = getattr(runner, "device", about["device"])
+    about: dict[str, Any] = {
+        "device": getattr(runner, "device", processor_name()),
+        "versions": versions(),
+        "command": command(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
     if backend == "tensorrt":
         about["library"] = runner.flavour.title
         about["engines"] = [
