@@ -371,6 +371,15 @@ def run(args: argparse.Namespace, wanted: list[Case]) -> int:
     return 1 if failed else 0
 
 
+def keep_layers(output: Path, case: Case, layers: list[Record]) -> None:
+    """The timelines, in a file of their own beside the records: there are hundreds of layers in some."""
+    path = output.with_name(f"{output.stem}_layers.json")
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept[str(case)] = layers
+    lines = [f"{json.dumps(name)}: {json.dumps(found)}" for name, found in kept.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
 def record_key(record: Record) -> tuple[Any, ...]:
     return record["workload"], record["precision"], record["batch"], record["variant"]
 

@@ -180,6 +180,7 @@ def one_run(
             }
             for stored in runner._supply(precision).cache.entries()
             if stored.about.get("label") == runner._supply(precision).model
+            and stored.key["precision"] == precision
         ]
     runner.close()
     return about

@@ -35,7 +35,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("options", [{}, {"profile": "dynamic"}, {"level": 5}, {"batch": 2}, {"form": "windows shuffle"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"profile": "dynamic"}, {"level": 5}, {"batch": 2}, {"form": "windows shuffle"}]
+)
 def test_a_record_says_everything(world: World, script: Any, options: dict[str, Any]) -> None:
     monkeypatched = script.timed
     script.timed = lambda once, seconds: [once() for _ in range(3)]
@@ -60,7 +62,7 @@ def test_it_goes_on_where_it_stopped(
         asked.append(str(case))
         if case.network == "restormer" and case.height == 720:
             return {"error": "no result within 330 s"}
-        times = {"median_ms": 5.0, "build_s": 30.0, "peak_mib": 99.0, "layers": []}
+        times = {"median_ms": 5.0, "build_s": 30.0, "peak_mib": 99.0, "layers": [{"name": "a", "ms": 1.0}]}
         names = ("workload", "precision", "batch", "variant")
         return {name: getattr(case, name) for name in names} | times
 
@@ -72,4 +74,6 @@ def test_it_goes_on_where_it_stopped(
     assert script.run(args, wanted) == 1 and asked == ["restormer-720x1280 x1 fp16"]
     found = json.loads(args.output.read_text())
     assert len(found["records"]) == len(wanted) - 1 and len(found["failures"]) == 1
+    timelines = json.loads((tmp_path / "r_layers.json").read_text())
+    assert len(timelines) == len(wanted) - 1 and "layers" not in found["records"][0]
     assert "FAILED: no result" in capsys.readouterr().out
