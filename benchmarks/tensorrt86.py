@@ -340,6 +340,7 @@ def run(args: argparse.Namespace, wanted: list[Case]) -> int:
         "command": shlex.join(["python", "benchmarks/tensorrt86.py", *sys.argv[1:]]),
     }
     failed = 0
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     for case in wanted:
         done = any(record_key(record) == case.key for record in kept["records"])
         if done and not (args.again and has_word(case, args.again)):
@@ -358,15 +359,15 @@ def run(args: argparse.Namespace, wanted: list[Case]) -> int:
             kept["failures"].append({"case": str(case), "seconds": seconds, **record, **about, **now})
             print(f"{case!s:56} FAILED: {record['error']}", flush=True)
         else:
-            kept["records"] = [r for r in kept["records"] if record_key(r) != case.key] + [
-                record | about | now
-            ]
+            record["layer_summary"] = by_kind(record)
+            keep_layers(args.output, case, record.pop("layers"))
+            others = [r for r in kept["records"] if record_key(r) != case.key]
+            kept["records"] = [*others, record | about | now]
             print(
                 f"{case!s:56} {record['median_ms']:9.3f} ms  built in {record['build_s']:.0f} s  "
-                f"{record['peak_mib']:.0f} MiB  {by_kind(record)}",
+                f"{record['peak_mib']:.0f} MiB  {record['layer_summary']}",
                 flush=True,
             )
-        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(kept, indent=1) + "\n")
     return 1 if failed else 0
 
