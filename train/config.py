@@ -35,6 +35,7 @@ class Config:
     seed: int = 0
     sigma: tuple[float, float] = (0.0, 50.0)
     kernel_size: int = 33
+    kernel_spread: float = 1.0  # see degrade.motion_kernels
     start_from: str | None = None
     precision: str = "bf16"
     progressive: tuple[tuple[float, int, int], ...] = ()  # (from this share of the steps, patch, batch)

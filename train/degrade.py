@@ -75,6 +75,7 @@ def motion_kernels(
     device: torch.device | str = "cpu",
     *,
     longest: float = 27.0,
+    spread: float = 1.0,
     centre: str = "centroid",
 ) -> Tensor:
     """Random point-spread functions of camera motion: (n, size, size) float32, each of sum 1, size odd.
@@ -82,9 +83,10 @@ def motion_kernels(
     A path is a drift with a constant acceleration, plus the swing of a damped oscillator that noise and a few
     knocks drive (a hand with inertia; compare Boracchi and Foi, "Modeling the performance of image
     restoration from motion blur", IEEE TIP 21, 2012, section III), plus a faster jitter of the same sort. Its
-    larger side is drawn from [0, longest] pixels; the time spent along it varies, and in a quarter of the
-    kernels the camera rests at one spot. The path is drawn with sub-pixel accuracy (bilinear) and softened by
-    a Gaussian of 0.2 to 0.6 px, in a tenth up to 1.5 px as slight defocus.
+    larger side is `longest` pixels times u ** spread, u uniform in [0, 1] (below 1: long paths more often);
+    the time spent along it varies, and in a quarter of the kernels the camera rests at one spot. The path is
+    drawn with sub-pixel accuracy (bilinear) and softened by a Gaussian of 0.2 to 0.6 px, in a tenth up to
+    1.5 px as slight defocus.
 
     `centre` says which point stays in place: the "centroid" (low frequencies stay where they are, so that a
     blind network has nothing to guess; paths that would leave the array shrink), or the middle of the path's
@@ -98,7 +100,7 @@ def motion_kernels(
         soft = 0.2 + 0.4 * uniform[0]
         soft = torch.where(uniform[1] < 0.1, 0.6 + 0.9 * uniform[0], soft)
         room = (size - 3) - 4 * soft  # 2 sigma and the bilinear tap on both sides
-        extent = torch.minimum(longest * uniform[2], room)
+        extent = torch.minimum(longest * uniform[2] ** spread, room)
         low, high = path.amin(2), path.amax(2)
         path = path - ((low + high) / 2)[..., None]
         path = path * (extent / (high - low).amax(1, keepdim=True))[..., None]

@@ -92,4 +92,10 @@ def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
     return torch.sqrt((a - b) ** 2 + epsilon**2).mean()
 
 
-LOSSES = {"l1": F.l1_loss, "charbonnier": charbonnier}
+def negative_psnr(a: Tensor, b: Tensor, epsilon: float = 1e-8) -> Tensor:
+    """-PSNR in dB for values in [0, 1], mean over the pictures of a batch: what the scores are made of."""
+    squares = (a - b).square().mean((1, 2, 3))
+    return 10 * torch.log10(squares + epsilon).mean()
+
+
+LOSSES = {"l1": F.l1_loss, "charbonnier": charbonnier, "psnr": negative_psnr}

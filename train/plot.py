@@ -43,7 +43,9 @@ def main() -> None:
         smooth = np.convolve(log["loss"], np.ones(window) / window, "valid")
         left.plot(log["step"][window - 1 :], smooth, label=name)
         right.plot(log["psnr_step"], log["psnr"], marker="o", markersize=3, label=name)
-    left.set(xlabel="step", ylabel=f"training loss (mean of {SMOOTH} log rows)", yscale="log")
+    left.set(xlabel="step", ylabel=f"training loss (mean of {SMOOTH} log rows)")
+    if min(min(axis.get_ydata()) for axis in left.get_lines()) > 0:  # a negative PSNR has no logarithm
+        left.set_yscale("log")
     right.set(xlabel="step", ylabel="PSNR of held-out photographs, dB")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -109,7 +109,9 @@ def _deblur(config: Config, images: list, clean: list[Tensor], device: torch.dev
     margin = size // 2
 
     def blurred(x: Tensor, sigma: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-        kernels = degrade.motion_kernels(len(x), size, generator=g, device=device)
+        kernels = degrade.motion_kernels(
+            len(x), size, generator=g, device=device, spread=config.kernel_spread
+        )
         sharp = x[..., margin:-margin, margin:-margin]
         return degrade.gaussian_noise(degrade.blur(x, kernels), sigma / 255, generator=g), sharp
 

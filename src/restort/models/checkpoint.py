@@ -115,7 +115,7 @@ def _read(stream: IO[bytes], size: int, dtype: np.dtype[Any]) -> tuple[dict[str,
     )
 
 
-def _prepare(state: dict[str, Any]) -> dict[str, Any]:
+def prepared(state: dict[str, Any]) -> dict[str, Any]:
     """Published names, fixed buffers filled in, and the architecture checked, before any numbers are read."""
     if elan_names.is_elan(state):
         state = elan_names.published_names(state)
@@ -125,7 +125,7 @@ def _prepare(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_torch(file: TorchFile, dtype: np.dtype[Any]) -> dict[str, Array]:
-    state = _prepare(find_state(file.content, lambda value: isinstance(value, TensorRef)))
+    state = prepared(find_state(file.content, lambda value: isinstance(value, TensorRef)))
     return {
         name: _cast(file.array(value) if isinstance(value, TensorRef) else value, name, dtype)
         for name, value in state.items()
@@ -145,7 +145,7 @@ def _from_safetensors(
         raise RestortError(
             f"it is a truncated or damaged .safetensors file ({reason}); fetch it again"
         ) from None
-    state = _prepare(find_state(tensors, lambda value: isinstance(value, np.ndarray)))
+    state = prepared(find_state(tensors, lambda value: isinstance(value, np.ndarray)))
     return {name: _cast(value, name, dtype) for name, value in state.items()}, _metadata(data)
 
 

@@ -229,10 +229,12 @@ def _read_shipped(path: Path, size: int, changed: int) -> Entry:
 
     from safetensors import SafetensorError, safe_open
 
+    from restort.models.checkpoint import prepared
+
     try:
         with safe_open(path, "np") as file:
             shapes = {name: SimpleNamespace(shape=file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        spec = detect(shapes)
+        spec = detect(prepared(shapes))  # a shipped file leaves out what training never changes
     except (SafetensorError, RestortError) as error:
         raise RestortError(
             f"the shipped weights {path} are damaged ({error}); install restort again"
