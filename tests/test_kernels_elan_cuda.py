@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from restort.kernels import lfe, window_attention  # noqa: E402
+from restort.kernels import lfe, upsample_tail, window_attention  # noqa: E402
 from tests.emulator import emulate  # noqa: E402
 
 BOUND = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
@@ -113,3 +113,26 @@ def test_tiled_attention(n, h, w, channels, part, dtype, variant, rolled) -> Non
         assert error(inner(out), expected) < BOUND[dtype]
         inner(out).zero_()
         assert not out.any()
+
+
+@pytest.mark.parametrize(
+    "n, h, w, colors, channels, scale, dtype, variant",
+    [
+        (1, 16, 32, 3, 60, 4, torch.float16, {}),
+        (2, 32, 16, 3, 60, 2, torch.bfloat16, {"WARPS": 4, "STAGES": 2}),
+        (1, 16, 16, 3, 180, 4, torch.float16, {}),
+        (1, 16, 16, 1, 180, 2, torch.float16, {"STAGES": 2}),
+    ],
+)
+def test_tiled_tail(n, h, w, colors, channels, scale, dtype, variant) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    x = wide(n, h, w, channels, dtype)
+    made = max(16, 1 << (colors * scale**2 - 1).bit_length())
+    weights = (torch.randn(9, x.shape[3], made) / 20).to(dtype), torch.randn(made)
+    expected = upsample_tail.upsample_tail(
+        x.double(), (weights[0].double(), weights[1].double()), colors, scale, 0.5
+    )
+    blob = upsample_tail.tile.pack(weights, channels, colors, scale, 0.5)
+    out = torch.full((n, colors, h * scale, w * scale), float("nan"))
+    emulate(upsample_tail.tile.launch(x, blob, out, scale, channels, **variant))
+    assert error(out, expected) < 1e-6

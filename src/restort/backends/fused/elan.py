@@ -137,9 +137,15 @@ def plan(
                     )
                 )
             x = targets[-1][0]
-    launches.append(
-        upsample_tail.launch(x, packed.tail, result, spec.scale, packed.factor, spec.channels, label="tail")
-    )
+    if tiled and packed.tail_tiled is not None and _can_tile_tail(packed, capability):
+        tail = upsample_tail.tile.launch(
+            x, packed.tail_tiled, result, spec.scale, spec.channels, capability, "tail"
+        )
+    else:
+        tail = upsample_tail.launch(
+            x, packed.tail, result, spec.scale, packed.factor, spec.channels, label="tail"
+        )
+    launches.append(tail)
     return Pass(launches, picture, result, workspace, blocks if keep_blocks else None)
 
 
@@ -149,3 +155,8 @@ def _can_tile(packed: Packed, device: torch.device, capability: int) -> bool:
     if packed.groups[0][0].tiled is None or not (lfe.tile.fits(*size) and window_attention.tile.fits(*size)):
         return False
     return device.type == "meta" or (device.type == "cuda" and available())
+
+
+def _can_tile_tail(packed: Packed, capability: int) -> bool:
+    spec = packed.spec
+    return upsample_tail.tile.fits(spec.channels, spec.colors, spec.scale, capability)

@@ -21,6 +21,7 @@ import torch
 from restort.errors import RestortError
 from restort.kernels.common import power
 from restort.kernels.lfe import tile as lfe_tile
+from restort.kernels.upsample_tail import tile as upsample_tile
 from restort.kernels.window_attention import WINDOWS
 from restort.kernels.window_attention import tile as attention_tile
 from restort.models.checkpoint import Weights
@@ -67,6 +68,7 @@ class Packed:
     groups: tuple[tuple[Block, ...], ...]
     tail: Pair  # (9, CS, M) T, (M,) float32
     factor: float  # of the tail's product, before its bias
+    tail_tiled: Tensor | None  # tail and factor once more, as restort.kernels.upsample_tail.tile reads them
 
     def to(self, device: Any) -> Packed:
         """The same on a device."""
@@ -139,9 +141,11 @@ class _Packer:
         spec = self.spec
         groups = tuple(tuple(self._block(g, i) for i in range(spec.n_share + 1)) for g in range(spec.groups))
         offset, head = self._head()
-        tail = self._tail()
+        tail, factor, tail_tiled = self._tail(), 1 / spec.value_range, None
+        if upsample_tile.suits(spec.scale, self.dtype):
+            tail_tiled = upsample_tile.pack(tail, spec.channels, spec.colors, spec.scale, factor)
         return Packed(
-            spec, self.dtype, self.stored, self.part, offset, head, groups, tail, 1 / spec.value_range
+            spec, self.dtype, self.stored, self.part, offset, head, groups, tail, factor, tail_tiled
         )
 
     def _block(self, group: int, i: int) -> Block:
