@@ -49,7 +49,7 @@ def wide(case: dict[str, Any]) -> dict[str, Any]:
     [
         (2, 11, 19, 48, 128, torch.float16, True, True, {}),
         (1, 8, 16, 96, 256, torch.float16, True, True, {}),
-        (1, 9, 17, 96, 64, torch.bfloat16, True, False, {}),
+        (1, 9, 17, 96, 64, torch.bfloat16, True, False, {"WGMMA": 0}),
         (1, 17, 7, 24, 64, torch.float16, False, True, {"GELU": 0}),
         (2, 1, 33, 48, 32, torch.bfloat16, False, False, {"PACKED": 0, "GELU": 1}),
         (1, 9, 17, 192, 64, torch.float16, True, True, {}),
@@ -69,6 +69,7 @@ def test_stream_ffn(n, h, w, c, f, dtype, apply, centred, variant) -> None:  # t
     "n, h, w, c, heads, splits, dtype, centred, variant",
     [
         (2, 11, 19, 48, 1, 3, torch.float16, True, {}),
+        (1, 11, 19, 48, 1, 3, torch.float16, True, {"WGMMA": 1}),
         (1, 20, 18, 96, 1, 2, torch.float16, True, {}),
         (1, 9, 17, 96, 2, 1, torch.bfloat16, False, {}),
         (1, 25, 16, 48, 1, 1, torch.bfloat16, True, {"PACKED": 0, "CHUNK": 16}),

@@ -307,6 +307,21 @@ DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     });
     memcpy(d, mine.d[lane], 16);
 }
+DEVICE void publish_to_groups() {}
+struct Operand { u32 offset, rows, columns; };
+DEVICE Operand group_operand(u32 offset, u32 rows, u32 columns) { return {offset, rows, columns}; }
+DEVICE void group_begin() {}
+DEVICE void group_commit() {}
+template <int PENDING> DEVICE void group_wait() {}
+template <int N> DEVICE void group_touch(float (&)[N][4]) {}
+template <int N> DEVICE void group_multiply(float (&d)[N][4], const u32 (&a)[4], Operand from) {
+    for (int t = 0; t < N; ++t) {
+        u32 b[2];
+        for (int i = 0; i < 2; ++i)
+            b[i] = load_shared(from.offset + t * from.columns + i * from.rows + emulator::current % 32 * 4);
+        multiply(d[t], a, b[0], b[1]);
+    }
+}
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 DEVICE float reciprocal_fast(float x) { return 1 / x; }
 DEVICE float tanh_fast(float x) { return std::tanh(x); }

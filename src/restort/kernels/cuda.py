@@ -26,6 +26,7 @@ from restort.errors import RestortError
 
 HERE = Path(__file__).parent
 REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc"
+SPECIFIC = {90: "a"}  # instructions that are in this capability alone: wgmma
 OPTIONS = ("--std=c++17", "--use_fast_math")
 
 
@@ -136,7 +137,7 @@ def _overlapping(grid: tuple[int, int, int], block: int, shared: int, stream: in
 def _compile(text: str, name: str, capability: int) -> bytes:
     nvrtc = _nvrtc()
     program = _check(nvrtc.nvrtcCreateProgram(text.encode(), f"{name}.cu".encode(), 0, [], []), name)
-    options = [*OPTIONS, f"--gpu-architecture=sm_{capability}"]
+    options = [*OPTIONS, f"--gpu-architecture=sm_{capability}{SPECIFIC.get(capability, '')}"]
     (code,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if int(code) != 0:
         log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program), name)

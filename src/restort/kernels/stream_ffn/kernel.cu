@@ -35,7 +35,13 @@ constexpr int PAIRS = CHUNK / 8;
 constexpr int CHUNKS = F / CHUNK;
 constexpr int E_ROW = 32 * PAIRS + 16;              // bytes of a pixel of E: 8 for each lane j and pair: 2 gates, 2 values
 constexpr int E_BYTES = 16 * EXPAND_TILES * E_ROW;  // whole groups of pixels
-constexpr int IN_BYTES = 2 * CHUNK * ROW + 2 * CHUNK * 4;  // rows of W', then the shift of each as float32
+#if WGMMA
+constexpr int W_COLUMN = 2 * CHUNK * 16 + 32;       // bytes of 8 channels of all rows of W'; 32 more against bank conflicts
+constexpr int W_BYTES = STEPS * 2 * W_COLUMN;
+#else
+constexpr int W_BYTES = 2 * CHUNK * ROW;
+#endif
+constexpr int IN_BYTES = W_BYTES + 2 * CHUNK * 4;   // rows of W', then the shift of each as float32
 constexpr int TAP_BYTES = CHUNK * 4;                // a tap of 32 gates and 32 values
 constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a hidden row of the projection
 constexpr int OUT_BYTES = CHUNK * OUT_ROW + 10 * TAP_BYTES;
@@ -82,11 +88,19 @@ constexpr int UNITS = STEPS * 2;                    // of 16 bytes in a row of s
 constexpr int SHARE = UNITS % 4 == 0 ? 4 : 2;
 constexpr int LINES = THREADS / SHARE;
 
+DEVICE u32 w_place(int row, int unit) {
+#if WGMMA
+    return unit * W_COLUMN + row * 16;
+#else
+    return row * ROW + unit * 16;
+#endif
+}
+
 // Weights of chunk i for the expansion: rows of W' and their shifts.
 DEVICE void fetch_in(int i, const u16* w, const float* affine) {
     const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = IN_AT + (i & 1) * IN_BYTES;
-    u32 to = base + line * ROW + part * 16;
+    u32 to = base + w_place(line, part);
     const u16* from = w + (i * CHUNK + line) * C + part * 8;
 #pragma unroll
     for (int row = 0; row < 2 * CHUNK; row += LINES) {
@@ -96,13 +110,13 @@ DEVICE void fetch_in(int i, const u16* w, const float* affine) {
             for (int unit = 0; unit < UNITS; unit += SHARE) {
                 bool valid = UNITS == C / 8 || unit + part < C / 8;
                 const u16* source = from + (row + (value ? F - CHUNK : 0)) * C + unit * 8;
-                copy16(to + row * ROW + unit * 16, valid ? source : w, valid);
+                copy16(to + w_place(row, unit), valid ? source : w, valid);
             }
     }
     int row = thread_index() * 4;
     if (row < 2 * CHUNK) {
         const float* source = affine + 2 * F + i * CHUNK + row + (row >= CHUNK ? F - CHUNK : 0);
-        copy16(base + 2 * CHUNK * ROW + row * 4, source, true);
+        copy16(base + W_BYTES + row * 4, source, true);
     }
 }
 
@@ -235,10 +249,58 @@ DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int
 }
 
 // Step 2: the gates and values of chunk i, for this warp's groups of 16 pixels.
+#if WGMMA
+DEVICE void store_group(u32 to, int group, const float (&sum)[2 * PAIRS][4]) {
+    if (EXPAND_TILES % WARPS != 0 && group >= EXPAND_TILES) return;
+#pragma unroll
+    for (int t = 0; t < PAIRS; ++t)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const float(&gate)[4] = sum[t];
+            const float(&value)[4] = sum[PAIRS + t];
+            store_shared2(to + r * E_ROW + t * 32, Vec2{pack(gate[2 * r], gate[2 * r + 1]), pack(value[2 * r], value[2 * r + 1])});
+        }
+}
+#endif
+
 DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+#if WGMMA
+    static_assert(WARPS % 4 == 0, "whole groups of four warps");
+    u32 in = IN_AT + (i & 1) * IN_BYTES;
+    u32 shifts = in + W_BYTES + at.j * 8;
+    u32 to = (16 * at.warp + 2 * at.g) * E_ROW + at.j * 8;
+    float sum[FLYING][2 * PAIRS][4];  // products of one group of pixels are under way while those before are stored
+#pragma unroll
+    for (int m = 0; m < TILES; ++m) {
+        float(&mine)[2 * PAIRS][4] = sum[m % FLYING];
+        const bool have = WARPS * (m + 1) <= EXPAND_TILES || (at.warp & ~3) + m * WARPS < EXPAND_TILES;
+        if (have) {
+#pragma unroll
+            for (int t = 0; t < 2 * PAIRS; ++t) {
+                Vec2 shift = load_shared2(shifts + t * 32);
+                mine[t][0] = mine[t][2] = as_float(shift.x), mine[t][1] = mine[t][3] = as_float(shift.y);
+            }
+            group_touch(mine);
+            group_begin();
+#pragma unroll
+            for (int s = 0; s < STEPS; ++s) group_multiply(mine, a[m][s], group_operand(in + 2 * s * W_COLUMN, W_COLUMN, 128));
+            group_commit();
+        }
+        if (FLYING == 2 && m > 0) {
+            group_wait<1>();
+            group_touch(sum[(m - 1) % FLYING]);
+            store_group(to + 16 * (m - 1) * WARPS * E_ROW, at.warp + (m - 1) * WARPS, sum[(m - 1) % FLYING]);
+        }
+        if (FLYING == 1 || m == TILES - 1) {
+            group_wait<0>();
+            group_touch(mine);
+            store_group(to + 16 * m * WARPS * E_ROW, at.warp + m * WARPS, mine);
+        }
+    }
+#else
     u32 in = IN_AT + (i & 1) * IN_BYTES;
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
-    u32 shifts = in + 2 * CHUNK * ROW + at.j * 8;
+    u32 shifts = in + W_BYTES + at.j * 8;
     u32 to = at.j * 8;
 #pragma unroll
     for (int t = 0; t < PAIRS; ++t) {
@@ -269,11 +331,12 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
                     store_shared2(to + (16 * (at.warp + m * WARPS) + 2 * at.g + r) * E_ROW + t * 32, four);
                 }
     }
+#endif
     if (outside)  // of the image: then zeros, over what this thread has just written
         for (int k = 0; k < 2 * TILES; ++k)
             if (outside >> k & 1)
                 for (int t = 0; t < PAIRS; ++t)
-                    store_shared2(to + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
+                    store_shared2(at.j * 8 + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
 }
 
 // Step 3: a warp takes 8 hidden channels of STRETCH rows, a thread two of them and pixels 2g, 2g + 1, and goes down the
@@ -412,6 +475,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         load_pixels(at, own_x[r], own_p[r], x);
     }
     wait_copies<0>();
+    publish_to_groups();
     block_barrier();
 
 #pragma unroll
@@ -458,6 +522,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 #pragma unroll 1
     for (int i = 0; i < CHUNKS; ++i) {
         wait_copies<0>();
+        publish_to_groups();
         block_barrier();
         if (i + 2 < CHUNKS) fetch_in(i + 2, w, affine);
         if (i + 1 < CHUNKS) fetch_out(i + 1, out_w, dw);

@@ -17,22 +17,27 @@ MOST_CHANNELS = 192  # a warp's row of 16 pixels stays in registers, and that is
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
-    """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor."""
+    """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
+
+    WGMMA: Hopper's products of four warps for the expansion, FLYING of them under way at once.
+    """
+    hopper = {"WGMMA": int(capability == 90), "FLYING": 1}
     if channels > 96:  # a row of 16 pixels fills a warp's registers
-        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1}
+        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, **hopper}
     if capability in (86, 89, 120):  # 100 KB a multiprocessor
-        return {"WARPS": 4, "TALL": 8, "BLOCKS": 1 if channels > 48 else 2}
-    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2}
+        return {"WARPS": 4, "TALL": 8, "BLOCKS": 1 if channels > 48 else 2, **hopper}
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2, **hopper}
 
 
-def shared_bytes(channels: int, tall: int) -> int:
+def shared_bytes(channels: int, tall: int, wgmma: int = 0) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
     pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
     columns = channels // 8
     out_row = columns * 16 + 16 + columns % 2 * 16
     start = max(-(-pixels // 16) * 16 * (CHUNK * 4 + 16), pixels * row)
-    into = 2 * CHUNK * row + 2 * CHUNK * 4
+    rows = -(-channels // 16) * 2 * (32 * CHUNK + 32) if wgmma else 2 * CHUNK * row
+    into = rows + 2 * CHUNK * 4
     out = CHUNK * out_row + 10 * CHUNK * 4
     return max(start + 2 * into + 2 * out + tall * CHUNK * 32, start + into + channels * row)
 
@@ -77,7 +82,7 @@ def launch(
         "BF16": int(brain),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, cut["TALL"])
+    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["WGMMA"])
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
     return Launch(
@@ -108,5 +113,6 @@ def worthwhile(pixels: int, channels: int, capability: int = 90) -> bool:
     """Whether one pass beats an expansion and a projection kernel, which move 19 C numbers a pixel, and fits."""
     if channels > MOST_CHANNELS:
         return False
-    need = shared_bytes(channels, tiles(channels, capability)["TALL"])
+    cut = tiles(channels, capability)
+    need = shared_bytes(channels, cut["TALL"], cut["WGMMA"])
     return need <= SHARED_KIB.get(capability, 99) * 1024

@@ -7,7 +7,7 @@
 //   3. Depthwise 3x3 from E, 2 pixels and 4 channels a thread, down some rows; v goes out, q and k to shared memory QK.
 //   4. When all of q and k are there: q^T k over the tile's pixels, by products, onto sums that stay in registers from
 //      tile to tile, 48 x 48 channels a warp; the squares beside it.
-// Steps 2 of one chunk and 3 of the chunk before are independent: even warps do 2 first and odd warps 3.
+// Steps 2 of one chunk and 3 of the chunk before are independent: even warps may do 2 first and odd warps 3.
 // At the end each block writes one partial sum; none is added in an order that could change.
 //
 // Races: chunks are counted on from tile to tile; number q uses E[q mod 2], R[q mod 2] (rows of weights) and T[q mod 2]
@@ -29,7 +29,13 @@ constexpr int ROW = STEPS * 32 + 16;
 constexpr int PAIRS = CHUNK / 16;                    // groups of 16 channels in a chunk
 constexpr int E_ROW = 32 * PAIRS + 16;
 constexpr int E_BYTES = PIXELS * E_ROW;
-constexpr int R_BYTES = CHUNK * ROW + CHUNK * 4;     // rows of W', then their shifts
+#if WGMMA
+constexpr int W_COLUMN = CHUNK * 16 + 32;            // bytes of 8 channels of all rows of W'; 32 more against bank conflicts
+constexpr int W_BYTES = STEPS * 2 * W_COLUMN;
+#else
+constexpr int W_BYTES = CHUNK * ROW;
+#endif
+constexpr int R_BYTES = W_BYTES + CHUNK * 4;         // rows of W', then their shifts
 constexpr int T_BYTES = 10 * CHUNK * 2;
 constexpr int STRETCH = PAIRS * TALL % (4 * WARPS) == 0 ? 4 : 2;  // rows a warp goes down in step 3
 constexpr int UNITS_OF_WORK = PAIRS * TALL / STRETCH;
@@ -92,6 +98,14 @@ DEVICE void fetch_pixels(const Place& at, const u16* x) {
             }
         }
 }
+DEVICE u32 w_place(int row, int unit) {
+#if WGMMA
+    return unit * W_COLUMN + row * 16;
+#else
+    return row * ROW + unit * 16;
+#endif
+}
+
 DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
     const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = R_AT + (number & 1) * R_BYTES;
@@ -99,7 +113,7 @@ DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
     // Column c of the first product of 16 channels is channel 4 (c / 2) + c % 2, of the second two more: so a
     // thread's four are neighbours.
     int channel = first + line / 16 * 16 + line % 8 / 2 * 4 + line / 8 % 2 * 2 + line % 2;
-    u32 to = base + line * ROW + part * 16;
+    u32 to = base + w_place(line, part);
     const u16* from = w + channel * C + part * 8;
     static_assert(LINES % 16 == 0, "rows are arranged by sixteens");
 #pragma unroll
@@ -108,10 +122,10 @@ DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
 #pragma unroll
             for (int unit = 0; unit < UNITS; unit += SHARE) {
                 bool valid = UNITS == C / 8 || unit + part < C / 8;
-                copy16(to + row * ROW + unit * 16, valid ? from + row * C + unit * 8 : w, valid);
+                copy16(to + w_place(row, unit), valid ? from + row * C + unit * 8 : w, valid);
             }
     int k = thread_index() * 4;
-    if (k < CHUNK) copy16(base + CHUNK * ROW + k * 4, affine + 3 * C + first + k, true);
+    if (k < CHUNK) copy16(base + W_BYTES + k * 4, affine + 3 * C + first + k, true);
 }
 DEVICE void fetch_taps(int number, const u16* dw) {
     u32 base = T_AT + (number & 1) * T_BYTES;
@@ -155,11 +169,50 @@ DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], co
 }
 
 // Step 2.
+#if WGMMA
+DEVICE void store_group(u32 to, int groups, const float (&sum)[2 * PAIRS][4]) {
+    if (groups)
+#pragma unroll
+        for (int t = 0; t < PAIRS; ++t)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float(&first)[4] = sum[2 * t];
+                const float(&second)[4] = sum[2 * t + 1];
+                store_shared2(to + i * E_ROW + t * 32, Vec2{pack(first[2 * i], first[2 * i + 1]), pack(second[2 * i], second[2 * i + 1])});
+            }
+}
+#endif
+
 DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+    u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
+#if WGMMA
+    static_assert(WARPS % 4 == 0 && GROUPS % 4 == 0, "whole groups of four warps");
+    u32 base = R_AT + (number & 1) * R_BYTES;
+    u32 shifts = base + W_BYTES + at.j * 16;
+#pragma unroll
+    for (int m = 0; m < TILES; ++m) {
+        if (WARPS * (m + 1) > GROUPS && (at.warp & ~3) + m * WARPS >= GROUPS) continue;
+        float sum[2 * PAIRS][4];
+#pragma unroll
+        for (int t = 0; t < PAIRS; ++t) {
+            Vec4 shift = load_shared4(shifts + t * 64);
+            sum[2 * t][0] = sum[2 * t][2] = as_float(shift.x), sum[2 * t][1] = sum[2 * t][3] = as_float(shift.y);
+            sum[2 * t + 1][0] = sum[2 * t + 1][2] = as_float(shift.z), sum[2 * t + 1][1] = sum[2 * t + 1][3] = as_float(shift.w);
+        }
+        group_touch(sum);
+        group_begin();
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) group_multiply(sum, a[m][s], group_operand(base + 2 * s * W_COLUMN, W_COLUMN, 128));
+        group_commit();
+        group_wait<0>();
+        group_touch(sum);
+        const int pixel = 16 * (at.warp + m * WARPS) + 2 * at.g;
+        store_group(to + pixel * E_ROW, 16 * WARPS * (m + 1) <= PIXELS || pixel < PIXELS, sum);
+    }
+#else
     u32 base = R_AT + (number & 1) * R_BYTES;
     u32 rows = base + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
-    u32 shifts = base + CHUNK * ROW + at.j * 16;
-    u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
+    u32 shifts = base + W_BYTES + at.j * 16;
 #pragma unroll UNROLL
     for (int t = 0; t < PAIRS; ++t) {
         float first[TILES][4], second[TILES][4];
@@ -189,6 +242,7 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
                     store_shared2(to + (16 * (at.warp + m * WARPS) + 2 * at.g + i) * E_ROW + t * 32, four);
                 }
     }
+#endif
     if (outside)  // of the image: then zeros, over what this thread has just written
         for (int k = 0; k < 2 * TILES; ++k)
             if (outside >> k & 1)
@@ -341,6 +395,7 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
         fetch_rows(number + 1, w, affine);
         commit_copies();
         wait_copies<1>();
+        publish_to_groups();
         block_barrier();
         u32 a[TILES][STEPS][4];
         u32 outside = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels outside of the image
@@ -356,6 +411,7 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
         expand(number, at, a, outside);
         for (int i = 0; i < CHUNKS; ++i, ++number) {
             wait_copies<0>();
+            publish_to_groups();
             block_barrier();
             if (i + 2 < CHUNKS || i + 1 == CHUNKS) fetch_rows(number + 2 - (i + 1 == CHUNKS), w, affine);
             fetch_taps(number + 1, dw);
@@ -366,6 +422,13 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                 fetch_pixels(next, x);
             }
             commit_copies();
+#if WGMMA
+            // All four warps of a group have to come to their products together.
+            convolve(number, i, at, v);
+            if (i == FIRST_V)
+                multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
+            if (i + 1 < CHUNKS) expand(number + 1, at, a, outside);
+#else
 #pragma unroll 1
             for (int turn = 0; turn < 2; ++turn)
                 if ((turn ^ at.warp) & 1) {
@@ -374,6 +437,7 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                         multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
                 } else if (i + 1 < CHUNKS)
                     expand(number + 1, at, a, outside);
+#endif
         }
     }
     wait_copies<0>();

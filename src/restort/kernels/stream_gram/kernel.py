@@ -16,20 +16,25 @@ WIDE = 16
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
-    """How a picture is cut up: tiles of 16 x TALL pixels, WARPS, CHUNK channels a step, BLOCKS a multiprocessor."""
+    """How a picture is cut up: tiles of 16 x TALL pixels, WARPS, CHUNK channels a step, BLOCKS a multiprocessor.
+
+    WGMMA 1: Hopper's products of four warps for the expansion; they take more registers than the sums leave.
+    """
+    cut = {"WARPS": 4, "TALL": 8, "CHUNK": 48, "WGMMA": 0}
     if channels > 96:
-        return {"WARPS": 8, "TALL": 8, "CHUNK": 48, "BLOCKS": 1}
+        return {**cut, "WARPS": 8, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
-        return {"WARPS": 4, "TALL": 8, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
-    return {"WARPS": 4, "TALL": 8, "CHUNK": 48, "BLOCKS": 2}
+        return {**cut, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
+    return {**cut, "BLOCKS": 2}
 
 
-def shared_bytes(channels: int, tall: int, chunk: int) -> int:
+def shared_bytes(channels: int, tall: int, chunk: int, wgmma: int = 0) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
     pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
     products = WIDE * tall * (4 * channels + 16)
-    rest = pixels * (2 * chunk + 16) + chunk * row + chunk * 4 + 10 * chunk * 2
+    rows = -(-channels // 16) * 2 * (chunk * 16 + 32) if wgmma else chunk * row
+    rest = pixels * (2 * chunk + 16) + rows + chunk * 4 + 10 * chunk * 2
     over = pixels * row <= products and channels // chunk > 1
     return products + 2 * rest + (0 if over else pixels * row)
 
@@ -76,7 +81,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["CHUNK"])
+    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["CHUNK"], cut["WGMMA"])
     pixels = n * h * width
     return Launch(
         KERNEL,
@@ -96,5 +101,5 @@ def worthwhile(pixels: int, channels: int, heads: int, capability: int = 90) -> 
     if channels not in (48, 96, 192) or channels // heads not in (48, 96):
         return False
     cut = tiles(channels, capability)
-    need = shared_bytes(channels, cut["TALL"], cut["CHUNK"])
+    need = shared_bytes(channels, cut["TALL"], cut["CHUNK"], cut["WGMMA"])
     return need <= SHARED_KIB.get(capability, 99) * 1024
