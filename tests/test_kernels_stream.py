@@ -48,6 +48,8 @@ def wide(case: dict[str, Any]) -> dict[str, Any]:
     "n, h, w, c, f, dtype, apply, centred, variant",
     [
         (2, 11, 19, 48, 128, torch.float16, True, True, {}),
+        (1, 11, 19, 96, 64, torch.float16, True, True, {"PROJECT": 1}),
+        (1, 11, 19, 192, 64, torch.float16, True, True, {"PROJECT": 1}),
         (1, 8, 16, 96, 256, torch.float16, True, True, {}),
         (1, 9, 17, 96, 64, torch.bfloat16, True, False, {"WGMMA": 0}),
         (1, 17, 7, 24, 64, torch.float16, False, True, {"GELU": 0}),

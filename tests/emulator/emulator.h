@@ -322,6 +322,24 @@ template <int N> DEVICE void group_multiply(float (&d)[N][4], const u32 (&a)[4],
         multiply(d[t], a, b[0], b[1]);
     }
 }
+template <int N> DEVICE void group_multiply_shared(float (&d)[N][4], Operand a, Operand b) {
+    u32 mine[4];
+    const int warp = emulator::current / 32 % 4, lane = emulator::current % 32;
+    for (int i = 0; i < 4; ++i)
+        mine[i] = load_shared(a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + lane * 4);
+    for (int t = 0; t < N; ++t) {
+        u32 part[2];
+        for (int i = 0; i < 2; ++i) {
+            u32 pair = 0;
+            for (int k = 0; k < 2; ++k) {
+                u32 at = b.offset + t * b.columns + i * b.rows + (2 * (lane % 4) + k) * 16 + lane / 4 * 2;
+                pair |= (load_shared(at & ~3u) >> (at & 2 ? 16 : 0) & 0xffff) << 16 * k;
+            }
+            part[i] = pair;
+        }
+        multiply(d[t], mine, part[0], part[1]);
+    }
+}
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 DEVICE float reciprocal_fast(float x) { return 1 / x; }
 DEVICE float tanh_fast(float x) { return std::tanh(x); }

@@ -155,45 +155,61 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
     for (int t = 0; t < N; ++t)
         asm volatile("" : "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3]) :: "memory");
 }
-DEVICE void group_multiply(float (&d)[4][4], const u32 (&a)[4], u64 b) {
-    asm volatile(
-        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32." MMA_TYPE "." MMA_TYPE " "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "{%16, %17, %18, %19}, %20, p, 1, 1, 0;}"
-        : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
-          "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
-          "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-          "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-DEVICE void group_multiply(float (&d)[6][4], const u32 (&a)[4], u64 b) {
-    asm volatile(
-        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n48k16.f32." MMA_TYPE "." MMA_TYPE " "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23}, "
-        "{%24, %25, %26, %27}, %28, p, 1, 1, 0;}"
-        : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
-          "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
-          "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-          "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
-          "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
-          "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-DEVICE void group_multiply(float (&d)[8][4], const u32 (&a)[4], u64 b) {
-    asm volatile(
-        "{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." MMA_TYPE "." MMA_TYPE " "
-        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
-        : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
-          "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
-          "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-          "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
-          "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
-          "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
-          "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-          "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
+// d += a b with a of 16 numbers a row from registers or (group_multiply_shared) from shared memory, where the next 8 of its rows
+// are 128 bytes on and the next 8 numbers `rows` bytes, and b as above or, by group_multiply_shared, turned: 8 x 8
+// pieces of 8 rows of 8 columns each.
+#define QUAD(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+#define QUADS_3(t) QUAD(t), QUAD(t + 1), QUAD(t + 2)
+#define QUADS_6(t) QUADS_3(t), QUADS_3(t + 3)
+#define QUADS_8(t) QUADS_6(t), QUAD(t + 6), QUAD(t + 7)
+#define QUADS_12(t) QUADS_6(t), QUADS_6(t + 6)
+#define QUADS_24(t) QUADS_12(t), QUADS_12(t + 12)
+#define NUMBERS_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+#define NUMBERS_24 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23"
+#define NUMBERS_32 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NUMBERS_48 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
+    "%42, %43, %44, %45, %46, %47"
+#define NUMBERS_96 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
+    "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
+    "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, " \
+    "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define GROUP_MULTIPLY(N, A0, A1, A2, A3, B) \
+    DEVICE void group_multiply(float (&d)[N / 8][4], const u32 (&a)[4], u64 b) { \
+        asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
+                     " {" NUMBERS(N) "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", p, 1, 1, 0;}" \
+                     : QUADS(N) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
+    }
+#define GROUP_MULTIPLY_SHARED(N, A, B) \
+    DEVICE void group_multiply_shared(float (&d)[N / 8][4], u64 a, u64 b) { \
+        asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
+                     " {" NUMBERS(N) "}, " A ", " B ", p, 1, 1, 0, 1;}" : QUADS(N) : "l"(a), "l"(b)); \
+    }
+#define NUMBERS(N) NUMBERS_OF_##N
+#define QUADS(N) QUADS_OF_##N
+#define NUMBERS_OF_24 NUMBERS_12
+#define NUMBERS_OF_48 NUMBERS_24
+#define NUMBERS_OF_64 NUMBERS_32
+#define NUMBERS_OF_96 NUMBERS_48
+#define NUMBERS_OF_192 NUMBERS_96
+#define QUADS_OF_24 QUADS_3(0)
+#define QUADS_OF_48 QUADS_6(0)
+#define QUADS_OF_64 QUADS_8(0)
+#define QUADS_OF_96 QUADS_12(0)
+#define QUADS_OF_192 QUADS_24(0)
+GROUP_MULTIPLY(48, "%24", "%25", "%26", "%27", "%28")
+GROUP_MULTIPLY(64, "%32", "%33", "%34", "%35", "%36")
+GROUP_MULTIPLY_SHARED(24, "%12", "%13")
+GROUP_MULTIPLY_SHARED(48, "%24", "%25")
+GROUP_MULTIPLY_SHARED(96, "%48", "%49")
+GROUP_MULTIPLY_SHARED(192, "%96", "%97")
 #else
 DEVICE void publish_to_groups() {}
 #endif

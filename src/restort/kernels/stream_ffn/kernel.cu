@@ -44,7 +44,13 @@ constexpr int W_BYTES = 2 * CHUNK * ROW;
 constexpr int IN_BYTES = W_BYTES + 2 * CHUNK * 4;   // rows of W', then the shift of each as float32
 constexpr int TAP_BYTES = CHUNK * 4;                // a tap of 32 gates and 32 values
 constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a hidden row of the projection
-constexpr int OUT_BYTES = CHUNK * OUT_ROW + 10 * TAP_BYTES;
+#if PROJECT
+constexpr int P_COLUMN = CHUNK * 16 + 32;           // bytes of 8 channels of a chunk of the projection; 32 more as in W_COLUMN
+constexpr int P_BYTES = COLUMNS * P_COLUMN;
+#else
+constexpr int P_BYTES = CHUNK * OUT_ROW;
+#endif
+constexpr int OUT_BYTES = P_BYTES + 10 * TAP_BYTES;
 constexpr int TILE_BYTES = PIXELS * ROW;            // v, then the normalised pixels; dead when E is first written
 constexpr int FOLD_BYTES = C * ROW;
 constexpr int STRETCH = TALL * PAIRS / WARPS;       // rows a warp goes down in step 3
@@ -120,11 +126,19 @@ DEVICE void fetch_in(int i, const u16* w, const float* affine) {
     }
 }
 
+DEVICE u32 p_place(int row, int unit) {
+#if PROJECT
+    return unit * P_COLUMN + row * 16;
+#else
+    return row * OUT_ROW + unit * 16;
+#endif
+}
+
 // Weights of chunk i for the projection, and the taps: [tap][pair of channels] (2 gates, 2 values).
 DEVICE void fetch_out(int i, const u16* out_w, const u16* dw) {
     const int part = thread_index() % SHARE, line = thread_index() / SHARE;
     u32 base = OUT_AT + (i & 1) * OUT_BYTES;
-    u32 to = base + line * OUT_ROW + part * 16;
+    u32 to = base + p_place(line, part);
     const u16* from = out_w + (i * CHUNK + line) * C + part * 8;
 #pragma unroll
     for (int row = 0; row < CHUNK; row += LINES)
@@ -132,10 +146,10 @@ DEVICE void fetch_out(int i, const u16* out_w, const u16* dw) {
 #pragma unroll
             for (int unit = 0; unit < COLUMNS; unit += SHARE)
                 if (COLUMNS % SHARE == 0 || unit + part < COLUMNS)
-                    copy16(to + row * OUT_ROW + unit * 16, from + row * C + unit * 8, true);
+                    copy16(to + p_place(row, unit), from + row * C + unit * 8, true);
     const int lane = thread_index() & 31, warp = thread_index() >> 5;
     const int half = lane >> 4, pair = lane & 15;
-    to = base + CHUNK * OUT_ROW + warp * TAP_BYTES + pair * 8 + half * 4;
+    to = base + P_BYTES + warp * TAP_BYTES + pair * 8 + half * 4;
     const u16* taps = dw + warp * 2 * F + half * F + i * CHUNK + pair * 2;
 #pragma unroll
     for (int tap = 0; tap < 10; tap += WARPS)
@@ -248,6 +262,48 @@ DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int
     }
 }
 
+// Step 4: the projection of chunk i, of this warp's rows. By Hopper's products it is only begun here.
+DEVICE void project(int i, const Place& at, float (&sum)[ROWS][COLUMNS][4]) {
+#if PROJECT
+    const u32 g = G_AT + at.warp / 4 * ROWS * PAIRS * 1024, p = OUT_AT + (i & 1) * OUT_BYTES;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) group_touch(sum[r]);
+    group_begin();
+#pragma unroll
+    for (int s = 0; s < CHUNK / 16; ++s)
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+            group_multiply_shared(sum[r], group_operand(g + (r * PAIRS + 2 * s) * 1024, 1024, 128),
+                                  PROJECT == 1 ? group_operand(p + s * 256, 128, P_COLUMN) : group_operand(p + s * 256, P_COLUMN, 128));
+    group_commit();
+#else
+    u32 from = G_AT + ROWS * at.warp * PAIRS * 256 + at.lane * 8;
+    u32 rows = OUT_AT + (i & 1) * OUT_BYTES + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
+#pragma unroll
+    for (int s = 0; s < CHUNK / 16; ++s) {
+        u32 a[ROWS][4];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                Vec2 both = load_shared2(from + (r * PAIRS + 2 * s + half) * 256);
+                a[r][2 * half] = both.x, a[r][2 * half + 1] = both.y;
+            }
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n += 2) {
+            u32 b[4];
+            // An odd last group reads 16 bytes of padding: not used.
+            load_matrices_transposed(b, rows + s * 16 * OUT_ROW + n * 16);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                multiply(sum[r][n], a[r], b[0], b[1]);
+                if (n + 1 < COLUMNS) multiply(sum[r][n + 1], a[r], b[2], b[3]);
+            }
+        }
+    }
+#endif
+}
+
 // Step 2: the gates and values of chunk i, for this warp's groups of 16 pixels.
 #if WGMMA
 DEVICE void store_group(u32 to, int group, const float (&sum)[2 * PAIRS][4]) {
@@ -263,7 +319,12 @@ DEVICE void store_group(u32 to, int group, const float (&sum)[2 * PAIRS][4]) {
 }
 #endif
 
-DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+// With it, before it or (PROJECT) between its first products and the waiting for them, what `beside` does.
+template <class Beside>
+DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside, Beside beside) {
+#if !PROJECT
+    beside();
+#endif
 #if WGMMA
     static_assert(WARPS % 4 == 0, "whole groups of four warps");
     u32 in = IN_AT + (i & 1) * IN_BYTES;
@@ -286,13 +347,17 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
             for (int s = 0; s < STEPS; ++s) group_multiply(mine, a[m][s], group_operand(in + 2 * s * W_COLUMN, W_COLUMN, 128));
             group_commit();
         }
+        if (PROJECT && m == 0) beside();
         if (FLYING == 2 && m > 0) {
             group_wait<1>();
             group_touch(sum[(m - 1) % FLYING]);
             store_group(to + 16 * (m - 1) * WARPS * E_ROW, at.warp + (m - 1) * WARPS, sum[(m - 1) % FLYING]);
         }
         if (FLYING == 1 || m == TILES - 1) {
-            group_wait<0>();
+            if (PROJECT && m == 0)
+                group_wait<1>();
+            else
+                group_wait<0>();
             group_touch(mine);
             store_group(to + 16 * m * WARPS * E_ROW, at.warp + m * WARPS, mine);
         }
@@ -339,13 +404,21 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
                     store_shared2(at.j * 8 + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
 }
 
+#if PROJECT
+// The place in G of 8 hidden channels of a row of 16 pixels: 8 pixels with even columns, 16 bytes each, then the others. Row r of
+// each of a group's four warps make the 64 rows of one product.
+DEVICE u32 g_place(int row, int pair) {
+    return ((row / (4 * ROWS) * ROWS + row % ROWS) * PAIRS + pair) * 1024 + row / ROWS % 4 * 256;
+}
+#endif
+
 // Step 3: a warp takes 8 hidden channels of STRETCH rows, a thread two of them and pixels 2g, 2g + 1, and goes down the
 // rows. The results lie in G as step 4 reads them: [row][pair][lane], two neighbouring pixels of two channels.
 DEVICE void gated(int i, const Place& at) {
     const int pair = at.warp % PAIRS, first = at.warp / PAIRS * STRETCH;
     u32 from = (first * ACROSS + 2 * at.g) * E_ROW + pair * 32 + at.j * 8;
-    u32 taps = OUT_AT + (i & 1) * OUT_BYTES + CHUNK * OUT_ROW + pair * 32 + at.j * 8;
-    u32 to = G_AT + (first * PAIRS + pair) * 256 + at.lane * 8;
+    u32 taps = OUT_AT + (i & 1) * OUT_BYTES + P_BYTES + pair * 32 + at.j * 8;
+    u32 to = G_AT + pair * 256 + at.lane * 8;
     const Vec2 bias = load_shared2(taps + 9 * TAP_BYTES);
     Vec2 tap[9];
 #pragma unroll
@@ -405,35 +478,13 @@ DEVICE void gated(int i, const Place& at) {
                 result[c] = pack(gelu(here[0]) * here[2], gelu(here[1]) * here[3]);
 #endif
             }
-            store_shared2(to + (y - 2) * PAIRS * 256, Vec2{result[0], result[1]});
-        }
-    }
-}
-
-// Step 4: the projection of chunk i, of this warp's rows.
-DEVICE void project(int i, const Place& at, float (&sum)[ROWS][COLUMNS][4]) {
-    u32 from = G_AT + ROWS * at.warp * PAIRS * 256 + at.lane * 8;
-    u32 rows = OUT_AT + (i & 1) * OUT_BYTES + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
-#pragma unroll
-    for (int s = 0; s < CHUNK / 16; ++s) {
-        u32 a[ROWS][4];
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                Vec2 both = load_shared2(from + (r * PAIRS + 2 * s + half) * 256);
-                a[r][2 * half] = both.x, a[r][2 * half + 1] = both.y;
-            }
-#pragma unroll
-        for (int n = 0; n < COLUMNS; n += 2) {
-            u32 b[4];
-            // An odd last group reads 16 bytes of padding: not used.
-            load_matrices_transposed(b, rows + s * 16 * OUT_ROW + n * 16);
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                multiply(sum[r][n], a[r], b[0], b[1]);
-                if (n + 1 < COLUMNS) multiply(sum[r][n + 1], a[r], b[2], b[3]);
-            }
+#if PROJECT
+            u32 row = G_AT + g_place(first + y - 2, pair) + at.lane * 4;
+            store_shared(row, result[0]);
+            store_shared(row + 128, result[1]);
+#else
+            store_shared2(to + (first + y - 2) * PAIRS * 256, Vec2{result[0], result[1]});
+#endif
         }
     }
 }
@@ -518,7 +569,11 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
     if (CHUNKS > 1) fetch_in(1, w, affine);
     fetch_out(0, out_w, dw);
     commit_copies();
-    expand(0, at, a, outside);
+    expand(0, at, a, outside, [&] {
+#if PROJECT
+        group_commit();  // of nothing: so that there is as much to wait for as beside a projection
+#endif
+    });
 #pragma unroll 1
     for (int i = 0; i < CHUNKS; ++i) {
         wait_copies<0>();
@@ -528,10 +583,18 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         if (i + 1 < CHUNKS) fetch_out(i + 1, out_w, dw);
         commit_copies();
         gated(i, at);
+        publish_to_groups();
         block_barrier();
-        project(i, at, sum);
-        if (i + 1 < CHUNKS) expand(i + 1, at, a, outside);
+        if (i + 1 < CHUNKS)
+            expand(i + 1, at, a, outside, [&] { project(i, at, sum); });
+        else
+            project(i, at, sum);
     }
+#if PROJECT
+    group_wait<0>();
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) group_touch(sum[r]);
+#endif
 
     // Through shared memory, so that 16 bytes go out at a time.
     block_barrier();

@@ -19,9 +19,10 @@ MOST_CHANNELS = 192  # a warp's row of 16 pixels stays in registers, and that is
 def tiles(channels: int, capability: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    WGMMA: Hopper's products of four warps for the expansion, FLYING of them under way at once.
+    WGMMA: Hopper's products of four warps for the expansion, FLYING of them under way at once; PROJECT 1: for the
+    projection, too.
     """
-    hopper = {"WGMMA": int(capability == 90), "FLYING": 1}
+    hopper = {"WGMMA": int(capability == 90), "FLYING": 1, "PROJECT": 0}
     if channels > 96:  # a row of 16 pixels fills a warp's registers
         return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, **hopper}
     if capability in (86, 89, 120):  # 100 KB a multiprocessor
@@ -29,7 +30,7 @@ def tiles(channels: int, capability: int) -> dict[str, int]:
     return {"WARPS": 4, "TALL": 8, "BLOCKS": 2, **hopper}
 
 
-def shared_bytes(channels: int, tall: int, wgmma: int = 0) -> int:
+def shared_bytes(channels: int, tall: int, wgmma: int = 0, project: int = 0) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
     pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
@@ -38,7 +39,7 @@ def shared_bytes(channels: int, tall: int, wgmma: int = 0) -> int:
     start = max(-(-pixels // 16) * 16 * (CHUNK * 4 + 16), pixels * row)
     rows = -(-channels // 16) * 2 * (32 * CHUNK + 32) if wgmma else 2 * CHUNK * row
     into = rows + 2 * CHUNK * 4
-    out = CHUNK * out_row + 10 * CHUNK * 4
+    out = (columns * (16 * CHUNK + 32) if project else CHUNK * out_row) + 10 * CHUNK * 4
     return max(start + 2 * into + 2 * out + tall * CHUNK * 32, start + into + channels * row)
 
 
@@ -82,7 +83,7 @@ def launch(
         "BF16": int(brain),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["WGMMA"])
+    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["WGMMA"], cut["PROJECT"])
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
     return Launch(
@@ -114,5 +115,5 @@ def worthwhile(pixels: int, channels: int, capability: int = 90) -> bool:
     if channels > MOST_CHANNELS:
         return False
     cut = tiles(channels, capability)
-    need = shared_bytes(channels, cut["TALL"], cut["WGMMA"])
+    need = shared_bytes(channels, cut["TALL"], cut["WGMMA"], cut["PROJECT"])
     return need <= SHARED_KIB.get(capability, 99) * 1024
