@@ -319,12 +319,9 @@ DEVICE void store_group(u32 to, int group, const float (&sum)[2 * PAIRS][4]) {
 }
 #endif
 
-// With it, before it or (PROJECT) between its first products and the waiting for them, what `beside` does.
+// With PROJECT, what `beside` does is done between the first of its products and the waiting for them.
 template <class Beside>
 DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside, Beside beside) {
-#if !PROJECT
-    beside();
-#endif
 #if WGMMA
     static_assert(WARPS % 4 == 0, "whole groups of four warps");
     u32 in = IN_AT + (i & 1) * IN_BYTES;
@@ -585,10 +582,15 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         gated(i, at);
         publish_to_groups();
         block_barrier();
+#if PROJECT
         if (i + 1 < CHUNKS)
             expand(i + 1, at, a, outside, [&] { project(i, at, sum); });
         else
             project(i, at, sum);
+#else
+        project(i, at, sum);
+        if (i + 1 < CHUNKS) expand(i + 1, at, a, outside, [] {});
+#endif
     }
 #if PROJECT
     group_wait<0>();
