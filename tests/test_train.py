@@ -151,7 +151,7 @@ def test_excluded_photographs_are_in_neither_part(photographs: Path) -> None:
 def test_every_configuration_reads() -> None:
     names = {path.stem for path in CONFIGS.glob("*.toml")}
     assert names == {read_config(CONFIGS / f"{name}.toml").name for name in names}
-    assert len(names) == 6
+    assert len(names) == 7
 
 
 def test_a_forecast_finds_the_curve_it_was_drawn_from() -> None:

@@ -158,9 +158,9 @@ def create(
                 GPU can be used, tensorrt where it cannot and an engine of these weights has been built, else the
                 fastest measured among the installed ones (the measurement, a few seconds on a small array, is
                 kept in the cache folder).
-    precision   'fp32', 'fp16', 'bf16', tensorrt's 'tf32' and 'mixed', or 'auto': fp16 on a GPU; on a processor bf16 where it has that, the backend
-                offers it, it is faster and its result on a small array is near that of fp32
-                (restort.backends.select.NEAR_DB); else fp32.
+    precision   'fp32', 'fp16', 'bf16', tensorrt's 'tf32' and 'mixed', or 'auto': fp16 on a GPU; on a processor
+                bf16 where it has that, the backend offers it, it is faster and its result on a small array is
+                near that of fp32 (restort.backends.select.NEAR_DB); else fp32.
     threads     default: the physical cores that this process may use.
     say         receives one sentence when something was chosen automatically.
     warn        receives one when a result had to be computed again in another precision.
