@@ -40,7 +40,15 @@ FFN = [
     {"GELU": 0},
     {"PACKED": 0, "GELU": 0},
 ]
-GRAM = [{}, {"WGMMA": 1}, {"CHUNK": 16}, {"CHUNK": 32}, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}, {"PACKED": 0}]
+GRAM = [
+    {},
+    {"WGMMA": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "WGMMA": 1},
+    {"PART_K": 48},
+    {"CHUNK": 32},
+    {"PACKED": 0},
+]
 
 
 def sizes(text: str) -> tuple[int, int]:

@@ -73,10 +73,11 @@ def test_stream_ffn(n, h, w, c, f, dtype, apply, centred, variant) -> None:  # t
         (2, 11, 19, 48, 1, 3, torch.float16, True, {}),
         (1, 11, 19, 48, 1, 3, torch.float16, True, {"WGMMA": 1}),
         (1, 20, 18, 96, 1, 2, torch.float16, True, {}),
+        (1, 20, 18, 96, 1, 2, torch.float16, True, {"WARPS": 8, "TALL": 16, "WGMMA": 1}),
         (1, 9, 17, 96, 2, 1, torch.bfloat16, False, {}),
         (1, 25, 16, 48, 1, 1, torch.bfloat16, True, {"PACKED": 0, "CHUNK": 16}),
         (1, 9, 15, 192, 4, 1, torch.float16, True, {}),
-        (1, 9, 18, 96, 2, 2, torch.float16, True, {"CHUNK": 48, "PACKED": 0}),
+        (1, 9, 18, 96, 2, 2, torch.float16, True, {"CHUNK": 32, "PACKED": 0, "PART_K": 48}),
     ],
 )
 def test_stream_gram(n, h, w, c, heads, splits, dtype, centred, variant) -> None:  # type: ignore[no-untyped-def]

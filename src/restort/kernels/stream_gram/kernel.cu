@@ -54,15 +54,25 @@ constexpr int BYTES = X_OVER_QK ? T_AT + 2 * T_BYTES : X_AT + X_BYTES;
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
 constexpr int CH = C / HEADS;
-constexpr int PART = 48;                             // channels of a warp's part of the Gram matrix
-constexpr int SPLIT = CH / PART;
-constexpr int PARTS = HEADS * SPLIT * SPLIT;
+constexpr int PART = 48;                             // q channels of a warp's part of the Gram matrix; PART_K of k
+constexpr int SPLIT = CH / PART, SPLIT_K = CH / PART_K;
+constexpr int PARTS = HEADS * SPLIT * SPLIT_K;
 constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
-constexpr int UNROLL = C > 48 ? 1 : PAIRS;  // of step 2; more registers are not to be had with all the sums
-constexpr int GM = PART / 16, GN = PART / 8;
-constexpr int QUADS = GM * GN + (SPLIT == 1 ? 2 : 1) * GM;  // fours of a lane's sums
+constexpr int UNROLL = C > 48 && !WGMMA ? 1 : PAIRS; // of step 2; more registers are not to be had with all the sums
+constexpr int GM = PART / 16, GN = PART_K / 8, GP = (GN + 1) / 2;
+// Sums of squares stand in further fours beside the GM * GN of the Gram matrix: of 16 channels of q, or of k, each. Each has to
+// be counted by one of the warps whose parts have these channels; what one does not count needs no place of its own.
+DEVICE constexpr int q_slot(int m) { return GM * GN + (SPLIT_K == 4 ? 0 : SPLIT_K == 2 && SPLIT == 1 ? m / 2 : m); }
+DEVICE constexpr int k_slot(int p) { return GM * GN + (SPLIT_K == 4 ? 1 : SPLIT == 2 ? 0 : SPLIT_K == 2 ? 2 : 3) + p; }
+constexpr int QUADS = (k_slot(GP - 1) > q_slot(GM - 1) ? k_slot(GP - 1) : q_slot(GM - 1)) + 1;
+DEVICE bool counts_q(int m, int part_q, int part_k) {
+    return SPLIT_K == 4 ? m == part_k : SPLIT == 2 ? part_q == part_k : SPLIT_K == 2 ? m % 2 == part_k : true;
+}
+DEVICE bool counts_k(int part_q, int part_k) {
+    return SPLIT_K == 4 ? part_q == part_k % 2 : SPLIT == 2 ? part_q != part_k : true;
+}
 static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 192 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
-static_assert(CH % PART == 0 && SPLIT <= 2 && WARPS % PARTS == 0, "heads");
+static_assert(CH % PART == 0 && SPLIT <= 2 && (PART_K == 48 || PART_K == 24) && WARPS % PARTS == 0, "heads");
 static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 
 DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
@@ -146,25 +156,24 @@ DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], co
             u32 pair = load_shared(X_AT + p[i] * ROW + n * 16 + at.j * 4);
             value[n][0] = low(pair), value[n][1] = high(pair);
             mean += value[n][0] + value[n][1];
+            square += value[n][0] * value[n][0] + value[n][1] * value[n][1];
         }
         mean += shuffle_xor(mean, 1);
         mean += shuffle_xor(mean, 2);
         mean *= 1.0f / C;
-#pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) {
-            float u = value[n][0] - mean, v = value[n][1] - mean;
-            square += u * u + v * v;
-        }
         square += shuffle_xor(square, 1);
         square += shuffle_xor(square, 2);
-        float scale = valid[i] ? rsqrt_fast(square * (1.0f / C) + 1e-5f) : 0;
-#if !CENTRED
-        mean = 0;
+        float scale = valid[i] ? rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f) : 0;
+#if CENTRED
+        const float shift = -mean * scale;
+#else
+        const float shift = 0;
 #endif
 #pragma unroll
-        for (int n = 0; n < 2 * STEPS; ++n)
-            a[n / 2][i + n % 2 * 2] =
-                n < COLUMNS ? pack((value[n < COLUMNS ? n : 0][0] - mean) * scale, (value[n < COLUMNS ? n : 0][1] - mean) * scale) : 0;
+        for (int n = 0; n < 2 * STEPS; ++n) {
+            const float(&pair)[2] = value[n < COLUMNS ? n : 0];
+            a[n / 2][i + n % 2 * 2] = n < COLUMNS ? pack(pair[0] * scale + shift, pair[1] * scale + shift) : 0;
+        }
     }
 }
 
@@ -186,7 +195,7 @@ DEVICE void store_group(u32 to, int groups, const float (&sum)[2 * PAIRS][4]) {
 DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
     u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
 #if WGMMA
-    static_assert(WARPS % 4 == 0 && GROUPS % 4 == 0, "whole groups of four warps");
+    static_assert(WARPS % 4 == 0, "whole groups of four warps");
     u32 base = R_AT + (number & 1) * R_BYTES;
     u32 shifts = base + W_BYTES + at.j * 16;
 #pragma unroll
@@ -251,7 +260,8 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
 }
 
 // Step 3 of chunk i: a warp takes 16 channels down STRETCH rows at a time, a thread four of them and pixels 2g, 2g + 1.
-DEVICE void convolve(int number, int i, const Place& at, u16* v) {
+template <bool V> DEVICE void convolve(int number, int i, const Place& at, u16* v) {
+    const bool whole = at.top + TALL <= at.h && at.left + WIDE <= at.w;  // all of the tile lies within the image
 #pragma unroll 1
     for (int unit = at.warp; unit < UNITS_OF_WORK; unit += WARPS) {
         const int group = unit % PAIRS, first = unit / PAIRS * STRETCH;
@@ -317,54 +327,52 @@ DEVICE void convolve(int number, int i, const Place& at, u16* v) {
                     const float(&here)[4] = sum[row % 3][c];
                     Vec2 four = {pack(here[0], here[1]), pack(here[2], here[3])};
 #endif
-                    bool there = y0 + row < at.h && x0 + c < at.w;
-                    // The taps' bias and neighbours must not count outside of the image.
-                    const u32 mask = there ? 0xffffffffu : 0;
-                    if (i < FIRST_V) store_shared2(to + (row * WIDE + c) * QK_ROW, Vec2{four.x & mask, four.y & mask});
-                    if (i >= FIRST_V && there) *(Vec2*)(out + (row * at.w + c) * C) = four;
+                    bool there = whole || (y0 + row < at.h && x0 + c < at.w);
+                    if (V) {
+                        if (there) *(Vec2*)(out + (row * at.w + c) * C) = four;
+                    } else {
+                        if (!there) four = {0, 0};  // the taps' bias and neighbours must not count
+                        store_shared2(to + (row * WIDE + c) * QK_ROW, four);
+                    }
                 }
             }
         }
     }
 }
 
-// q[m] and k[m]: sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and 8..15
-// with themselves; the rest of these products is of no use. A part of SPLIT = 2 counts only one of the two: they are one.
-// So a warp's sums are, four numbers a lane each: GM * GN of the Gram matrix, GM of q, and GM of k.
-constexpr int SQUARES_Q = GM * GN, SQUARES_K = SPLIT == 1 ? SQUARES_Q + GM : SQUARES_Q;
-
-// A's fragment of 16 channels x 16 pixels is B's as well: (a[0], a[2]) are its first 8 columns.
-DEVICE void square(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3) {
+// Adds the sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and (`both`)
+// 8..15 with themselves. A's fragment of 16 channels x 16 pixels is B's as well: (a0, a2) are its first 8 columns.
+DEVICE void square(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3, bool both) {
     const u32 upper[4] = {a0, 0, a2, 0}, lower[4] = {0, a1, 0, a3};
     multiply(sum, upper, a0, a2);
-    multiply(sum, lower, a1, a3);
+    if (both) multiply(sum, lower, a1, a3);
 }
 
 // Step 4. This warp's part: q channels from first_q, k channels from first_k, of its segment of the pixels.
-DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], int first_q, int first_k, int segment, bool count_q, bool count_k) {
-    constexpr int STRETCH = WIDE * TALL / SEGMENTS;
-    u32 pixels = segment * STRETCH * QK_ROW;
+DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], int head, int part_q, int part_k, int segment) {
+    constexpr int LENGTH = WIDE * TALL / SEGMENTS;
+    const int first_q = head * CH + part_q * PART, first_k = head * CH + part_k * PART_K;
+    u32 pixels = segment * LENGTH * QK_ROW;
     u32 q_at = pixels + ((at.lane & 7) + (at.lane >> 4) * 8) * QK_ROW + (first_q + (at.lane >> 3 & 1) * 8) * 2;
     u32 k_at = pixels + (at.lane & 15) * QK_ROW + (C + first_k + (at.lane >> 4) * 8) * 2;
 #pragma unroll 1
-    for (int s = 0; s < STRETCH / 16; ++s) {
-        u32 a[GM][4];
+    for (int s = 0; s < LENGTH / 16; ++s) {
+        u32 a[GM][4], b[GP][4];
 #pragma unroll
-        for (int m = 0; m < GM; ++m) {
-            load_matrices_transposed(a[m], q_at + s * 16 * QK_ROW + m * 32);
-            if (count_q) square(sums[SQUARES_Q + m], a[m][0], a[m][1], a[m][2], a[m][3]);
-        }
+        for (int m = 0; m < GM; ++m) load_matrices_transposed(a[m], q_at + s * 16 * QK_ROW + m * 32);
+        // The last of an odd number of columns' groups reads eight channels too many: not used.
 #pragma unroll
-        for (int n = 0; n < GN; n += 2) {
-            u32 b[4];
-            load_matrices_transposed(b, k_at + s * 16 * QK_ROW + n * 16);
-            if (count_k) square(sums[SQUARES_K + n / 2], b[0], b[2], b[1], b[3]);
+        for (int p = 0; p < GP; ++p) load_matrices_transposed(b[p], k_at + s * 16 * QK_ROW + p * 32);
 #pragma unroll
-            for (int m = 0; m < GM; ++m) {
-                multiply(sums[m * GN + n], a[m], b[0], b[1]);
-                multiply(sums[m * GN + n + 1], a[m], b[2], b[3]);
-            }
-        }
+        for (int m = 0; m < GM; ++m)
+#pragma unroll
+            for (int n = 0; n < GN; ++n) multiply(sums[m * GN + n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+#pragma unroll
+        for (int m = 0; m < GM; ++m)
+            if (counts_q(m, part_q, part_k)) square(sums[q_slot(m)], a[m][0], a[m][1], a[m][2], a[m][3], true);
+        if (counts_k(part_q, part_k))
+#pragma unroll
+            for (int p = 0; p < GP; ++p) square(sums[k_slot(p)], b[p][0], b[p][2], b[p][1], b[p][3], 2 * p + 1 < GN);
     }
 }
 
@@ -376,8 +384,7 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
     at.n = block_index(1), at.h = h, at.w = width;
     const int across = (width + WIDE - 1) / WIDE, tiles = across * ((h + TALL - 1) / TALL);
     const int part = at.warp % PARTS, segment = at.warp / PARTS;
-    const int head = part / (SPLIT * SPLIT), part_q = part / SPLIT % SPLIT, part_k = part % SPLIT;
-    const bool count_q = SPLIT == 1 || part_q == part_k, count_k = SPLIT == 1 || part_q != part_k;
+    const int head = part / (SPLIT * SPLIT_K), part_q = part / SPLIT_K % SPLIT, part_k = part % SPLIT_K;
 
     float sums[QUADS][4];
 #pragma unroll
@@ -422,21 +429,25 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                 fetch_pixels(next, x);
             }
             commit_copies();
-#if WGMMA
-            // All four warps of a group have to come to their products together.
-            convolve(number, i, at, v);
-            if (i == FIRST_V)
-                multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
-            if (i + 1 < CHUNKS) expand(number + 1, at, a, outside);
-#else
+            // Of eight warps, four convolve first and four expand first: a scheduler of the multiprocessor has one of each,
+            // and the matrix unit and the others work at once. (Hopper's products want four warps together.)
+            auto step_3 = [&] {
+                if (i < FIRST_V)
+                    convolve<false>(number, i, at, v);
+                else
+                    convolve<true>(number, i, at, v);
+                if (i == FIRST_V) multiply_parts(at, sums, head, part_q, part_k, segment);
+            };
+#if WARPS == 8
 #pragma unroll 1
             for (int turn = 0; turn < 2; ++turn)
-                if ((turn ^ at.warp) & 1) {
-                    convolve(number, i, at, v);
-                    if (i == FIRST_V)
-                        multiply_parts(at, sums, head * CH + part_q * PART, head * CH + part_k * PART, segment, count_q, count_k);
-                } else if (i + 1 < CHUNKS)
+                if (turn ^ at.warp >> 2)
+                    step_3();
+                else if (i + 1 < CHUNKS)
                     expand(number + 1, at, a, outside);
+#else
+            step_3();
+            if (i + 1 < CHUNKS) expand(number + 1, at, a, outside);
 #endif
         }
     }
@@ -460,23 +471,26 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
     }
 
     float* to = partial + (((u64)block_index(0) * image_count() + at.n) * HEADS + head) * (CH * (CH + 2));
+    float* to_q = to + CH * CH + part_q * PART;
+    float* to_k = to + CH * CH + CH + part_k * PART_K;
+    // Row g of a diagonal is with the lane whose columns 2 j, 2 j + 1 hold it.
+    const bool diagonal = at.g / 2 == at.j;
 #pragma unroll
-    for (int m = 0; m < GM; ++m)
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            int row = part_q * PART + m * 16 + i * 8 + at.g;
+        for (int m = 0; m < GM; ++m) {
+            int row = m * 16 + i * 8 + at.g;
 #pragma unroll
             for (int n = 0; n < GN; ++n)
 #pragma unroll
                 for (int k = 0; k < 2; ++k)
-                    to[row * CH + part_k * PART + 8 * n + 2 * at.j + k] = sums[m * GN + n][2 * i + k];
-            // Row g of the diagonal is with the lane whose columns 2 j, 2 j + 1 hold it.
-            if (at.g / 2 == at.j) {
-                int channel = m * 16 + i * 8 + at.g;
-                float q = at.g & 1 ? sums[SQUARES_Q + m][2 * i + 1] : sums[SQUARES_Q + m][2 * i];
-                float k = at.g & 1 ? sums[SQUARES_K + m][2 * i + 1] : sums[SQUARES_K + m][2 * i];
-                if (count_q) to[CH * CH + part_q * PART + channel] = q;
-                if (count_k) to[CH * CH + CH + part_k * PART + channel] = k;
-            }
+                    to[(part_q * PART + row) * CH + part_k * PART_K + 8 * n + 2 * at.j + k] = sums[m * GN + n][2 * i + k];
+            if (counts_q(m, part_q, part_k) && diagonal)
+                to_q[row] = at.g & 1 ? sums[q_slot(m)][2 * i + 1] : sums[q_slot(m)][2 * i];
         }
+#pragma unroll
+        for (int p = 0; p < GP; ++p)
+            if (counts_k(part_q, part_k) && diagonal && 2 * p + i < GN)
+                to_k[p * 16 + i * 8 + at.g] = at.g & 1 ? sums[k_slot(p)][2 * i + 1] : sums[k_slot(p)][2 * i];
+    }
 }

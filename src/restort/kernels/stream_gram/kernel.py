@@ -18,9 +18,10 @@ WIDE = 16
 def tiles(channels: int, capability: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels, WARPS, CHUNK channels a step, BLOCKS a multiprocessor.
 
-    WGMMA 1: Hopper's products of four warps for the expansion; they take more registers than the sums leave.
+    WGMMA 1: Hopper's products of four warps for the expansion; PART_K: columns of a warp's part of the Gram matrix,
+    which has 48 rows (48 instead of 24 where there are more parts than warps).
     """
-    cut = {"WARPS": 4, "TALL": 8, "CHUNK": 48, "WGMMA": 0}
+    cut = {"WARPS": 4, "TALL": 8, "CHUNK": 48, "WGMMA": 0, "PART_K": 24}
     if channels > 96:
         return {**cut, "WARPS": 8, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
@@ -81,6 +82,8 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         **cut,
     }
+    if channels // heads // 48 * (channels // cut["PART_K"]) > cut["WARPS"]:
+        constants["PART_K"] = 48
     constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["CHUNK"], cut["WGMMA"])
     pixels = n * h * width
     return Launch(
