@@ -73,6 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16")
     options = parser.parse_args()
+    elan.TILED = True
     dtype = getattr(torch, options.dtype)
     found: list[dict[str, Any]] = []
     print(torch.cuda.get_device_name(), torch.__version__, flush=True)

@@ -23,6 +23,10 @@ Tensor = Any
 
 __all__ = ["Packed", "pack", "plan"]
 
+TILED = False
+"""Whether blocks run by the kernels in CUDA C++ where these can. Off until a GPU has run them: so far only the emulator
+of the tests has; benchmarks/elan_kernels.py measures both."""
+
 
 def plan(
     packed: Packed,
@@ -39,11 +43,11 @@ def plan(
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
-    `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False) instead of the first where they can run.
+    `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False) instead of what TILED says.
     """
     capability, _ = machine(torch.device(device))
     if tiled is None:
-        tiled = _can_tile(packed, torch.device(device), capability)
+        tiled = TILED and _can_tile(packed, torch.device(device), capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
