@@ -235,28 +235,27 @@ DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&pair
 DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int (&p)[2], const bool (&store)[2]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        float mean = 0;
+        float mean = 0, square = 0;
 #pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) mean += sum[n][2 * i] + sum[n][2 * i + 1];
+        for (int n = 0; n < COLUMNS; ++n) {
+            mean += sum[n][2 * i] + sum[n][2 * i + 1];
+            square += sum[n][2 * i] * sum[n][2 * i] + sum[n][2 * i + 1] * sum[n][2 * i + 1];
+        }
         mean += shuffle_xor(mean, 1);
         mean += shuffle_xor(mean, 2);
         mean *= 1.0f / C;
-        float square = 0;
-#pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) {
-            float a = sum[n][2 * i] - mean, b = sum[n][2 * i + 1] - mean;
-            square += a * a + b * b;
-        }
         square += shuffle_xor(square, 1);
         square += shuffle_xor(square, 2);
-        float scale = inside(at, p[i]) ? rsqrt_fast(square * (1.0f / C) + 1e-5f) : 0;
-#if !CENTRED
-        mean = 0;
+        float scale = inside(at, p[i]) ? rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f) : 0;
+#if CENTRED
+        const float shift = -mean * scale;
+#else
+        const float shift = 0;
 #endif
         if (store[i])
 #pragma unroll
             for (int n = 0; n < COLUMNS; ++n) {
-                u32 pair = pack((sum[n][2 * i] - mean) * scale, (sum[n][2 * i + 1] - mean) * scale);
+                u32 pair = pack(sum[n][2 * i] * scale + shift, sum[n][2 * i + 1] * scale + shift);
                 store_shared(p[i] * ROW + n * 16 + at.j * 4, pair);
             }
     }
