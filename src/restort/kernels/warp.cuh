@@ -117,9 +117,13 @@ DEVICE u32 fma2(u32 a, u32 b, u32 c) {
     return pair;
 }
 DEVICE u32 multiply2(u32 a, u32 b) {
+#if BF16
+    return fma2(a, b, 0x80008000u);  // + -0; before sm_90 there is no product alone
+#else
     u32 pair;
-    asm("mul.rn." PAIR_TYPE " %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
     return pair;
+#endif
 }
 DEVICE u32 minimum2(u32 a, u32 b) {
     u32 pair;
