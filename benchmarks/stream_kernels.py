@@ -30,11 +30,11 @@ LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
 )
 FFN = [
     {},
-    {"PROJECT": 1},
-    {"PROJECT": 2},
-    {"WGMMA": 0},
-    {"FLYING": 2},
-    {"FLYING": 2, "PROJECT": 1},
+    {"WGMMA": 1, "PROJECT": 1},
+    {"WGMMA": 1, "PROJECT": 2},
+    {"WGMMA": 1},
+    {"WGMMA": 1, "FLYING": 2},
+    {"WGMMA": 1, "FLYING": 2, "PROJECT": 1},
     {"BLOCKS": 3},
     {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
     {"GELU": 0},

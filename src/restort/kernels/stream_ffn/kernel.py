@@ -19,10 +19,10 @@ MOST_CHANNELS = 192  # a warp's row of 16 pixels stays in registers, and that is
 def tiles(channels: int, capability: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    WGMMA: Hopper's products of four warps for the expansion, FLYING of them under way at once; PROJECT 1: for the
-    projection, too.
+    WGMMA 1: Hopper's products of four warps for the expansion, FLYING of them under way at once; PROJECT 1: for the
+    projection, too. Both are off: no GPU has run them yet, only the emulator of the tests.
     """
-    hopper = {"WGMMA": int(capability == 90), "FLYING": 1, "PROJECT": 0}
+    hopper = {"WGMMA": 0, "FLYING": 1, "PROJECT": 0}
     if channels > 96:  # a row of 16 pixels fills a warp's registers
         return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, **hopper}
     if capability in (86, 89, 120):  # 100 KB a multiprocessor
