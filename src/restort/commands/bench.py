@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restort.commands import choice, options
@@ -59,12 +58,7 @@ def add(subparsers: options.Subparsers) -> None:
     )
     group.add_argument("--threads", metavar="N", type=options.positive, help="(default: all cores)")
     group.add_argument("--name", metavar="NAME", help="what the records call the network (default: its name)")
-    group = parser.add_argument_group("results")
-    group.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="record the numbers there")
-    group.add_argument(
-        "--plot", metavar="FILE.svg", type=Path, help="draw latency by size and throughput by batch"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace these files if they exist")
+    options.add_results(parser, "draw latency by size and throughput by batch")
     options.add_reporting(parser)
 
 

@@ -44,12 +44,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="relative errors are |a - b| / (|b| + E) (default: 0.001)",
     )
     group.add_argument("--threads", metavar="N", type=options.positive, help="(default: all cores)")
-    group = parser.add_argument_group("results")
-    group.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="record the numbers there")
-    group.add_argument(
-        "--plot", metavar="FILE.svg", type=Path, help="draw the errors by block (with --blocks)"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace these files if they exist")
+    options.add_results(parser, "draw the errors by block (with --blocks)")
     options.add_reporting(parser)
 
 

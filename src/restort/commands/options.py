@@ -82,6 +82,14 @@ def add_tiles(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
     )
 
 
+def add_results(parser: argparse.ArgumentParser, plot: str) -> None:
+    """Where measurements are recorded; `plot` says what --plot draws."""
+    group = parser.add_argument_group("results")
+    group.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="record the numbers there")
+    group.add_argument("--plot", metavar="FILE.svg", type=Path, help=plot)
+    group.add_argument("--overwrite", action="store_true", help="replace these files if they exist")
+
+
 def add_reporting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one machine-readable summary on stdout")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
