@@ -27,7 +27,7 @@ from fakebackend import RESTORMER  # noqa: E402
 
 import restort  # noqa: E402
 from restort import backends  # noqa: E402
-from restort.backends.fused.networks import PlainNetwork  # noqa: E402
+from restort.backends.fused.networks import TYPES, PlainNetwork  # noqa: E402
 from restort.backends.fused.runner import FusedRunner  # noqa: E402
 from restort.errors import OutOfMemory  # noqa: E402
 from restort.imaging.halving import Halving  # noqa: E402
@@ -69,6 +69,21 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm((a - b).astype(np.float64)) / np.linalg.norm(b.astype(np.float64)))
 
 
+def eager_blocks(weights: Weights, precision: str, device: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every block's output by PyTorch's own operations in this type."""
+    found: dict[str, np.ndarray] = {}
+    model = PlainNetwork(weights, device, TYPES[precision]).model
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: found.update({name: output.float().cpu().numpy()})
+
+    for name in block_channels(weights.spec):
+        model.get_submodule(name).register_forward_hook(keep(name))
+    with torch.no_grad():
+        model((torch.from_numpy(x) * weights.spec.value_range).to(device, TYPES[precision]))
+    return found
+
+
 @pytest.fixture
 def device() -> Iterator[Any]:
     yield torch.device("cuda:0")
@@ -96,8 +111,11 @@ def test_agrees_with_pytorch(name: str, precision: str, device: Any) -> None:
         np.testing.assert_array_equal(runner(x), y)  # deterministic
     blocks, others = runner.blocks(x), reference.blocks(x)
     assert list(blocks) == list(others) == list(block_channels(weights.spec))
+    rounded = eager_blocks(weights, precision, device, x)
     for block in blocks:
-        assert distance(blocks[block], others[block]) < 3 * LIMITS[precision], block
+        # What PyTorch loses in the same type: a residual network's last block can be smaller than what it adds up.
+        usual = distance(rounded[block], others[block]) if np.isfinite(rounded[block]).all() else 0.0
+        assert distance(blocks[block], others[block]) < max(3 * LIMITS[precision], 1.5 * usual), block
     runner.close()
 
 
