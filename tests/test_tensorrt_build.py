@@ -243,6 +243,11 @@ MESSAGES = [
         "no kernel for one of its layers in that precision (10: Could not find any implementation for node",
     ),
     (
+        "1: Myelin (Myelin error from unknown graph)",
+        "its compiler (Myelin) gave up on this network (1: Myelin (Myelin error from unknown graph)); build with "
+        "another --precision or --level, or run the network with --backend fused",
+    ),
+    (
         "1: [stdArchiveReader.cpp::StdArchiveReaderInitCommon::46] Error Code 1: Serialization (Serialization "
         "assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: "
         "236, Serialized Engine Version: 239)",
@@ -259,9 +264,21 @@ MESSAGES = [
 @pytest.mark.parametrize(("message", "expected"), MESSAGES)
 def test_what_the_library_says_becomes_a_sentence(message: str, expected: str) -> None:
     heard = Heard("TensorRT", [("WARNING", "unrelated"), ("ERROR", message)])
-    sentence = str(heard.error("building the engine"))
-    assert sentence.startswith("TensorRT failed while building the engine: ") and expected in sentence
+    doing = "opening the engine" if "Serialization" in message else "building the engine"
+    sentence = str(heard.error(doing))
+    assert sentence.startswith(f"TensorRT failed while {doing}: ") and expected in sentence
     assert "/_src" not in sentence and ".cpp" not in sentence and "\n" not in sentence
+
+
+def test_a_timing_cache_of_another_version_is_not_why_a_build_fails() -> None:
+    stale = (
+        "Serialization assertion stdVersionRead == serializationVersion failed.Version tag does not match."
+    )
+    myelin = "1: Myelin (Myelin error from unknown graph)"
+    heard = Heard("TensorRT", [("ERROR", stale), ("ERROR", myelin)])
+    assert "(Myelin) gave up" in str(heard.error("building the engine"))
+    alone = str(Heard("TensorRT", [("ERROR", stale)]).error("building the engine"))
+    assert "another version" not in alone and "does not match" in alone
 
 
 def test_listeners_hear_their_own_thread_and_the_librarys(rtx: flavour.Flavour) -> None:

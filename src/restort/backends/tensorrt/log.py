@@ -32,15 +32,14 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
         "build on the machine that has it, or with --flavour rtx --compute-capability for a later machine",
     ),
     (
+        r"myelin",  # the compiler inside of TensorRT for all that is no convolution; what else it says is of no use
+        "its compiler (Myelin) gave up on this network",
+        "build with another --precision or --level, or run the network with --backend fused",
+    ),
+    (
         r"unsupported sm|compute capability .*(not supported|unsupported)|sm version|gpu architecture|target gpu sm",
         "this library has no kernels for that GPU",
         "choose another --compute-capability or --flavour",
-    ),
-    (
-        r"version tag|magictag|serialization.*(version|mismatch)|serialized engine|plan file|stdversion|deserializ"
-        r"|different (platform|version)",
-        "the engine was built by another version or for another GPU",
-        "build it again with this one",
     ),
     (
         r"could not find any implementation|no valid tactic|no implementation",
@@ -57,6 +56,12 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
         "this version cannot read the graph",
         "install a newer TensorRT",
     ),
+)
+OPENING = (  # of an engine that is there; a build reads timing caches, about which the same is said
+    r"version tag|magictag|serialization.*(version|mismatch)|serialized engine|plan file|stdversion|deserializ"
+    r"|different (platform|version)",
+    "the engine was built by another version or for another GPU",
+    "build it again with this one",
 )
 NOISE = (  # where in TensorRT's source something happened is of no use to those who read the sentence
     r"^.*?Error Code \d+: *",
@@ -87,7 +92,7 @@ class Heard:
         said = self.errors() or self.warnings()[-1:]
         if not said:
             return RestortError(f"{self.library} failed while {doing} and did not say why")
-        for pattern, cause, remedy in REMEDIES:
+        for pattern, cause, remedy in (OPENING, *REMEDIES) if doing == "opening the engine" else REMEDIES:
             match = next((text for text in said if re.search(pattern, text, re.IGNORECASE)), None)
             if match is not None:
                 remedy = remedy.format(sizes="--shape" if "building" in doing else "--tile")
