@@ -157,6 +157,6 @@ def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> A
         log=log,
         opened=opened,
         precisions=("fp32", "tf32", "fp16", "mixed"),
-        capabilities=SimpleNamespace(timing_cache=True, newer_operators=False),
+        capabilities=SimpleNamespace(timing_cache=True, newer_operators=False, strongly_typed=False),
     )
     return found

@@ -18,6 +18,7 @@ from restort.export.typed import (
     NAMES,
     check_precision,
     convolutions,
+    statistics,
     tensor_types,
     typed_graph,
     with_float32_ports,
@@ -27,6 +28,8 @@ WAYS = [
     Form("cast", "after", "split"),
     Form("layer", "folded", "separate"),
     Form("arithmetic", "rows", "split"),
+    Form("arithmetic", "parts", "split"),
+    Form("cast", "unit", "separate"),
 ]
 SOME = ["restormer-gray", "restormer-bias", "restormer-bias-biasfree-dual", "restormer-two-heads"]
 
@@ -47,6 +50,19 @@ def test_every_way_of_writing_says_the_same(form: str, way: Form) -> None:
         onnx.checker.check_model(model, full_check=True)
         assert_close(run(model, x), expected, 1e-5)
     assert_close(run(emit(weights, "fp16", form=way, ports="fp32"), x), expected, 8e-3)
+
+
+@pytest.mark.parametrize("attention", ["rows", "parts", "after", "unit"])
+def test_what_must_be_float32_in_a_float32_graph(attention: Any) -> None:
+    model = typed_graph(
+        weights_of(FORMS["restormer-bias"]), form=Form("cast", attention), newer_operators=False
+    )
+    made = {node.output[0]: node.op_type for node in model.graph.node}
+    kinds = {made.get(name, "Split") for name in statistics(model)}
+    assert {"LayerNormalization", "ReduceL2", "Softmax", "MatMul"} <= kinds
+    assert not kinds & {"Conv", "Split", "Reshape", "Erf"}
+    products = [name for name in statistics(model) if made.get(name) == "MatMul"]
+    assert len(products) == list(made.values()).count("Softmax")
 
 
 @pytest.mark.parametrize("form", ["elan-x2", "elan-x4", "elan-full", "elan-unit-range"])

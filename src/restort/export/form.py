@@ -23,7 +23,9 @@ class Form:
     attention   a Restormer's MDTA: 'before' divides q and k by their norms before their product; 'after' divides
                 the product, which is small, so that q and k are read once, as they are; 'folded' is 'after' with
                 the projection multiplied into the attention matrix of all heads; 'rows' is that with pixels as
-                rows, one product for all heads, and a mask.
+                rows, one product for all heads, and a mask; 'parts' the same with the product summed over equal
+                parts of the picture, for tools that cannot spread so long a sum over a GPU; 'unit' divides q and k
+                in float32 and multiplies them in the type of the graph, as vectors of length 16.
     gate        a Restormer's GDFN: gate and value from one convolution and a 'split', from two ('separate'), or
                 'auto': two where an fp32 graph is large.
     windows     an ELAN's windows: 'gather' takes their pixels from a table by computed indices; 'shuffle' reshapes and
@@ -31,13 +33,16 @@ class Form:
     """
 
     norm: Norm = "layer"
-    attention: Literal["before", "after", "folded", "rows"] = "before"
+    attention: Literal["before", "after", "folded", "rows", "parts", "unit"] = "before"
     gate: Literal["auto", "split", "separate"] = "auto"
     windows: Literal["gather", "shuffle"] = "gather"
 
 
 TYPED = Form(norm="cast", attention="rows", gate="split")
 """For engines that take the types of the graph as they are."""
+
+WEAKLY_TYPED = TYPED
+"""For TensorRT 8.6, whose compiler cannot build everything; benchmarks/tensorrt86_bisect.py tells what it can."""
 
 
 def sections(spec: Spec) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from restort.export.graph import Array, GraphBuilder
 ZERO_NORM = (
     1e-20  # added to the norms of q and k, in float32, so that an all-zero channel gives 0 and not 0 / 0
 )
+LENGTH = 16.0  # of q and k where they are multiplied in float16: 256 is far from its limit, 16 / 960 from the other
 APART = -1e9  # the score of channels in different heads, before the softmax
 
 
@@ -106,15 +107,39 @@ def after(g: GraphBuilder, y: str, shape: str, a: Attention, *, fold: bool) -> s
     return g.op("Reshape", y, shape)
 
 
-def rows(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
-    """As `after` with `fold`, but pixels are rows and a mask keeps the heads apart; `shape` is (N, H, W, C)."""
+def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
+    """q and k, divided in float32, go back to the graph's type; of length LENGTH their products fit into float16."""
+    heads, c = a.heads, a.channels
+    qk, v = g.split(y, [2 * c, c], axis=1)
+    qk = g.widen(g.op("Reshape", qk, g.integers([0, 2 * heads, c // heads, -1])))
+    norms = g.op("Add", g.reduce("ReduceL2", qk, 3), g.weight(np.array(ZERO_NORM), wide=True))
+    factor = g.op("Div", g.weight(np.array(LENGTH), wide=True), norms)
+    q, k = g.split(g.narrow(g.op("Mul", qk, factor)), [heads] * 2, axis=1)
+    product = g.widen(g.op("MatMul", q, g.op("Transpose", k, perm=[0, 1, 3, 2])))
+    temperature = (a.temperature / LENGTH**2).reshape(1, heads, 1, 1)
+    scores = g.op("Softmax", g.op("Mul", product, g.weight(temperature, wide=True)), axis=-1)
+    v = g.op("Reshape", v, g.integers([0, heads, c // heads, -1]))
+    attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
+    return g.conv(attended, a.projection, a.bias)
+
+
+def rows(g: GraphBuilder, y: str, shape: str, a: Attention, parts: int = 1) -> str:
+    """As `after` with `fold`, but pixels are rows and a mask keeps the heads apart; `shape` is (N, H, W, C).
+
+    The sums over all pixels are those of `parts` equal parts, of which the pixels must be a multiple.
+    """
     heads, c = a.heads, a.channels
     y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 3, 1]), g.integers([0, -1, 3 * c]))
     qk, v = g.split(y, [2 * c, c], axis=2)
     qk = g.widen(qk)
     nq, nk = g.split(g.reduce("ReduceL2", qk, 1), [c] * 2, axis=2)  # (N, 1, C)
-    q, k = g.split(qk, [c] * 2, axis=2)
-    product = g.op("MatMul", g.op("Transpose", q, perm=[0, 2, 1]), k)
+    if parts > 1:
+        q, k = g.split(g.op("Reshape", qk, g.integers([0, parts, -1, 2 * c])), [c] * 2, axis=3)
+        product = g.op("MatMul", g.op("Transpose", q, perm=[0, 1, 3, 2]), k)
+        product = g.op("ReduceSum", product, g.integers([1]), keepdims=0)
+    else:
+        q, k = g.split(qk, [c] * 2, axis=2)
+        product = g.op("MatMul", g.op("Transpose", q, perm=[0, 2, 1]), k)
     nq = g.op("Transpose", nq, perm=[0, 2, 1])
     temperature = np.repeat(a.temperature, c // heads).reshape(1, c, 1)
     together = np.kron(np.eye(heads), np.ones((c // heads, c // heads)))

@@ -107,7 +107,7 @@ class RestormerGraph:
         if key not in self.shapes:
             g = self.graph
             shape = g.op("Shape", x)
-            if self.form.attention == "rows":
+            if self.form.attention in ("rows", "parts"):
                 shape = g.op("Gather", shape, g.integers([0, 2, 3, 1]), axis=0)
             self.shapes[key] = shape
         return self.shapes[key]
@@ -149,6 +149,10 @@ class RestormerGraph:
             return mdta.before(g, y, shape, numbers)
         if way == "rows":
             return mdta.rows(g, y, shape, numbers)
+        if way == "parts":  # height and width are multiples of 8 at the full size
+            return mdta.rows(g, y, shape, numbers, parts=4 ** (3 - stage.level))
+        if way == "unit":
+            return mdta.unit(g, y, shape, numbers)
         return mdta.after(g, y, shape, numbers, fold=way == "folded")
 
     def _feed_forward(self, x: str, block: str, stage: Stage) -> str:

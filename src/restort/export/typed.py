@@ -55,6 +55,38 @@ def typed_graph(
     return emit(weights, kind, opset=opset, form=form, keep_fp32=keep_fp32, ports="fp32")
 
 
+ENDS = {"LayerNormalization", "Softmax"}  # what they give is small and may be of 16 bits
+
+
+def statistics(model: onnx.ModelProto) -> set[str]:
+    """The values of a graph that must be float32 whatever the types in it say: norms, and scores up to the softmax.
+
+    Scores are everything between a softmax and the product before it, that product included.
+    """
+    made = {name: node for node in model.graph.node for name in node.output}
+    found: set[str] = set()
+    waiting = []
+    for node in model.graph.node:
+        if node.op_type in ENDS or node.op_type in ("ReduceL2", "ReduceMean"):
+            found.update(node.output)
+        if node.op_type == "ReduceMean" and (squares := made.get(node.input[0])) and squares.op_type == "Mul":
+            found.update(squares.output)
+        if node.op_type == "Softmax":
+            waiting.append(node.input[0])
+    while waiting:
+        maker = made.get(waiting.pop())
+        if (
+            maker is None
+            or maker.op_type in ("Split", "Conv", "Reshape", "Gather")
+            or maker.output[0] in found
+        ):
+            continue
+        found.update(maker.output)
+        if maker.op_type not in ("MatMul", "Einsum"):
+            waiting.extend(maker.input)
+    return found
+
+
 def with_float32_ports(model: onnx.ModelProto) -> onnx.ModelProto:
     """`model`, or a copy of it with casts at those inputs and outputs that are float16 or bfloat16."""
     narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -9,6 +9,7 @@ choice of precision to the builder's timing, except for layers picked out by nam
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,6 +28,14 @@ from restort.backends.tensorrt.progress import Phases, Progress, monitor
 from restort.errors import RestortError, UsageError
 from restort.export import typed
 
+WEAKLY_TYPED: dict[str, Any] = {"constraints": "all", "level": None}
+"""What a library without types is told where nothing else is asked for; `restort.export.form.WEAKLY_TYPED` is its
+graph."""
+
+MOST_THREADS = 16  # more do not make a build faster, and each takes memory
+NOT_IN_KEYS = ("threads",)
+"""Options that say how an engine is built and not what it is."""
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -42,7 +51,9 @@ class BuildOptions:
                             what its activations need makes the build fail.
     timing_cache            what earlier builds measured, or None.
     constraints             for libraries without types: hold 'all' layers to the graph's, only the float32 ones
-                            ('wide'), or 'none'.
+                            ('wide'), or 'none'; or 'pinned', for a float32 graph: convolutions float16, norms and
+                            scores float32, the others as the builder likes. None for the best that is known.
+    threads                 of the processor that build, where that can be set; None for as many as there are.
     progress                told of phases and the share that is done; may raise, which ends the build.
     """
 
@@ -52,7 +63,8 @@ class BuildOptions:
     level: int | None = None
     workspace: int | None = None
     timing_cache: bytes | None = None
-    constraints: Literal["all", "wide", "none"] = "all"
+    constraints: Literal["all", "wide", "none", "pinned"] | None = None
+    threads: int | None = None
     progress: Progress | None = None
 
 
@@ -73,11 +85,12 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     another precision.
     """
     check_options(flavour, options)
+    constraints: str | None = None
     model = typed.with_float32_ports(onnx.load_from_string(graph) if isinstance(graph, bytes) else graph)
     shape = networks.input_shape(model)
     about = {entry.key: entry.value for entry in model.metadata_props}
     networks.check_profile(shape, options.profile, int(about.get("restort.size_multiple", 1)))
-    kinds = typed.check_precision(model, options.precision)
+    kinds = typed.check_precision(model, graph_precision(flavour, options.precision, options.constraints))
     data: bytes = model.SerializeToString(deterministic=True)
 
     start = time.perf_counter()
@@ -89,9 +102,13 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
         network, parser = networks.parse(flavour, builder, data)
         config = builder.create_builder_config()
         flags = _configure(flavour, config, options)
+        flags["threads"] = _set_threads(builder, options.threads)
         networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
         if not flavour.capabilities.strongly_typed and options.precision in ("fp16", "mixed"):
-            flags["constrained_layers"] = _constrain(flavour, network, config, model, options.constraints)
+            constraints = options.constraints or WEAKLY_TYPED["constraints"]
+            constraints = "all" if constraints == "pinned" and options.precision == "mixed" else constraints
+            flags["constraints"] = constraints
+            flags["constrained_layers"] = _constrain(flavour, network, config, model, constraints)
         plan = _run(flavour, builder, network, config, options.progress, heard)
         seconds = time.perf_counter() - start
         counts = networks.layer_types(flavour.module, network)
@@ -123,10 +140,17 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     ):
         layers = inspect.information(flavour, inspect.opened(flavour, plan))
         if layers:
-            low = {name for name, kind in kinds.items() if kind != "float32"}
+            low = {name for name, kind in kinds.items() if kind != "float32" or constraints == "pinned"}
             inspect.check(options.precision, layers, low)
             report["layers"] = {"source": "engine"} | inspect.output_types(layers)
     return Built(plan, report, timings)
+
+
+def graph_precision(flavour: Flavour, precision: str, constraints: str | None) -> str:
+    """The precision that the graph of an engine of `precision` must have: another one where layers are pinned."""
+    weak = not flavour.capabilities.strongly_typed
+    pinned = (constraints or WEAKLY_TYPED["constraints"]) == "pinned"
+    return "fp32" if weak and pinned and precision == "fp16" else precision
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
@@ -165,24 +189,29 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
             )
     if options.level is not None and not 0 <= options.level <= 5:
         raise UsageError(f"--level goes from 0 to 5, not {options.level}")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"a build takes at least one thread, not {options.threads}")
 
 
 def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str, Any]:
     """Sets everything but the profile; what was set, for the report."""
     module, can = flavour.module, flavour.capabilities
+    level = options.level
+    if level is None and can.levels and not can.strongly_typed:
+        level = WEAKLY_TYPED["level"]
     flags: dict[str, Any] = {
         "strongly_typed": can.strongly_typed,
         "tf32": options.precision not in ("fp32", "mixed"),
-        "level": options.level,
+        "level": level,
         "workspace": options.workspace,
     }
     set_tf32 = config.set_flag if flags["tf32"] else config.clear_flag
     set_tf32(module.BuilderFlag.TF32)
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
-    if options.level is not None:
+    if level is not None:
         if not can.levels:
             raise UsageError(f"{flavour.title} has no levels; leave --level out")
-        config.builder_optimization_level = options.level
+        config.builder_optimization_level = level
     if options.workspace is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace)
     if can.tactic_sources:  # so that engines need neither cuBLAS nor cuDNN where they run
@@ -209,6 +238,15 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str
     return flags
 
 
+def _set_threads(builder: Any, threads: int | None) -> int | None:
+    """How many threads may build: what was set, None where the library decides by itself."""
+    if not hasattr(builder, "max_threads"):
+        return None
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    builder.max_threads = count = threads or min(usable, MOST_THREADS)
+    return count
+
+
 def _constrain(flavour: Flavour, network: Any, config: Any, model: onnx.ModelProto, constraints: str) -> int:
     """Lets a weakly typed builder use float16, and holds it to the types of the graph; how many layers."""
     flag = flavour.module.BuilderFlag
@@ -216,6 +254,8 @@ def _constrain(flavour: Flavour, network: Any, config: Any, model: onnx.ModelPro
     if constraints == "none":
         return 0
     config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+    if constraints == "pinned":
+        return networks.pin(flavour, network, model)
     types = typed.tensor_types(model)
     return networks.constrain(flavour, network, types, everything=constraints == "all")
 

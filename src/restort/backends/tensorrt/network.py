@@ -13,7 +13,7 @@ from restort.backends.tensorrt.flavour import Flavour
 from restort.backends.tensorrt.keys import Profile
 from restort.backends.tensorrt.log import plain
 from restort.errors import RestortError, UsageError
-from restort.export.typed import NAMES
+from restort.export.typed import ENDS, NAMES, statistics
 
 
 def parse(flavour: Flavour, builder: Any, data: bytes) -> tuple[Any, Any]:
@@ -143,5 +143,35 @@ def constrain(flavour: Flavour, network: Any, types: Mapping[str, int], *, every
             layer.precision = kind
         for j in range(len(outputs)):
             layer.set_output_type(j, kind)
+        held += 1
+    return held
+
+
+def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
+    """Holds a weakly typed network of a float32 graph to float16 where its work is and float32 where sums are long.
+
+    Convolutions get float16, what `typed.statistics` names float32, and the builder chooses for all others. Types
+    of outputs are set only between layers that are both float32, so that no value is converted on its way twice.
+    """
+    module = flavour.module
+    by_name = {text: kind for kind, text in type_names(module).items()}
+    named = statistics(model)
+    last = {node.op_type for node in model.graph.node if node.output[0] in named} & ENDS
+    ends = {node.output[0] for node in model.graph.node if node.op_type in last}
+    held = 0
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        outputs = [layer.get_output(j) for j in range(layer.num_outputs)]
+        if layer.type in (module.LayerType.CONSTANT, module.LayerType.SHAPE) or not outputs:
+            continue
+        names = {outputs[0].name, layer.name, re.sub(r"_\d+$", "", layer.name)}
+        if layer.type == module.LayerType.CONVOLUTION:
+            layer.precision = by_name["float16"]
+        elif names & named:
+            layer.precision = by_name["float32"]
+            if not names & ends:
+                layer.set_output_type(0, by_name["float32"])
+        else:
+            continue
         held += 1
     return held

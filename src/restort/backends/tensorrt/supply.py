@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restort.backends.gpu import Trouble, look
-from restort.backends.tensorrt.build import BuildOptions, Built, build
+from restort.backends.tensorrt.build import NOT_IN_KEYS, BuildOptions, Built, build, graph_precision
 from restort.backends.tensorrt.cache import EngineCache, Say, Stored
 from restort.backends.tensorrt.gpu import Gpu, gpu
 from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, slug
@@ -18,6 +18,7 @@ from restort.backends.tensorrt.progress import Progress
 from restort.backends.tensorrt.timings import Timings
 from restort.cache import cache_root
 from restort.errors import RestortError
+from restort.export.form import TYPED, WEAKLY_TYPED
 from restort.export.typed import typed_graph
 from restort.imaging.pad import round_up
 from restort.models.spec import Spec
@@ -107,7 +108,7 @@ class Supply:
             profile=profile,
             precision=self.precision,
             keep_fp32=tuple(sorted(self.keep_fp32)),
-            flags=self.options,
+            flags={name: value for name, value in self.options.items() if name not in NOT_IN_KEYS},
         )
 
     def find(self, size: Size) -> Stored | None:
@@ -134,11 +135,13 @@ class Supply:
     def _build(self, profile: Profile) -> Built:
         timings = self.timings()
         seen = None if timings is None else timings.read()
+        can = self.flavour.capabilities
         graph = typed_graph(
             self.weights,
-            self.precision,
+            graph_precision(self.flavour, self.precision, self.options.get("constraints")),
             keep_fp32=self.keep_fp32,
-            newer_operators=self.flavour.capabilities.newer_operators,
+            newer_operators=can.newer_operators,
+            form=TYPED if can.strongly_typed else WEAKLY_TYPED,
         )
         options = BuildOptions(
             profile=profile,
