@@ -1,7 +1,7 @@
 """TensorRT 8.6 on an H100 through the package itself: build times, speed, layer profiles; into results/tensorrt86.json.
 
     . D/env.sh && PYTHONPATH=src:benchmarks:$PYTHONPATH $TRT_PYTHON benchmarks/tensorrt86.py [--seconds 560]
-                  [--only WORDS] [--again WORDS] [--output FILE] [--list] [--plain FILE.onnx]
+                  [--only WORDS] [--again WORDS] [--output FILE] [--list] [--plain FILE.onnx] [--form TEXT]
     python benchmarks/h100.py --tensorrt benchmarks/results/tensorrt86.json --only nothing   # into h100.json
 
 Runs in CPython 3.10 without PyTorch, because TensorRT 8.6.0 has no bindings for newer ones. D is made on a machine
@@ -26,7 +26,9 @@ and output on the GPU, median; `copies_ms` is a call with NumPy arrays in and ou
 
 A case in 'plain' form builds the graph of --plain, an export by PyTorch of ELAN-light x4 at 1x3x192x320 (made by
 benchmarks/plain_export.py, 3 MB), with the FP16 flag and nothing else, as the ports of 2022 did: the profile before.
-Cases of another form (restort.export.form) show what a change of the graph bought.
+Cases of another form (restort.export.form) or with other options of the build show what they buy; --form
+'attention unit, level 2' has the cases without a form of their own run so. What can be built at all is found faster
+by benchmarks/tensorrt86_bisect.py.
 """
 
 from __future__ import annotations
@@ -40,93 +42,15 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tensorrt86_cases import PLAIN, Case, cases, parsed
+
 HERE = Path(__file__).resolve().parent
-PRECISIONS = ("fp16", "tf32", "fp32")
-# Other than what is used: fields of restort.export.form.Form, of BuildOptions.
-FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "norm arithmetic": ({"norm": "arithmetic"}, {}),
-    "norm layer": ({"norm": "layer"}, {}),
-    "gate separate": ({"gate": "separate"}, {}),
-    "attention after": ({"attention": "after"}, {}),
-    "attention folded": ({"attention": "folded"}, {}),
-    "attention before": ({"attention": "before"}, {}),
-    "windows shuffle": ({"windows": "shuffle"}, {}),
-    "constraints wide": ({}, {"constraints": "wide"}),
-    "constraints none": ({}, {"constraints": "none"}),
-    "plain": ({}, {"constraints": "none"}),
-}
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One engine. `profile` is 'fixed', or 'dynamic' for the sizes that `--backend tensorrt` takes; `form` a name of
-    FORMS, or '' for the graph that is used."""
-
-    network: str
-    height: int
-    width: int
-    precision: str = "fp16"
-    profile: str = "fixed"
-    form: str = ""
-    batch: int = 1
-    level: int | None = None
-    limit: float = 330.0
-
-    @property
-    def workload(self) -> str:
-        return f"{self.network}-{self.height}x{self.width}"
-
-    @property
-    def variant(self) -> str:
-        level = "" if self.level is None else f"level {self.level}"
-        profile = "" if self.profile == "fixed" else self.profile
-        return ", ".join(part for part in (profile, self.form, level) if part)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.workload, self.precision, self.batch, self.variant
-
-    def __str__(self) -> str:
-        return f"{self.workload} x{self.batch} {self.precision}{f' ({self.variant})' * bool(self.variant)}"
-
-
-def cases(plain: bool) -> Iterator[Case]:
-    """The most important first."""
-    yield Case("elan-light-x4", 192, 320)
-    yield Case("elan-x4", 192, 320)
-    yield Case("restormer", 368, 552)
-    yield Case("restormer", 720, 1280)
-    yield Case("restormer", 256, 256)
-    yield Case("elan-light-x4", 192, 320, profile="dynamic")
-    if plain:
-        yield Case("elan-light-x4", 192, 320, form="plain")
-    for precision in PRECISIONS[1:]:
-        yield Case("elan-light-x4", 192, 320, precision)
-    for form in ("constraints wide", "constraints none", "windows shuffle"):
-        yield Case("elan-light-x4", 192, 320, form=form)
-    for form in (
-        "constraints wide",
-        "constraints none",
-        "attention folded",
-        "attention after",
-        "attention before",
-        "norm arithmetic",
-        "norm layer",
-        "gate separate",
-    ):
-        yield Case("restormer", 256, 256, form=form)
-    yield Case("restormer", 368, 552, profile="dynamic")
-    yield Case("elan-light-x4", 192, 320, level=5)
-    yield Case("restormer", 256, 256, batch=8)
-    for precision in PRECISIONS[1:]:
-        yield Case("restormer", 256, 256, precision)
 
 
 def measure(case: Case, plain: Path | None) -> Record:
@@ -148,7 +72,7 @@ def measure(case: Case, plain: Path | None) -> Record:
     size = (case.batch, case.height, case.width)
     profile = Profile.fixed(*size) if case.profile == "fixed" else profile_for(weights.spec, size)
     options = {} if case.level is None else {"level": case.level}
-    options |= FORMS[case.form][1] if case.form else {}
+    options |= parsed(case.form)[1]
     runner = TensorrtRunner(weights, case.precision, profile=profile, options=options)
     runner.say = runner.warn = say
     if case.form:
@@ -206,20 +130,18 @@ def other_graph(runner: Any, case: Case, plain: Path | None) -> None:
     import onnx
 
     from restort.backends.tensorrt import supply
-    from restort.export.form import TYPED, Form
     from restort.export.typed import typed_graph
 
     def graph(weights: Any, precision: str, **options: Any) -> Any:
-        if case.form == "plain":
+        if case.form == PLAIN:
             assert plain is not None
             return onnx.load(plain)
-        form = Form(**{**asdict(TYPED), **FORMS[case.form][0]})
-        return typed_graph(weights, precision, form=form, **options)
+        return typed_graph(weights, precision, **{**options, "form": parsed(case.form)[0]})
 
     before = supply.graph_of
     supply.typed_graph = graph  # type: ignore[assignment]
     supply.graph_of = lambda *parts: before(*parts, case.form)  # type: ignore[assignment]
-    if case.form == "plain":
+    if case.form == PLAIN:
         as_the_ports_did()
 
 
@@ -314,6 +236,9 @@ def main() -> int:
     parser.add_argument("--again", help="measure such cases once more")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "tensorrt86.json")
     parser.add_argument("--plain", type=Path, help="a plain export of ELAN-light x4, for the profile before")
+    parser.add_argument(
+        "--form", default="", help="how all cases are to be built that do not say it themselves"
+    )
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -321,7 +246,9 @@ def main() -> int:
         answer = json.dumps(measure(Case(**json.loads(args.case)), args.plain))
         Path(os.environ["ANSWER"]).write_text(answer)
         return 0
-    wanted = [case for case in cases(args.plain is not None) if has_word(case, args.only)]
+    parsed(args.form)
+    every = [replace(case, form=case.form or args.form) for case in cases(args.plain is not None)]
+    wanted = [case for case in every if has_word(case, args.only)]
     if args.list:
         print("\n".join(map(str, wanted)))
         return 0

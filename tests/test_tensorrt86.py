@@ -31,7 +31,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     workloads.weights_of.cache_clear()
     yield importlib.import_module("tensorrt86")
     workloads.weights_of.cache_clear()
-    for name in ("gpu_workloads", "tensorrt86", "random_weights"):
+    for name in ("gpu_workloads", "tensorrt86", "tensorrt86_cases", "random_weights"):
         sys.modules.pop(name, None)
 
 
