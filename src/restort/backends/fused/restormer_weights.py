@@ -31,6 +31,7 @@ order (channel, dy, dx), zeros after. 1x1 convolutions: (rows, columns) T. All b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -40,6 +41,7 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
+from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.models.blocks import block_names
 from restort.models.checkpoint import Weights
 from restort.models.spec import RestormerSpec
@@ -76,6 +78,18 @@ class Block:
     ffn: Expansion
     ffn_w: Tensor
     ffn_b: Tensor
+
+    @functools.cached_property
+    def _images(self) -> dict[str, Tensor]:
+        return {}
+
+    def ffn_image(self, layout: dict[str, int]) -> Tensor:
+        """The feed-forward weights as stream_ffn reads them (its `image`), made once for a layout."""
+        key = str(layout)
+        if key not in self._images:
+            ffn = self.ffn
+            self._images[key] = stream_ffn.image(ffn.w, ffn.affine, ffn.dw16, self.ffn_w, **layout)
+        return self._images[key]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 //      float32 as the sum that ends as the output (so the residual is never stored nor rounded); all pixels,
 //      normalised, go to shared memory once, and from there into registers as the A operand of step 2.
 //   2. For every 32 hidden channels: their gates and values of all 18 x (TALL + 2) pixels by products -> 16 bits
-//      in shared memory E; 0 outside of the image, since the convolution pads the expanded tensor with zeros.
+//      in shared memory E, all less their shift, which the bias of the convolution has in it: it pads the expanded
+//      tensor with zeros, so a pixel outside of the image is minus the shift.
 //   3. Depthwise 3x3 and gate, from E to G in shared memory: a warp takes 8 hidden channels down 8 rows, so that taps and
 //      most of E are read once.
 //   4. The projection, onto the sum; G holds what a thread needs as its part of an A operand.
@@ -41,7 +42,7 @@ constexpr int W_BYTES = STEPS * 2 * W_COLUMN;
 #else
 constexpr int W_BYTES = 2 * CHUNK * ROW;
 #endif
-constexpr int IN_BYTES = W_BYTES + 2 * CHUNK * 4;   // rows of W', then the shift of each as float32
+constexpr int IN_BYTES = W_BYTES + 2 * CHUNK * 2;   // rows of W', then minus the shift of each, as E holds a pixel
 constexpr int TAP_BYTES = CHUNK * 4;                // a tap of 32 gates and 32 values
 constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a hidden row of the projection
 #if PROJECT
@@ -72,6 +73,8 @@ static_assert(ROWS * WIDE * OUT_ROW * WARPS <= E_AREA, "the output is staged whe
 // neighbouring pixels, which share two of three columns of taps.
 DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
 
+DEVICE void clear(float (&d)[4]) { d[0] = d[1] = d[2] = d[3] = 0; }
+
 struct Place { int lane, g, j, warp, n, top, left, h, w; };
 
 DEVICE bool inside(const Place& at, int pixel) {
@@ -89,97 +92,57 @@ DEVICE int ring_pixel(int k) {
     return (1 + (k >> 1)) * ACROSS + (k & 1) * (ACROSS - 1);
 }
 
-// A thread copies units `part`, `part + SHARE`, ... of rows `line`, `line + LINES`, ...: all offsets but one are constants.
-constexpr int UNITS = STEPS * 2;                    // of 16 bytes in a row of shared memory; C / 8 of them in the weights'
-constexpr int SHARE = UNITS % 4 == 0 ? 4 : 2;
-constexpr int LINES = THREADS / SHARE;
+constexpr int UNITS = STEPS * 2;                    // of 16 bytes in a row of shared memory; C / 8 of them in an array's
+constexpr int LINES = THREADS / UNITS;              // rows that all threads copy at once
+static_assert(LINES > 0, "a thread copies less than a row");
 
-DEVICE u32 w_place(int row, int unit) {
-#if WGMMA
-    return unit * W_COLUMN + row * 16;
-#else
-    return row * ROW + unit * 16;
-#endif
+// What lies as it is to lie in shared memory, as the binding's `image` makes it: consecutive threads, consecutive bytes.
+template <int SIZE> DEVICE void fetch(u32 to, const u16* from) {
+    const int mine = thread_index() * 16;
+#pragma unroll
+    for (int at = 0; at < SIZE; at += THREADS * 16)
+        if (at + THREADS * 16 <= SIZE || at + mine < SIZE) copy16(to + at + mine, (const char*)from + at + mine, true);
 }
 
 // Weights of chunk i for the expansion: rows of W' and their shifts.
-DEVICE void fetch_in(int i, const u16* w, const float* affine) {
-    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
-    u32 base = IN_AT + (i & 1) * IN_BYTES;
-    u32 to = base + w_place(line, part);
-    const u16* from = w + (i * CHUNK + line) * C + part * 8;
-#pragma unroll
-    for (int row = 0; row < 2 * CHUNK; row += LINES) {
-        bool value = LINES >= 2 * CHUNK ? line >= CHUNK : row >= CHUNK;
-        if (LINES <= 2 * CHUNK || line < 2 * CHUNK)
-#pragma unroll
-            for (int unit = 0; unit < UNITS; unit += SHARE) {
-                bool valid = UNITS == C / 8 || unit + part < C / 8;
-                const u16* source = from + (row + (value ? F - CHUNK : 0)) * C + unit * 8;
-                copy16(to + w_place(row, unit), valid ? source : w, valid);
-            }
-    }
-    int row = thread_index() * 4;
-    if (row < 2 * CHUNK) {
-        const float* source = affine + 2 * F + i * CHUNK + row + (row >= CHUNK ? F - CHUNK : 0);
-        copy16(base + W_BYTES + row * 4, source, true);
-    }
-}
-
-DEVICE u32 p_place(int row, int unit) {
-#if PROJECT
-    return unit * P_COLUMN + row * 16;
-#else
-    return row * OUT_ROW + unit * 16;
-#endif
+DEVICE void fetch_in(int i, const u16* image) {
+    fetch<IN_BYTES>(IN_AT + (i & 1) * IN_BYTES, image + i * ((IN_BYTES + OUT_BYTES) / 2));
 }
 
 // Weights of chunk i for the projection, and the taps: [tap][pair of channels] (2 gates, 2 values).
-DEVICE void fetch_out(int i, const u16* out_w, const u16* dw) {
-    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
-    u32 base = OUT_AT + (i & 1) * OUT_BYTES;
-    u32 to = base + p_place(line, part);
-    const u16* from = out_w + (i * CHUNK + line) * C + part * 8;
-#pragma unroll
-    for (int row = 0; row < CHUNK; row += LINES)
-        if (LINES <= CHUNK || line < CHUNK)
-#pragma unroll
-            for (int unit = 0; unit < COLUMNS; unit += SHARE)
-                if (COLUMNS % SHARE == 0 || unit + part < COLUMNS)
-                    copy16(to + p_place(row, unit), from + row * C + unit * 8, true);
-    const int lane = thread_index() & 31, warp = thread_index() >> 5;
-    const int half = lane >> 4, pair = lane & 15;
-    to = base + P_BYTES + warp * TAP_BYTES + pair * 8 + half * 4;
-    const u16* taps = dw + warp * 2 * F + half * F + i * CHUNK + pair * 2;
-#pragma unroll
-    for (int tap = 0; tap < 10; tap += WARPS)
-        if (tap + WARPS <= 10 || tap + warp < 10) copy4(to + tap * TAP_BYTES, taps + tap * 2 * F);
+DEVICE void fetch_out(int i, const u16* image) {
+    fetch<OUT_BYTES>(OUT_AT + (i & 1) * OUT_BYTES, image + i * ((IN_BYTES + OUT_BYTES) / 2) + IN_BYTES / 2);
 }
 
 // v of all pixels and the fold into shared memory; zeros outside of the image.
 DEVICE void fetch_tile(const Place& at, const u16* v, const u16* fold) {
-    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
-    u32 to = line * ROW + part * 16;
+    constexpr int SLOTS = (ACROSS * UNITS + THREADS - 1) / THREADS;  // what a thread copies of a row of pixels
+    const u16* corner = v + (((i64)at.n * at.h + at.top - 1) * at.w + at.left - 1) * C;
 #pragma unroll
-    for (int row = 0; row < PIXELS; row += LINES)
-        if (row + LINES <= PIXELS || row + line < PIXELS) {
-            bool there = inside(at, row + line);
-            const u16* from = there ? v + position(at, row + line) * C + part * 8 : v;
+    for (int slot = 0; slot < SLOTS; ++slot) {
+        const int k = thread_index() + slot * THREADS, column = k / UNITS, unit = k % UNITS;
+        const bool mine = k < ACROSS * UNITS;
+        const bool valid = at.left - 1 + column >= 0 && at.left - 1 + column < at.w && unit < C / 8;
+        u32 to = column * ROW + unit * 16;
+        const u16* from = corner + column * C + unit * 8;
 #pragma unroll
-            for (int unit = 0; unit < UNITS; unit += SHARE) {
-                bool valid = there && (UNITS == C / 8 || unit + part < C / 8);
-                copy16(to + row * ROW + unit * 16, valid ? from + unit * 8 : v, valid);
-            }
+        for (int row = 0; row < TALL + 2; ++row) {
+            bool there = valid && at.top - 1 + row >= 0 && at.top - 1 + row < at.h;
+            if (mine) copy16(to, there ? from : v, there);
+            to += ACROSS * ROW;
+            from += at.w * C;
         }
-    const u16* matrix = fold + ((u64)at.n * C + line) * C + part * 8;
+    }
+    const int unit = thread_index() % UNITS, line = thread_index() / UNITS;
+    if (line < LINES) {
+        const bool valid = unit < C / 8;
+        u32 to = FOLD_AT + line * ROW + unit * 16;
+        const u16* matrix = fold + ((u64)at.n * C + line) * C + unit * 8;
 #pragma unroll
-    for (int row = 0; row < C; row += LINES)
-        if (row + LINES <= C || row + line < C)
-#pragma unroll
-            for (int unit = 0; unit < UNITS; unit += SHARE) {
-                bool valid = UNITS == C / 8 || unit + part < C / 8;
-                copy16(FOLD_AT + to + row * ROW + unit * 16, valid ? matrix + row * C + unit * 8 : fold, valid);
-            }
+        for (int row = 0; row < C; row += LINES)
+            if (row + LINES <= C || row + line < C)
+                copy16(to + row * ROW, valid ? matrix + row * C : fold, valid);
+    }
 }
 
 // x of rows g, g + 8 of a group of 16 pixels: p[0] and p[1]; zeros outside of the image.
@@ -193,39 +156,49 @@ DEVICE void load_pixels(const Place& at, u32 (&pairs)[COLUMNS][2], const int (&p
     }
 }
 
-// sum = x + fold_b + v fold^T of 16 pixels, `mine` being the pixel of this lane's row of A.
-DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&pairs)[COLUMNS][2], int mine, const float* fold_b) {
+// sum = x + fold_b + v fold^T of GROUPS times 16 pixels, `mine` being the pixels of this lane's row of A.
+constexpr int GROUPS = RINGS + ROWS;
+DEVICE void residual(const Place& at, float (&sum)[GROUPS][COLUMNS][4], const u32 (&pairs)[GROUPS][COLUMNS][2],
+                     const int (&mine)[GROUPS], const float* fold_b) {
 #pragma unroll
-    for (int n = 0; n < COLUMNS; ++n)
+    for (int k = 0; k < GROUPS; ++k)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            sum[n][2 * i] = low(pairs[n][i]);
-            sum[n][2 * i + 1] = high(pairs[n][i]);
-        }
+        for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                sum[k][n][2 * i] = low(pairs[k][n][i]);
+                sum[k][n][2 * i + 1] = high(pairs[k][n][i]);
+            }
 #if APPLY
 #if FOLD_BIAS
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n)
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            float b = fold_b[8 * n + 2 * at.j + k];
-            sum[n][k] += b;
-            sum[n][2 + k] += b;
+        for (int i = 0; i < 2; ++i) {
+            float b = fold_b[8 * n + 2 * at.j + i];
+#pragma unroll
+            for (int k = 0; k < GROUPS; ++k) {
+                sum[k][n][i] += b;
+                sum[k][n][2 + i] += b;
+            }
         }
 #endif
-    u32 from = mine * ROW + (at.lane >> 4) * 16;
     u32 matrix = FOLD_AT + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
 #pragma unroll
     for (int s = 0; s < STEPS; ++s) {
-        u32 a[4];
-        load_matrices(a, from + s * 32);
+        u32 a[GROUPS][4];
+#pragma unroll
+        for (int k = 0; k < GROUPS; ++k) load_matrices(a[k], mine[k] * ROW + (at.lane >> 4) * 16 + s * 32);
 #pragma unroll
         for (int n = 0; n < COLUMNS; n += 2) {
             u32 b[4];
             // The last group of an odd number reads eight rows too many, of other weights: not used.
             load_matrices(b, matrix + n * 8 * ROW + s * 32);
-            multiply(sum[n], a, b[0], b[1]);
-            if (n + 1 < COLUMNS) multiply(sum[n + 1], a, b[2], b[3]);
+#pragma unroll
+            for (int k = 0; k < GROUPS; ++k) {
+                multiply(sum[k][n], a[k], b[0], b[1]);
+                if (n + 1 < COLUMNS) multiply(sum[k][n + 1], a[k], b[2], b[3]);
+            }
         }
     }
 #endif
@@ -324,7 +297,6 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
 #if WGMMA
     static_assert(WARPS % 4 == 0, "whole groups of four warps");
     u32 in = IN_AT + (i & 1) * IN_BYTES;
-    u32 shifts = in + W_BYTES + at.j * 8;
     u32 to = (16 * at.warp + 2 * at.g) * E_ROW + at.j * 8;
     float sum[FLYING][2 * PAIRS][4];  // products of one group of pixels are under way while those before are stored
 #pragma unroll
@@ -333,10 +305,7 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
         const bool have = WARPS * (m + 1) <= EXPAND_TILES || (at.warp & ~3) + m * WARPS < EXPAND_TILES;
         if (have) {
 #pragma unroll
-            for (int t = 0; t < 2 * PAIRS; ++t) {
-                Vec2 shift = load_shared2(shifts + t * 32);
-                mine[t][0] = mine[t][2] = as_float(shift.x), mine[t][1] = mine[t][3] = as_float(shift.y);
-            }
+            for (int t = 0; t < 2 * PAIRS; ++t) clear(mine[t]);
             group_touch(mine);
             group_begin();
 #pragma unroll
@@ -361,26 +330,22 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
 #else
     u32 in = IN_AT + (i & 1) * IN_BYTES;
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
-    u32 shifts = in + W_BYTES + at.j * 8;
     u32 to = at.j * 8;
+    u32 b[2][4];  // a step ahead of its use
+    load_matrices(b[0], rows);
 #pragma unroll
     for (int t = 0; t < PAIRS; ++t) {
         float gate[TILES][4], value[TILES][4];
-        Vec2 gate_shift = load_shared2(shifts + t * 32), value_shift = load_shared2(shifts + CHUNK * 4 + t * 32);
-        float gs[2] = {as_float(gate_shift.x), as_float(gate_shift.y)};
-        float vs[2] = {as_float(value_shift.x), as_float(value_shift.y)};
-#pragma unroll
-        for (int m = 0; m < TILES; ++m)
-#pragma unroll
-            for (int k = 0; k < 4; ++k) gate[m][k] = gs[k & 1], value[m][k] = vs[k & 1];
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            u32 b[4];
-            load_matrices(b, rows + t * 8 * ROW + s * 32);
+            const u32(&now)[4] = b[(t * STEPS + s) % 2];
+            const int next = s + 1 < STEPS ? t * 8 * ROW + (s + 1) * 32 : (t + 1) * 8 * ROW;
+            if (t * STEPS + s + 1 < PAIRS * STEPS) load_matrices(b[(t * STEPS + s + 1) % 2], rows + next);
 #pragma unroll
             for (int m = 0; m < TILES; ++m) {
-                multiply(gate[m], a[m][s], b[0], b[1]);
-                multiply(value[m], a[m][s], b[2], b[3]);
+                if (s == 0) clear(gate[m]), clear(value[m]);
+                multiply(gate[m], a[m][s], now[0], now[1]);
+                multiply(value[m], a[m][s], now[2], now[3]);
             }
         }
 #pragma unroll
@@ -393,11 +358,14 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
                 }
     }
 #endif
-    if (outside)  // of the image: then zeros, over what this thread has just written
+    if (outside) {  // of the image: then what is missing to zero, over what this thread has just written
+        u32 missing = IN_AT + (i & 1) * IN_BYTES + W_BYTES + at.j * 8;
         for (int k = 0; k < 2 * TILES; ++k)
             if (outside >> k & 1)
                 for (int t = 0; t < PAIRS; ++t)
-                    store_shared2(at.j * 8 + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
+                    store_shared2(at.j * 8 + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32,
+                                  load_shared2(missing + t * 32));
+    }
 }
 
 #if PROJECT
@@ -486,8 +454,8 @@ DEVICE void gated(int i, const Place& at) {
 }
 
 KERNEL(THREADS, BLOCKS)
-stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, const u16* w, const float* affine,
-           const u16* dw, const u16* out_w, const float* out_b, u16* out, int h, int w_pixels) {
+stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, const u16* image, const float* out_b,
+           u16* out, int h, int w_pixels) {
     Place at;
     at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
     at.g = at.lane >> 2, at.j = at.lane & 3;
@@ -497,53 +465,45 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 #if APPLY
     fetch_tile(at, v, fold);
 #endif
-    fetch_in(0, w, affine);
+    fetch_in(0, image);
     commit_copies();
 
-    // The halo's pixels first, 16 at a time; what is beyond them stands for the first of its 16 (another warp may be
-    // writing the others). Then this warp's own. All of x is asked for before anything is waited for.
-    const int mine = spread(at.lane & 15);  // the row of A whose address this lane gives
-    u32 ring_x[RINGS][COLUMNS][2], own_x[ROWS][COLUMNS][2];
-    int ring_p[RINGS][2], own_p[ROWS][2];
+    // Groups of 16 pixels: RINGS of the halo's, then this warp's own rows. Where the halo has no pixel left, the first of
+    // the group or this warp's own stand for one (another warp may be writing others). x is asked for before any waiting.
+    const int spread_lane = spread(at.lane & 15);  // the row of A whose address this lane gives
+    u32 pairs[GROUPS][COLUMNS][2];
+    int p[GROUPS][2], mine[GROUPS];
+    bool store[GROUPS][2];
 #pragma unroll
-    for (int k = 0; k < RINGS; ++k) {
-        int first = 16 * (at.warp + k * WARPS);
+    for (int k = 0; k < GROUPS; ++k) {
+        const int own = (ROWS * at.warp + (k < RINGS ? 0 : k - RINGS) + 1) * ACROSS + 1;
+        const int first = 16 * (at.warp + k * WARPS);
+        if (k < RINGS) {
+            const bool have = RING >= 16 * WARPS * RINGS || first < RING;
+            mine[k] = have ? ring_pixel(first + (at.lane & 15) < RING ? first + (at.lane & 15) : first) : own;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            int place = first + at.g + 8 * i;
-            ring_p[k][i] = ring_pixel(place < RING ? place : first);
+            for (int i = 0; i < 2; ++i) {
+                const int place = first + at.g + 8 * i;
+                p[k][i] = have ? ring_pixel(place < RING ? place : first) : own;
+                store[k][i] = place < RING;
+            }
+        } else {
+            mine[k] = own + spread_lane;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) p[k][i] = own + 2 * at.g + i, store[k][i] = true;
         }
-        if (first < RING) load_pixels(at, ring_x[k], ring_p[k], x);
-    }
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        int first = (ROWS * at.warp + r + 1) * ACROSS + 1;
-        own_p[r][0] = first + 2 * at.g, own_p[r][1] = first + 2 * at.g + 1;
-        load_pixels(at, own_x[r], own_p[r], x);
+        load_pixels(at, pairs[k], p[k], x);
     }
     wait_copies<0>();
     publish_to_groups();
     block_barrier();
 
+    float all[GROUPS][COLUMNS][4];
+    residual(at, all, pairs, mine, fold_b);
+    warp_barrier();
 #pragma unroll
-    for (int k = 0; k < RINGS; ++k) {
-        int first = 16 * (at.warp + k * WARPS), place = first + (at.lane & 15);
-        if (first < RING) {
-            float ring[COLUMNS][4];
-            residual(at, ring, ring_x[k], ring_pixel(place < RING ? place : first), fold_b);
-            warp_barrier();
-            const bool store[2] = {first + at.g < RING, first + at.g + 8 < RING};
-            normalise(at, ring, ring_p[k], store);
-        }
-    }
-    float sum[ROWS][COLUMNS][4];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        residual(at, sum[r], own_x[r], (ROWS * at.warp + r + 1) * ACROSS + 1 + mine, fold_b);
-        warp_barrier();
-        const bool store[2] = {true, true};
-        normalise(at, sum[r], own_p[r], store);
-    }
+    for (int k = 0; k < GROUPS; ++k) normalise(at, all[k], p[k], store[k]);
+    float(&sum)[ROWS][COLUMNS][4] = *(float(*)[ROWS][COLUMNS][4])(all + RINGS);
     block_barrier();
 
     u32 a[TILES][STEPS][4];
@@ -551,7 +511,7 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
         int first = 16 * (at.warp + m * WARPS);
-        int row = first + mine < PIXELS ? first + mine : 0;
+        int row = first + spread_lane < PIXELS ? first + spread_lane : 0;
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) load_matrices(a[m][s], row * ROW + s * 32 + (at.lane >> 4) * 16);
 #pragma unroll
@@ -562,8 +522,8 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
     }
     block_barrier();
 
-    if (CHUNKS > 1) fetch_in(1, w, affine);
-    fetch_out(0, out_w, dw);
+    if (CHUNKS > 1) fetch_in(1, image);
+    fetch_out(0, image);
     commit_copies();
     expand(0, at, a, outside, [&] {
 #if PROJECT
@@ -575,8 +535,8 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         wait_copies<0>();
         publish_to_groups();
         block_barrier();
-        if (i + 2 < CHUNKS) fetch_in(i + 2, w, affine);
-        if (i + 1 < CHUNKS) fetch_out(i + 1, out_w, dw);
+        if (i + 2 < CHUNKS) fetch_in(i + 2, image);
+        if (i + 1 < CHUNKS) fetch_out(i + 1, image);
         commit_copies();
         gated(i, at);
         publish_to_groups();

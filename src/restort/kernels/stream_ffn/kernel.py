@@ -30,6 +30,12 @@ def tiles(channels: int, capability: int) -> dict[str, int]:
     return {"WARPS": 4, "TALL": 8, "BLOCKS": 2, **hopper}
 
 
+def layout(channels: int, capability: int) -> dict[str, int]:
+    """What `image` has to know of `tiles`."""
+    cut = tiles(channels, capability)
+    return {"wgmma": cut["WGMMA"], "project": cut["PROJECT"]}
+
+
 def shared_bytes(channels: int, tall: int, wgmma: int = 0, project: int = 0) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
     pixels = (WIDE + 2) * (tall + 2)
@@ -38,9 +44,49 @@ def shared_bytes(channels: int, tall: int, wgmma: int = 0, project: int = 0) -> 
     out_row = columns * 16 + 16 + columns % 2 * 16
     start = max(-(-pixels // 16) * 16 * (CHUNK * 4 + 16), pixels * row)
     rows = -(-channels // 16) * 2 * (32 * CHUNK + 32) if wgmma else 2 * CHUNK * row
-    into = rows + 2 * CHUNK * 4
+    into = rows + 2 * CHUNK * 2
     out = (columns * (16 * CHUNK + 32) if project else CHUNK * out_row) + 10 * CHUNK * 4
     return max(start + 2 * into + 2 * out + tall * CHUNK * 32, start + into + channels * row)
+
+
+def image(
+    w: Tensor, affine: Tensor, dw16: Tensor, out_w: Tensor, *, wgmma: int = 0, project: int = 0
+) -> Tensor:
+    """The weights as they are to lie in shared memory, (F / 32, bytes / 2) of w's type: a row for 32 hidden channels.
+
+    Rows of W' for their gates and values, padded against bank conflicts; minus the shift of each as [2 channels] (2
+    gates, 2 values); rows of the projection; taps and bias as [tap][2 channels] (2 gates, 2 values). The bias has the
+    shifts in it, by the sum of the taps: what the convolution reads lacks them. With `wgmma` (`project`) the rows of
+    W' (of the projection) are cut into columns of 8 channels.
+    """
+    import torch
+
+    hidden, channels = out_w.shape
+    chunks, steps = hidden // CHUNK, -(-channels // 16)
+    wide = steps * 16
+    rows = torch.nn.functional.pad(w, (0, wide - channels)).reshape(2, chunks, CHUNK, wide)
+    rows = rows.transpose(0, 1).reshape(chunks, 2 * CHUNK, wide)
+    if wgmma:
+        columns = rows.reshape(chunks, 2 * CHUNK, steps * 2, 8).transpose(1, 2).reshape(chunks, steps * 2, -1)
+        expansion = torch.nn.functional.pad(columns, (0, 16))
+    else:
+        expansion = torch.nn.functional.pad(rows, (0, 8))
+    shift, taps = affine[1].double(), dw16.double()
+    bias = taps[9] + shift * taps[:9].sum(0)
+    missing = -shift.reshape(2, chunks, CHUNK // 2, 2).permute(1, 2, 0, 3)
+    back = out_w.reshape(chunks, CHUNK, channels)
+    if project:
+        columns = (
+            back.reshape(chunks, CHUNK, channels // 8, 8).transpose(1, 2).reshape(chunks, channels // 8, -1)
+        )
+        projection = torch.nn.functional.pad(columns, (0, 16))
+    else:
+        projection = torch.nn.functional.pad(back, (0, 8 + channels // 8 % 2 * 8))
+    taps = torch.cat([taps[:9], bias[None]]).reshape(10, 2, chunks, CHUNK // 2, 2).permute(2, 0, 3, 1, 4)
+    parts = (expansion, missing.to(w.dtype), projection, taps.to(w.dtype))
+    return torch.cat([part.reshape(chunks, -1).contiguous().view(torch.int16) for part in parts], 1).view(
+        w.dtype
+    )
 
 
 def launch(
@@ -59,12 +105,14 @@ def launch(
     capability: int = 90,
     packed: bool = True,
     label: str = "",
+    weights: Tensor | None = None,
     **variant: int,
 ) -> Launch:
     """A call of the kernel; reference.stream_ffn says what of. `out` must not overlap x or v.
 
-    x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; biases that are None
-    are zeros, at no cost. `packed`: the depthwise sums are kept in 16 bits, two to an instruction, and GELU comes from
+    `weights` is `image` of w, affine, dw16 and out_w for the same variant, made here if it is not given.
+    x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; biases that are None are
+    zeros, at no cost. `packed`: the depthwise sums are kept in 16 bits, two to an instruction, and GELU comes from
     tanh.approx; otherwise both are float32. `variant` overrides `tiles`.
     """
     n, h, width, channels = x.shape
@@ -84,6 +132,8 @@ def launch(
         **cut,
     }
     constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["WGMMA"], cut["PROJECT"])
+    if weights is None:
+        weights = image(w, affine, dw16, out_w, wgmma=cut["WGMMA"], project=cut["PROJECT"])
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
     return Launch(
@@ -93,10 +143,7 @@ def launch(
             "v": x if v is None else v,
             "fold": w if fold is None else fold,
             "fold_b": affine if fold_b is None else fold_b,
-            "w": w,
-            "affine": affine,
-            "dw": dw16,
-            "out_w": out_w,
+            "image": weights,
             "out_b": affine if out_b is None else out_b,
             "out": out,
         },
