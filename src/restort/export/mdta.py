@@ -16,7 +16,7 @@ ZERO_NORM = (
     1e-20  # added to the norms of q and k, in float32, so that an all-zero channel gives 0 and not 0 / 0
 )
 LENGTH = 16.0  # of q and k where they are multiplied in float16: 256 is far from its limit, 16 / 960 from the other
-APART = -1e9  # the score of channels in different heads, before the softmax
+APART = 200.0  # how far below all others the scores of channels in different heads are, before the softmax
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ def rows(g: GraphBuilder, y: str, shape: str, a: Attention, parts: int = 1) -> s
     nq = g.op("Transpose", nq, perm=[0, 2, 1])
     temperature = np.repeat(a.temperature, c // heads).reshape(1, c, 1)
     together = np.kron(np.eye(heads), np.ones((c // heads, c // heads)))
-    mask = None if heads == 1 else np.where(together[None], 0.0, APART)
+    # Scores are cosines times temperature. No larger than it must be, the mask fits into float16, too.
+    apart = 2 * np.abs(a.temperature).max() + APART
+    mask = None if heads == 1 else np.where(together[None], 0.0, -apart)
     scores = _softmax(g, product, nq, nk, temperature, mask)
     matrix = g.narrow(g.op("MatMul", g.weight(a.projection[None, :, :, 0, 0], wide=True), scores))
     y = g.op("MatMul", v, g.op("Transpose", matrix, perm=[0, 2, 1]))

@@ -28,7 +28,7 @@ from restort.backends.tensorrt.progress import Phases, Progress, monitor
 from restort.errors import RestortError, UsageError
 from restort.export import typed
 
-WEAKLY_TYPED: dict[str, Any] = {"constraints": "all", "level": None}
+WEAKLY_TYPED: dict[str, Any] = {"constraints": "all", "level": None, "static": True}
 """What a library without types is told where nothing else is asked for; `restort.export.form.WEAKLY_TYPED` is its
 graph."""
 
@@ -53,6 +53,8 @@ class BuildOptions:
     constraints             for libraries without types: hold 'all' layers to the graph's, only the float32 ones
                             ('wide'), or 'none'; or 'pinned', for a float32 graph: convolutions float16, norms and
                             scores float32, the others as the builder likes. None for the best that is known.
+    static                  writes a fixed size into the graph, whose arithmetic of sizes then is done when it is read
+                            (of the layers of a Restormer that is two fifths); None for what is best known.
     threads                 of the processor that build, where that can be set; None for as many as there are.
     progress                told of phases and the share that is done; may raise, which ends the build.
     """
@@ -64,6 +66,7 @@ class BuildOptions:
     workspace: int | None = None
     timing_cache: bytes | None = None
     constraints: Literal["all", "wide", "none", "pinned"] | None = None
+    static: bool | None = None
     threads: int | None = None
     progress: Progress | None = None
 
@@ -91,6 +94,9 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     about = {entry.key: entry.value for entry in model.metadata_props}
     networks.check_profile(shape, options.profile, int(about.get("restort.size_multiple", 1)))
     kinds = typed.check_precision(model, graph_precision(flavour, options.precision, options.constraints))
+    static = _is_static(flavour, options)
+    if static:
+        model = networks.with_fixed_input(model, (options.profile.opt[0], shape[1], *options.profile.opt[1:]))
     data: bytes = model.SerializeToString(deterministic=True)
 
     start = time.perf_counter()
@@ -102,6 +108,7 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
         network, parser = networks.parse(flavour, builder, data)
         config = builder.create_builder_config()
         flags = _configure(flavour, config, options)
+        flags["static"] = static
         flags["threads"] = _set_threads(builder, options.threads)
         networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
         if not flavour.capabilities.strongly_typed and options.precision in ("fp16", "mixed"):
@@ -236,6 +243,11 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str
         if kept is None or not config.set_timing_cache(kept, False):  # of another GPU or version
             config.set_timing_cache(config.create_timing_cache(b""), False)
     return flags
+
+
+def _is_static(flavour: Flavour, options: BuildOptions) -> bool:
+    usual = not flavour.capabilities.strongly_typed and bool(WEAKLY_TYPED["static"])
+    return options.profile.is_fixed and (usual if options.static is None else bool(options.static))
 
 
 def _set_threads(builder: Any, threads: int | None) -> int | None:

@@ -66,6 +66,17 @@ def input_shape(model: onnx.ModelProto) -> tuple[int, int, int, int]:
     return n, c, h, w
 
 
+def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
+    """A copy of `model` that takes one size."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    weights = {tensor.name for tensor in copy.graph.initializer}
+    (port,) = (port for port in copy.graph.input if port.name not in weights)
+    for dim, size in zip(port.type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    return copy
+
+
 def check_profile(shape: tuple[int, int, int, int], profile: Profile, multiple: int) -> None:
     """UsageError where `profile` is none for a graph of this input shape and multiple of height and width."""
     n, _, h, w = shape
@@ -123,7 +134,7 @@ def constrain(flavour: Flavour, network: Any, types: Mapping[str, int], *, every
 
     A weakly typed builder takes the types of the graph as a starting point and may compute any layer in any
     precision that its flags allow. Layers are named after the nodes; those that the parser adds between them
-    (ONNXTRT_...) work on shapes and are left alone.
+    (ONNXTRT_...) work on shapes and are left alone, but for those that reshape numbers to fit what they meet.
     """
     module = flavour.module
     by_name = {text: kind for kind, text in type_names(module).items()}
@@ -137,6 +148,8 @@ def constrain(flavour: Flavour, network: Any, types: Mapping[str, int], *, every
             continue
         known = (types.get(name) for name in (outputs[0].name, layer.name, re.sub(r"_\d+$", "", layer.name)))
         kind = by_name.get(NAMES.get(next((found for found in known if found), 0), ""))
+        if layer.name.startswith("ONNXTRT_Broadcast"):  # of a number, which float16 may not hold
+            kind = outputs[0].dtype
         if kind not in (half, full) or (kind == half and not everything):
             continue
         if layer.type != module.LayerType.CAST:

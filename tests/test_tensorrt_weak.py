@@ -1,0 +1,93 @@
+"""What TensorRT 8.6 is told of a network, on the parser of TensorRT-RTX, whose layers have the same names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from test_export import FORMS, weights_of
+
+from restort.backends.tensorrt import network
+from restort.backends.tensorrt.flavour import Flavour, find
+from restort.export.form import WEAKLY_TYPED
+from restort.export.typed import tensor_types, typed_graph
+
+SIZE = (1, 3, 64, 64)
+
+
+class Noted:
+    """A layer that keeps what it is told instead of doing it."""
+
+    def __init__(self, layer: Any) -> None:
+        vars(self).update(layer=layer, told={})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.told[name] = value.name
+
+    def set_output_type(self, index: int, kind: Any) -> None:
+        self.told[index] = kind.name
+
+
+class Network:
+    def __init__(self, real: Any) -> None:
+        self.layers = [Noted(real.get_layer(i)) for i in range(real.num_layers)]
+        self.num_layers = real.num_layers
+        self.get_layer = self.layers.__getitem__
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+    return find("rtx")
+
+
+def parsed(rtx: Flavour, precision: str, static: bool) -> tuple[Network, Any, tuple[Any, ...]]:
+    graph = typed_graph(
+        weights_of(FORMS["restormer-bias"]), precision, newer_operators=False, form=WEAKLY_TYPED
+    )
+    if static:
+        channels = graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        graph = network.with_fixed_input(graph, (SIZE[0], channels, *SIZE[2:]))
+    builder = rtx.module.Builder(rtx.log.logger)
+    kept = network.parse(rtx, builder, graph.SerializeToString())
+    return Network(kept[0]), graph, (builder, *kept)
+
+
+def test_a_graph_of_one_size_has_no_arithmetic_of_sizes(rtx: Flavour) -> None:
+    free, graph, kept = parsed(rtx, "fp16", False)
+    fixed, other, others = parsed(rtx, "fp16", True)
+    assert fixed.num_layers < 0.7 * free.num_layers
+    assert graph.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "H"
+    assert tensor_types(graph) == tensor_types(other)
+    assert kept and others
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_every_layer_is_held_to_its_type_numbers_too(rtx: Flavour, static: bool) -> None:
+    net, graph, kept = parsed(rtx, "fp16", static)
+    network.constrain(rtx, net, tensor_types(graph), everything=True)
+    kinds = rtx.module.LayerType
+    free = [
+        layer.name
+        for layer in net.layers
+        if not layer.told
+        and layer.get_output(0).dtype.name in ("FLOAT", "HALF")
+        and layer.type not in (kinds.CONSTANT, kinds.SHAPE)
+    ]
+    assert not free and kept
+
+
+def test_pinned_layers(rtx: Flavour) -> None:
+    net, graph, kept = parsed(rtx, "fp32", True)
+    network.pin(rtx, net, graph)
+    told = Counter((layer.type.name, layer.told.get("precision")) for layer in net.layers)
+    blocks = told["SOFTMAX", "FLOAT"]
+    assert blocks and told["REDUCE", "FLOAT"] >= blocks and told["MATRIX_MULTIPLY", "FLOAT"] == blocks
+    assert not told["CONVOLUTION", None] and told["CONVOLUTION", "HALF"] > 5 * blocks
+    assert not told["SOFTMAX", None] and not told["REDUCE", None]
+    ends = [layer for layer in net.layers if layer.type.name in ("SOFTMAX", "NORMALIZATION")]
+    assert all(0 not in layer.told for layer in ends) and kept
