@@ -11,7 +11,7 @@ from restort.export.form import WEAKLY_TYPED, Form
 
 PRECISIONS = ("fp16", "tf32", "fp32")
 PLAIN = "plain"  # the graph of --plain, with the FP16 flag and nothing else
-OPTIONS = ("constraints", "level", "threads")
+OPTIONS = ("constraints", "level", "threads", "static")
 
 
 @dataclass(frozen=True)
