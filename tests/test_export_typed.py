@@ -12,6 +12,7 @@ from test_export import FORMS, assert_close, by_torch, picture, session, weights
 
 from restort.errors import RestortError
 from restort.export.emit import emit
+from restort.export.fixed import with_fixed_input
 from restort.export.form import Form, sections
 from restort.export.graph import bfloat16_bits
 from restort.export.typed import (
@@ -63,6 +64,30 @@ def test_what_must_be_float32_in_a_float32_graph(attention: Any) -> None:
     assert not kinds & {"Conv", "Split", "Reshape", "Erf"}
     products = [name for name in statistics(model) if made.get(name) == "MatMul"]
     assert len(products) == list(made.values()).count("Softmax")
+
+
+@pytest.mark.parametrize(
+    ("form", "way"),
+    [
+        ("elan-x2", Form()),
+        ("elan-full", Form(windows="shuffle")),
+        ("restormer-bias", Form("cast", "rows", "split")),
+        ("restormer", Form("layer", "parts")),
+    ],
+)
+def test_a_graph_of_one_size(form: str, way: Form) -> None:
+    weights = weights_of(FORMS[form])
+    x = picture(weights.spec, 2, 48, 32)
+    free = typed_graph(weights, form=way, newer_operators=False)
+    fixed = with_fixed_input(free, x.shape)  # type: ignore[arg-type]
+    onnx.checker.check_model(fixed, full_check=True)
+    kinds = {node.op_type for node in fixed.graph.node}
+    assert not kinds & {"Shape", "Range", "Mod", "ScatterElements", "Unsqueeze"}
+    assert len(fixed.graph.node) < len(free.graph.node)
+    assert free.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "H"
+    assert_close(run(fixed, x), run(free, x), 1e-6)
+    large = with_fixed_input(free, (1, x.shape[1], 2**10, 2**11))
+    assert ("Range" in {node.op_type for node in large.graph.node}) == (way == Form())
 
 
 @pytest.mark.parametrize("form", ["elan-x2", "elan-x4", "elan-full", "elan-unit-range"])

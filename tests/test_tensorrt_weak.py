@@ -10,6 +10,7 @@ from test_export import FORMS, weights_of
 
 from restort.backends.tensorrt import network
 from restort.backends.tensorrt.flavour import Flavour, find
+from restort.export.fixed import with_fixed_input
 from restort.export.form import WEAKLY_TYPED
 from restort.export.typed import tensor_types, typed_graph
 
@@ -51,7 +52,7 @@ def parsed(rtx: Flavour, precision: str, static: bool) -> tuple[Network, Any, tu
     )
     if static:
         channels = graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-        graph = network.with_fixed_input(graph, (SIZE[0], channels, *SIZE[2:]))
+        graph = with_fixed_input(graph, (SIZE[0], channels, *SIZE[2:]))
     builder = rtx.module.Builder(rtx.log.logger)
     kept = network.parse(rtx, builder, graph.SerializeToString())
     return Network(kept[0]), graph, (builder, *kept)
@@ -62,7 +63,7 @@ def test_a_graph_of_one_size_has_no_arithmetic_of_sizes(rtx: Flavour) -> None:
     fixed, other, others = parsed(rtx, "fp16", True)
     assert fixed.num_layers < 0.7 * free.num_layers
     assert graph.graph.input[0].type.tensor_type.shape.dim[2].dim_param == "H"
-    assert tensor_types(graph) == tensor_types(other)
+    assert tensor_types(other).items() <= tensor_types(graph).items()
     assert kept and others
 
 

@@ -130,7 +130,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     Raises RestortError where it cannot be told, because the types of a graph contradict one another, say.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(_light(model), check_type=True, strict_mode=True)
+        inferred = onnx.shape_inference.infer_shapes(light(model), check_type=True, strict_mode=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise RestortError(f"the types of the graph cannot be told ({reason})") from None
@@ -139,7 +139,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
     return {port.name: port.type.tensor_type.elem_type for port in ports}
 
 
-def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+def light(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its large weights as inputs: types do not depend on numbers, and copying them takes time."""
     light = onnx.ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)

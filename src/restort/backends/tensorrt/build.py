@@ -27,6 +27,7 @@ from restort.backends.tensorrt.log import Heard, plain
 from restort.backends.tensorrt.progress import Phases, Progress, monitor
 from restort.errors import RestortError, UsageError
 from restort.export import typed
+from restort.export.fixed import with_fixed_input
 
 WEAKLY_TYPED: dict[str, Any] = {"constraints": "all", "level": None, "static": True}
 """What a library without types is told where nothing else is asked for; `restort.export.form.WEAKLY_TYPED` is its
@@ -96,7 +97,7 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     kinds = typed.check_precision(model, graph_precision(flavour, options.precision, options.constraints))
     static = _is_static(flavour, options)
     if static:
-        model = networks.with_fixed_input(model, (options.profile.opt[0], shape[1], *options.profile.opt[1:]))
+        model = with_fixed_input(model, (options.profile.opt[0], shape[1], *options.profile.opt[1:]))
     data: bytes = model.SerializeToString(deterministic=True)
 
     start = time.perf_counter()

@@ -66,17 +66,6 @@ def input_shape(model: onnx.ModelProto) -> tuple[int, int, int, int]:
     return n, c, h, w
 
 
-def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
-    """A copy of `model` that takes one size."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    weights = {tensor.name for tensor in copy.graph.initializer}
-    (port,) = (port for port in copy.graph.input if port.name not in weights)
-    for dim, size in zip(port.type.tensor_type.shape.dim, shape, strict=True):
-        dim.dim_value = size
-    return copy
-
-
 def check_profile(shape: tuple[int, int, int, int], profile: Profile, multiple: int) -> None:
     """UsageError where `profile` is none for a graph of this input shape and multiple of height and width."""
     n, _, h, w = shape

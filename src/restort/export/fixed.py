@@ -1,0 +1,68 @@
+"""A graph for one size: what its nodes compute from sizes is computed once, here, and written into it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from restort.export.typed import light
+
+MOST_PIXELS = 2**20  # whose indices an ELAN's graph may hold: some twenty numbers a pixel
+
+
+def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
+    """A copy of `model` that takes one size, without arithmetic of sizes and, up to MOST_PIXELS, of indices."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    (port,) = (port for port in graph.input if port.name not in weights)
+    for dim, size in zip(port.type.tensor_type.shape.dim, shape, strict=True):
+        dim.dim_value = size
+    if shape[0] * shape[2] * shape[3] > MOST_PIXELS and any(node.op_type == "Range" for node in graph.node):
+        return copy
+    known = _sizes(copy)
+    numbers = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
+    foldable = []
+    for node in graph.node:
+        if node.output[0] not in known and node.input and all(n in numbers | set(known) for n in node.input):
+            foldable.append(node)
+            numbers.update(node.output)
+    folded = {name for node in foldable for name in node.output}
+    gone = folded | set(known)
+    rest = [node for node in graph.node if node.output[0] not in gone]
+    wanted = sorted({name for node in rest for name in node.input if name in gone})
+    values = known | _computed(copy, foldable, [name for name in wanted if name in folded], known)
+    graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in wanted)
+    del graph.node[:]
+    graph.node.extend(rest)
+    return copy
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """What the Shape nodes give, where it is known."""
+    inferred = onnx.shape_inference.infer_shapes(light(model), data_prop=True).graph
+    dims = {port.name: port.type.tensor_type.shape.dim for port in (*inferred.input, *inferred.value_info)}
+    found = {}
+    for node in model.graph.node:
+        sizes = [dim.dim_value for dim in dims.get(node.input[0], ())] if node.op_type == "Shape" else []
+        if sizes and all(sizes) and not node.attribute:
+            found[node.output[0]] = np.array(sizes, np.int64)
+    return found
+
+
+def _computed(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], wanted: list[str], known: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    if not wanted:
+        return {}
+    outputs = [onnx.helper.make_tensor_value_info(name, TensorProto.INT64, None) for name in wanted]
+    numbers = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT64]
+    numbers += [numpy_helper.from_array(values, name) for name, values in known.items()]
+    part = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "sizes", [], outputs, numbers), opset_imports=model.opset_import
+    )
+    part.ir_version = model.ir_version
+    return dict(zip(wanted, ReferenceEvaluator(part).run(None, {}), strict=True))
