@@ -235,6 +235,7 @@ DEVICE float shuffle_xor(float value, int lanes) {
     emulator::meet(5, [](emulator::Warp&) {});
     return other;
 }
+DEVICE int hidden(int value) { return value; }
 DEVICE float as_float(u32 bits) {
     float value;
     memcpy(&value, &bits, 4);
@@ -246,6 +247,12 @@ DEVICE Vec4 load_shared4(u32 offset) { return emulator::get<Vec4>(offset); }
 DEVICE float load_shared_float(u32 offset) { return emulator::get<float>(offset); }
 DEVICE void store_shared(u32 offset, u32 value) { emulator::put(offset, value); }
 DEVICE void store_shared2(u32 offset, Vec2 value) { emulator::put(offset, value); }
+DEVICE void store_shared2_if(u32 offset, Vec2 value, bool valid) {
+    if (valid) store_shared2(offset, value);
+}
+DEVICE void store_global2_if(void* to, Vec2 value, bool valid) {
+    if (valid) *(Vec2*)to = value;
+}
 DEVICE void store_shared4(u32 offset, Vec4 value) { emulator::put(offset, value); }
 DEVICE void store_shared_float(u32 offset, float value) { emulator::put(offset, value); }
 DEVICE void load_matrices(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, false); }
@@ -306,6 +313,14 @@ DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                 for (int k = 0; k < 16; ++k) warp.d[t][i] += a[t / 4 + i / 2 * 8][k] * b[k][2 * (t % 4) + i % 2];
     });
     memcpy(d, mine.d[lane], 16);
+}
+DEVICE void multiply_half(float (&d)[4], u32 a0, u32 a1, u32 b) {
+    const u32 a[4] = {a0, a1, 0, 0};
+    multiply(d, a, b, 0);
+}
+DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    memcpy(d, c, 16);
+    multiply(d, a, b0, b1);
 }
 DEVICE void publish_to_groups() {}
 struct Operand { u32 offset, rows, columns; };

@@ -30,6 +30,12 @@ DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
 
+// The same; but what follows from it is computed again in each turn of a loop, not kept in registers through it.
+DEVICE int hidden(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 window(u32 offset) { return (u32)__cvta_generic_to_shared(shared_bytes) + offset; }
 // By 32-bit addresses, said outright: NVRTC, unlike nvcc, takes 64 bits for the address of a shared array, which costs
@@ -56,6 +62,14 @@ DEVICE void store_shared(u32 offset, u32 value) {
 }
 DEVICE void store_shared2(u32 offset, Vec2 value) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" :: "r"(window(offset)), "r"(value.x), "r"(value.y) : "memory");
+}
+DEVICE void store_shared2_if(u32 offset, Vec2 value, bool valid) {  // without a branch
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.shared.v2.u32 [%0], {%1, %2};}"
+                 :: "r"(window(offset)), "r"(value.x), "r"(value.y), "r"((u32)valid) : "memory");
+}
+DEVICE void store_global2_if(void* to, Vec2 value, bool valid) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.global.v2.u32 [%0], {%1, %2};}"
+                 :: "l"(to), "r"(value.x), "r"(value.y), "r"((u32)valid) : "memory");
 }
 DEVICE void store_shared4(u32 offset, Vec4 value) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
@@ -140,6 +154,19 @@ DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The same of 8 columns of A: rows g and g + 8 of these, columns 2j, 2j+1; b is rows 2j, 2j+1 of column g.
+DEVICE void multiply_half(float (&d)[4], u32 a0, u32 a1, u32 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." MMA_TYPE "." MMA_TYPE ".f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b));
+}
+// d = c + a b.
+DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE ".f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 #if WGMMA
 // Hopper's products of four warps, 64 rows (16 each, A as above) by up to 64 columns, B from shared memory: d += a b, done

@@ -7,7 +7,8 @@
 //   3. Depthwise 3x3 from E, 2 pixels and 4 channels a thread, down some rows; v goes out, q and k to shared memory QK.
 //   4. When all of q and k are there: q^T k over the tile's pixels, by products, onto sums that stay in registers from
 //      tile to tile, 48 x 48 channels a warp; the squares beside it.
-// Steps 2 of one chunk and 3 of the chunk before are independent: even warps may do 2 first and odd warps 3.
+// Steps 2 of one chunk and 3 of the chunk before are independent: with FUSED they are one stream of instructions, so that
+// a warp convolves while the matrix unit works for it; without, of 8 warps four do 2 first and four 3.
 // At the end each block writes one partial sum; none is added in an order that could change.
 //
 // Races: chunks are counted on from tile to tile; number q uses E[q mod 2], R[q mod 2] (rows of weights) and T[q mod 2]
@@ -35,9 +36,16 @@ constexpr int W_BYTES = STEPS * 2 * W_COLUMN;
 #else
 constexpr int W_BYTES = CHUNK * ROW;
 #endif
-constexpr int R_BYTES = W_BYTES + CHUNK * 4;         // rows of W', then their shifts
+constexpr int R_BYTES = W_BYTES + CHUNK * 8;         // rows of W', then their shifts, each twice
 constexpr int T_BYTES = 10 * CHUNK * 2;
+#if FUSED
+// A warp convolves a group of 16 channels, STRETCH rows of it, beside the expansion of SPAN others.
+constexpr int SPAN = PAIRS % 4 == 0 && WARPS % 4 == 0 && 4 * TALL / WARPS <= 4 ? 4 : PAIRS % 2 == 0 ? 2 : 1;
+constexpr int STRETCH = TALL * SPAN / WARPS;
+static_assert(!WGMMA && STRETCH * WARPS == TALL * SPAN, "every warp has as much of step 3");
+#else
 constexpr int STRETCH = PAIRS * TALL % (4 * WARPS) == 0 ? 4 : 2;  // rows a warp goes down in step 3
+#endif
 constexpr int UNITS_OF_WORK = PAIRS * TALL / STRETCH;
 constexpr int CHUNKS = 3 * C / CHUNK;
 constexpr int FIRST_V = 2 * C / CHUNK;
@@ -58,7 +66,6 @@ constexpr int PART = 48;                             // q channels of a warp's p
 constexpr int SPLIT = CH / PART, SPLIT_K = CH / PART_K;
 constexpr int PARTS = HEADS * SPLIT * SPLIT_K;
 constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
-constexpr int UNROLL = C > 48 && !WGMMA ? 1 : PAIRS; // of step 2; more registers are not to be had with all the sums
 constexpr int GM = PART / 16, GN = PART_K / 8, GP = (GN + 1) / 2;
 // Sums of squares stand in further fours beside the GM * GN of the Gram matrix: of 16 channels of q, or of k, each. Each has to
 // be counted by one of the warps whose parts have these channels; what one does not count needs no place of its own.
@@ -80,12 +87,8 @@ DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
 struct Place { int lane, g, j, warp, n, top, left, h, w; };
 
 DEVICE bool inside(const Place& at, int pixel) {
-    int y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
-    return y >= 0 && y < at.h && x >= 0 && x < at.w;
-}
-DEVICE u64 position(const Place& at, int pixel) {
-    int y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
-    return ((u64)at.n * at.h + y) * at.w + x;
+    const u32 y = at.top - 1 + pixel / ACROSS, x = at.left - 1 + pixel % ACROSS;
+    return y < (u32)at.h && x < (u32)at.w;
 }
 
 // A thread copies units `part`, `part + SHARE`, ... of rows `line`, `line + LINES`, ...: all offsets but one are constants.
@@ -94,87 +97,74 @@ constexpr int SHARE = UNITS % 4 == 0 ? 4 : 2;
 constexpr int LINES = THREADS / SHARE;
 
 DEVICE void fetch_pixels(const Place& at, const u16* x) {
-    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
-    u32 to = X_AT + line * ROW + part * 16;
+    const int thread = hidden(thread_index()), part = thread % SHARE, line = thread / SHARE;
+    const u32 to = X_AT + line * ROW + part * 16;
+    const u16* corner = x + (((long long)at.n * at.h + at.top - 1) * at.w + at.left - 1) * C + part * 8;
 #pragma unroll
     for (int row = 0; row < PIXELS; row += LINES)
         if (row + LINES <= PIXELS || row + line < PIXELS) {
-            bool there = inside(at, row + line);
-            const u16* from = there ? x + position(at, row + line) * C + part * 8 : x;
+            const bool there = inside(at, row + line);
+            const u16* from = corner + ((row + line) / ACROSS * at.w + (row + line) % ACROSS) * C;
 #pragma unroll
-            for (int unit = 0; unit < UNITS; unit += SHARE) {
-                bool valid = there && (UNITS == C / 8 || unit + part < C / 8);
-                copy16(to + row * ROW + unit * 16, valid ? from + unit * 8 : x, valid);
-            }
+            for (int unit = 0; unit < UNITS; unit += SHARE)
+                copy16(to + row * ROW + unit * 16, from + unit * 8, there && (UNITS == C / 8 || unit + part < C / 8));
         }
 }
-DEVICE u32 w_place(int row, int unit) {
-#if WGMMA
-    return unit * W_COLUMN + row * 16;
-#else
-    return row * ROW + unit * 16;
-#endif
+// SIZE bytes as they lie in global memory: neighbours copy neighbours.
+template <int SIZE> DEVICE void fetch(u32 to, const unsigned char* from) {
+    const int mine = hidden(thread_index()) * 16;
+#pragma unroll
+    for (int k = 0; k < SIZE; k += THREADS * 16)
+        if (k + THREADS * 16 <= SIZE || k + mine < SIZE) copy16(to + mine + k, from + mine + k, true);
+}
+// `weights` (restort.kernels.stream_gram.kernel.pack): R of every chunk, then T of every chunk.
+DEVICE void fetch_rows(int number, int chunk, const unsigned char* weights) {
+    fetch<R_BYTES>(R_AT + (number & 1) * R_BYTES, weights + chunk * R_BYTES);
+}
+DEVICE void fetch_taps(int number, int chunk, const unsigned char* weights) {
+    fetch<T_BYTES>(T_AT + (number & 1) * T_BYTES, weights + CHUNKS * R_BYTES + chunk * T_BYTES);
 }
 
-DEVICE void fetch_rows(int number, const u16* w, const float* affine) {
-    const int part = thread_index() % SHARE, line = thread_index() / SHARE;
-    u32 base = R_AT + (number & 1) * R_BYTES;
-    int first = number % CHUNKS * CHUNK;
-    // Column c of the first product of 16 channels is channel 4 (c / 2) + c % 2, of the second two more: so a
-    // thread's four are neighbours.
-    int channel = first + line / 16 * 16 + line % 8 / 2 * 4 + line / 8 % 2 * 2 + line % 2;
-    u32 to = base + w_place(line, part);
-    const u16* from = w + channel * C + part * 8;
-    static_assert(LINES % 16 == 0, "rows are arranged by sixteens");
+// Step 1 for 16 pixels; bits 0 and 1 of `outside`: rows g, g + 8 lie outside of the image. Sums come from products as well: of
+// the pixels with ones, and with themselves: then the first (second) 8 rows' squares stand on the diagonal of their products with
+// the first (second) 8 pixels, and what the other rows make is of no use.
+DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], int first, u32 outside) {
+    const int mine = first + spread(hidden(at.lane) & 15);
+    const u32 from = X_AT + (mine < PIXELS ? mine : 0) * ROW + (at.lane >> 4) * 16;
+    const u32 ones = pack(1, 1);
+    float sum[4] = {}, upper[4] = {}, lower[4] = {};
 #pragma unroll
-    for (int row = 0; row < CHUNK; row += LINES)
-        if (row + LINES <= CHUNK || row + line < CHUNK)
+    for (int s = 0; s < STEPS; ++s) {
+        load_matrices(a[s], from + s * 32);
+        multiply(sum, a[s], ones, ones);
 #pragma unroll
-            for (int unit = 0; unit < UNITS; unit += SHARE) {
-                bool valid = UNITS == C / 8 || unit + part < C / 8;
-                copy16(to + w_place(row, unit), valid ? from + row * C + unit * 8 : w, valid);
-            }
-    int k = thread_index() * 4;
-    if (k < CHUNK) copy16(base + W_BYTES + k * 4, affine + 3 * C + first + k, true);
-}
-DEVICE void fetch_taps(int number, const u16* dw) {
-    u32 base = T_AT + (number & 1) * T_BYTES;
-    int first = number % CHUNKS * CHUNK;
-    for (int k = thread_index(); k < 10 * CHUNK / 8; k += THREADS) {
-        int tap = k / (CHUNK / 8), unit = k % (CHUNK / 8);
-        copy16(base + k * 16, dw + tap * 3 * C + first + unit * 8, true);
+        for (int half = 0; half < 4; half += 2) {
+            multiply_half(upper, a[s][half], a[s][half + 1], a[s][half]);
+            multiply_half(lower, a[s][half], a[s][half + 1], a[s][half + 1]);
+        }
     }
-}
-
-// Step 1 for 16 pixels, of which p[0], p[1] are this thread's: A operands straight from the pixels.
-DEVICE void normalise(const Place& at, u32 (&a)[STEPS][4], const int (&p)[2], const bool (&valid)[2]) {
+    const bool diagonal = at.g / 2 == at.j;  // this lane holds it
+    float square[2] = {at.g & 1 ? upper[1] : upper[0], at.g & 1 ? lower[3] : lower[2]}, scale[2], shift[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        float value[COLUMNS][2], mean = 0, square = 0;
-#pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) {
-            u32 pair = load_shared(X_AT + p[i] * ROW + n * 16 + at.j * 4);
-            value[n][0] = low(pair), value[n][1] = high(pair);
-            mean += value[n][0] + value[n][1];
-            square += value[n][0] * value[n][0] + value[n][1] * value[n][1];
-        }
-        mean += shuffle_xor(mean, 1);
-        mean += shuffle_xor(mean, 2);
-        mean *= 1.0f / C;
-        square += shuffle_xor(square, 1);
-        square += shuffle_xor(square, 2);
-        float scale = valid[i] ? rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f) : 0;
-#if CENTRED
-        const float shift = -mean * scale;
-#else
-        const float shift = 0;
-#endif
-#pragma unroll
-        for (int n = 0; n < 2 * STEPS; ++n) {
-            const float(&pair)[2] = value[n < COLUMNS ? n : 0];
-            a[n / 2][i + n % 2 * 2] = n < COLUMNS ? pack(pair[0] * scale + shift, pair[1] * scale + shift) : 0;
-        }
+        square[i] = diagonal ? square[i] : 0;
+        square[i] += shuffle_xor(square[i], 1);
+        square[i] += shuffle_xor(square[i], 2);
+        const float mean = sum[2 * i] * (1.0f / C);
+        scale[i] = outside >> i & 1 ? 0 : rsqrt_fast(fmaxf(square[i] * (1.0f / C) - mean * mean, 0) + 1e-5f);
+        shift[i] = CENTRED ? -mean * scale[i] : 0;
     }
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+            a[s][k] = pack(low(a[s][k]) * scale[k % 2] + shift[k % 2], high(a[s][k]) * scale[k % 2] + shift[k % 2]);
+}
+
+// What the sums of 8 channels begin with.
+DEVICE void load_shift(float (&sum)[4], u32 from) {
+    Vec4 shift = load_shared4(from);
+    sum[0] = as_float(shift.x), sum[1] = as_float(shift.y), sum[2] = as_float(shift.z), sum[3] = as_float(shift.w);
 }
 
 // Step 2.
@@ -192,9 +182,135 @@ DEVICE void store_group(u32 to, int groups, const float (&sum)[2 * PAIRS][4]) {
 }
 #endif
 
-DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
+// Pixels outside of the image: zeros, over what this thread has just written.
+DEVICE void clear_outside(int number, const Place& at, u32 outside) {
     u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
+    for (int k = 0; k < 2 * TILES; ++k)
+        if (outside >> k & 1)
+            for (int t = 0; t < PAIRS; ++t)
+                store_shared2(to + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
+}
+
+// Step 3 of a warp's unit: 16 channels down STRETCH rows, a thread four of them and pixels 2g, 2g + 1.
+struct Unit {
+    u32 from, to;     // in E, in QK
+    u16* out;         // in v
+    u32 line;         // numbers in a row of v
+    u32 covered;      // bits 2 y, 2 y + 1: the pixels of row y lie within the image
+    Vec2 tap[9], bias;
+    Vec2 next[4];     // a row of E ahead of its use
+#if PACKED
+    Vec2 sum[3][2];   // of rows y, y - 1, y - 2, at their number mod 3
+#else
+    float sum[3][2][4];
+#endif
+};
+constexpr u32 COVERED = (1u << 2 * STRETCH) - 1;
+
+DEVICE u32 coverage(const Place& at, int first) {
+    u32 bits = 0;
+#pragma unroll
+    for (int k = 0; k < 2 * STRETCH; ++k)
+        bits |= (at.top + first + k / 2 < at.h && at.left + 2 * at.g + k % 2 < at.w ? 1u : 0u) << k;
+    return bits;
+}
+
+// Of chunk i, which has this number: 16 channels from group * 16, rows from `first`.
+template <bool V> DEVICE void begin(Unit& unit, int number, int i, int group, int first, const Place& at, u16* v) {
+    unit.from = E_AT + (number & 1) * E_BYTES + (first * ACROSS + 2 * at.g) * E_ROW + group * 32 + at.j * 8;
+    u32 taps = T_AT + (number & 1) * T_BYTES + group * 32 + at.j * 8;
+    const int channel = i * CHUNK + group * 16 + at.j * 4;
+    if (V) {
+        const int y = at.top + first, x = at.left + 2 * at.g;
+        unit.out = v + (((u64)at.n * at.h + y) * at.w + x) * C + channel - 2 * C;
+        unit.line = at.w * C;
+    } else
+        unit.to = (first * WIDE + 2 * at.g) * QK_ROW + channel * 2;
+    unit.bias = load_shared2(taps + 9 * CHUNK * 2);
+#pragma unroll
+    for (int x = 0; x < 4; ++x) unit.next[x] = load_shared2(unit.from + x * E_ROW);
+#pragma unroll
+    for (int k = 0; k < 9; ++k) unit.tap[k] = load_shared2(taps + k * CHUNK * 2);
+}
+
+// What row y of E adds, and the row of results that it completes. `y` is known once loops are unrolled.
+template <bool V> DEVICE void convolve_row(Unit& unit, int y) {
+    Vec2 e[4];
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+        e[x] = unit.next[x];
+        if (y + 1 < STRETCH + 2) unit.next[x] = load_shared2(unit.from + ((y + 1) * ACROSS + x) * E_ROW);
+    }
+#pragma unroll
+    for (int dx = 0; dx < 3; ++dx)
+#pragma unroll
+        for (int dy = 0; dy < 3; ++dy) {
+            const int row = y - dy;
+            if (row < 0 || row >= STRETCH) continue;
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+#if PACKED
+                Vec2& here = unit.sum[row % 3][c];
+                const Vec2 before = dy == 0 && dx == 0 ? unit.bias : here;
+                here.x = fma2(e[c + dx].x, unit.tap[dy * 3 + dx].x, before.x);
+                here.y = fma2(e[c + dx].y, unit.tap[dy * 3 + dx].y, before.y);
+#else
+                float(&here)[4] = unit.sum[row % 3][c];
+                const Vec2 &value = e[c + dx], &tap = unit.tap[dy * 3 + dx], &bias = unit.bias;
+                if (dy == 0 && dx == 0) here[0] = low(bias.x), here[1] = high(bias.x), here[2] = low(bias.y), here[3] = high(bias.y);
+                here[0] += low(value.x) * low(tap.x);
+                here[1] += high(value.x) * high(tap.x);
+                here[2] += low(value.y) * low(tap.y);
+                here[3] += high(value.y) * high(tap.y);
+#endif
+            }
+        }
+    if (y < 2) return;
+    const int row = y - 2;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#if PACKED
+        const Vec2 four = unit.sum[row % 3][c];
+#else
+        const float(&here)[4] = unit.sum[row % 3][c];
+        const Vec2 four = {pack(here[0], here[1]), pack(here[2], here[3])};
+#endif
+        if (V)
+            store_global2_if(unit.out + row * unit.line + c * C, four, unit.covered & 1u << (2 * row + c));
+        else
+            store_shared2(unit.to + (row * WIDE + c) * QK_ROW, four);
+    }
+}
+// q and k outside of the image must not count, whatever the taps' bias and neighbours made them.
+DEVICE void clear_uncovered(const Unit& unit) {
+    for (int k = 0; k < 2 * STRETCH; ++k)
+        if (!(unit.covered >> k & 1)) store_shared2(unit.to + (k / 2 * WIDE + k % 2) * QK_ROW, Vec2{0, 0});
+}
+
+template <bool V> DEVICE void convolve(int number, int i, const Place& at, u16* v) {
+#pragma unroll 1
+    for (int k = at.warp; k < UNITS_OF_WORK; k += WARPS) {
+        const int group = k % PAIRS, first = k / PAIRS * STRETCH;
+        Unit unit;
+        unit.covered = coverage(at, first);
+        begin<V>(unit, number, i, group, first, at, v);
+#pragma unroll
+        for (int y = 0; y < STRETCH + 2; ++y) convolve_row<V>(unit, y);
+        if (!V && unit.covered != COVERED) clear_uncovered(unit);
+    }
+}
+
+// Step 2 of chunk `number`. FUSED: and step 3 of the chunk before, i of its tile (KIND 1: of q or k, 2: of v), between the
+// products, which leave most of a warp's time to others. KIND 0: step 2 alone.
+#if FUSED
+constexpr int BODY = SPAN;
+#else
+constexpr int BODY = C > 48 ? 1 : PAIRS;  // more registers are not to be had with all the sums
+#endif
+template <int KIND>
+DEVICE void expand(int number, int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside, u16* v) {
 #if WGMMA
+    u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8;
     static_assert(WARPS % 4 == 0, "whole groups of four warps");
     u32 base = R_AT + (number & 1) * R_BYTES;
     u32 shifts = base + W_BYTES + at.j * 16;
@@ -204,9 +320,8 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
         float sum[2 * PAIRS][4];
 #pragma unroll
         for (int t = 0; t < PAIRS; ++t) {
-            Vec4 shift = load_shared4(shifts + t * 64);
-            sum[2 * t][0] = sum[2 * t][2] = as_float(shift.x), sum[2 * t][1] = sum[2 * t][3] = as_float(shift.y);
-            sum[2 * t + 1][0] = sum[2 * t + 1][2] = as_float(shift.z), sum[2 * t + 1][1] = sum[2 * t + 1][3] = as_float(shift.w);
+            load_shift(sum[2 * t], shifts + t * 128);
+            load_shift(sum[2 * t + 1], shifts + t * 128 + 64);
         }
         group_touch(sum);
         group_begin();
@@ -222,122 +337,54 @@ DEVICE void expand(int number, const Place& at, const u32 (&a)[TILES][STEPS][4],
     u32 base = R_AT + (number & 1) * R_BYTES;
     u32 rows = base + ((at.lane & 7) + (at.lane >> 4) * 8) * ROW + (at.lane >> 3 & 1) * 16;
     u32 shifts = base + W_BYTES + at.j * 16;
-#pragma unroll UNROLL
-    for (int t = 0; t < PAIRS; ++t) {
-        float first[TILES][4], second[TILES][4];
-        Vec4 shift = load_shared4(shifts + t * 64);
-        float s0 = as_float(shift.x), s1 = as_float(shift.y), s2 = as_float(shift.z), s3 = as_float(shift.w);
-#pragma unroll
-        for (int m = 0; m < TILES; ++m) {
-            first[m][0] = first[m][2] = s0, first[m][1] = first[m][3] = s1;
-            second[m][0] = second[m][2] = s2, second[m][1] = second[m][3] = s3;
-        }
-#pragma unroll
-        for (int s = 0; s < STEPS; ++s) {
-            u32 b[4];
-            load_matrices(b, rows + t * 16 * ROW + s * 32);
-#pragma unroll
-            for (int m = 0; m < TILES; ++m) {
-                multiply(first[m], a[m][s], b[0], b[1]);
-                multiply(second[m], a[m][s], b[2], b[3]);
-            }
-        }
-#pragma unroll
-        for (int m = 0; m < TILES; ++m)
-            if (16 * WARPS * (m + 1) <= PIXELS || 16 * (at.warp + m * WARPS) + 2 * at.g < PIXELS)
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    Vec2 four = {pack(first[m][2 * i], first[m][2 * i + 1]), pack(second[m][2 * i], second[m][2 * i + 1])};
-                    store_shared2(to + (16 * (at.warp + m * WARPS) + 2 * at.g + i) * E_ROW + t * 32, four);
-                }
-    }
-#endif
-    if (outside)  // of the image: then zeros, over what this thread has just written
-        for (int k = 0; k < 2 * TILES; ++k)
-            if (outside >> k & 1)
-                for (int t = 0; t < PAIRS; ++t)
-                    store_shared2(to + (16 * (at.warp + k / 2 * WARPS) + 2 * at.g + k % 2) * E_ROW + t * 32, Vec2{0, 0});
-}
-
-// Step 3 of chunk i: a warp takes 16 channels down STRETCH rows at a time, a thread four of them and pixels 2g, 2g + 1.
-template <bool V> DEVICE void convolve(int number, int i, const Place& at, u16* v) {
-    const bool whole = at.top + TALL <= at.h && at.left + WIDE <= at.w;  // all of the tile lies within the image
+    u32 to = E_AT + (number & 1) * E_BYTES + at.j * 8 + (16 * at.warp + 2 * at.g) * E_ROW;
+    const bool last = 16 * (at.warp + (TILES - 1) * WARPS) + 2 * at.g < PIXELS;
+    const int first_row = FUSED ? at.warp / BODY * STRETCH : 0;
+    Unit unit;
+    if (KIND) unit.covered = coverage(at, first_row);
 #pragma unroll 1
-    for (int unit = at.warp; unit < UNITS_OF_WORK; unit += WARPS) {
-        const int group = unit % PAIRS, first = unit / PAIRS * STRETCH;
-        u32 from = E_AT + (number & 1) * E_BYTES + (first * ACROSS + 2 * at.g) * E_ROW + group * 32 + at.j * 8;
-        u32 taps = T_AT + (number & 1) * T_BYTES + group * 32 + at.j * 8;
-        const int y0 = at.top + first, x0 = at.left + 2 * at.g, channel = i * CHUNK + group * 16 + at.j * 4;
-        u32 to = (first * WIDE + 2 * at.g) * QK_ROW + channel * 2;
-        u16* out = v + (((u64)at.n * at.h + y0) * at.w + x0) * C + channel - 2 * C;
-        const Vec2 bias = load_shared2(taps + 9 * CHUNK * 2);
-        Vec2 tap[9];
+    for (int u = 0; u < PAIRS; u += BODY) {
+        if (KIND) begin<KIND == 2>(unit, number - 1, i, u + at.warp % BODY, first_row, at, v);
 #pragma unroll
-        for (int k = 0; k < 9; ++k) tap[k] = load_shared2(taps + k * CHUNK * 2);
-#if PACKED
-        Vec2 sum[3][2];  // of rows y, y - 1, y - 2, at their number mod 3
-#else
-        float sum[3][2][4];
-#endif
-        Vec2 next[4];  // a row ahead of its use
+        for (int t = 0; t < BODY; ++t) {
+            float first[TILES][4], second[TILES][4], c[2][4];
+            load_shift(c[0], shifts + (u + t) * 128);
+            load_shift(c[1], shifts + (u + t) * 128 + 64);
 #pragma unroll
-        for (int x = 0; x < 4; ++x) next[x] = load_shared2(from + x * E_ROW);
+            for (int s = 0; s < STEPS; ++s) {
+                u32 b[4];
+                load_matrices(b, rows + (u + t) * 16 * ROW + s * 32);
 #pragma unroll
-        for (int y = 0; y < STRETCH + 2; ++y) {
-            Vec2 e[4];
-#pragma unroll
-            for (int x = 0; x < 4; ++x) {
-                e[x] = next[x];
-                if (y + 1 < STRETCH + 2) next[x] = load_shared2(from + ((y + 1) * ACROSS + x) * E_ROW);
-            }
-#pragma unroll
-            for (int dy = 0; dy < 3; ++dy) {
-                const int row = y - dy;
-                if (row < 0 || row >= STRETCH) continue;
-#pragma unroll
-                for (int c = 0; c < 2; ++c) {
-#if PACKED
-                    Vec2& here = sum[row % 3][c];
-                    if (dy == 0) here = bias;
-#pragma unroll
-                    for (int dx = 0; dx < 3; ++dx) {
-                        here.x = fma2(e[c + dx].x, tap[dy * 3 + dx].x, here.x);
-                        here.y = fma2(e[c + dx].y, tap[dy * 3 + dx].y, here.y);
-                    }
-#else
-                    float(&here)[4] = sum[row % 3][c];
-                    if (dy == 0) here[0] = low(bias.x), here[1] = high(bias.x), here[2] = low(bias.y), here[3] = high(bias.y);
-#pragma unroll
-                    for (int dx = 0; dx < 3; ++dx) {
-                        here[0] += low(e[c + dx].x) * low(tap[dy * 3 + dx].x);
-                        here[1] += high(e[c + dx].x) * high(tap[dy * 3 + dx].x);
-                        here[2] += low(e[c + dx].y) * low(tap[dy * 3 + dx].y);
-                        here[3] += high(e[c + dx].y) * high(tap[dy * 3 + dx].y);
-                    }
-#endif
-                }
-            }
-            if (y >= 2) {
-                const int row = y - 2;
-#pragma unroll
-                for (int c = 0; c < 2; ++c) {
-#if PACKED
-                    Vec2 four = sum[row % 3][c];
-#else
-                    const float(&here)[4] = sum[row % 3][c];
-                    Vec2 four = {pack(here[0], here[1]), pack(here[2], here[3])};
-#endif
-                    bool there = whole || (y0 + row < at.h && x0 + c < at.w);
-                    if (V) {
-                        if (there) *(Vec2*)(out + (row * at.w + c) * C) = four;
+                for (int m = 0; m < TILES; ++m) {
+                    if (s == 0) {
+                        multiply_onto(first[m], c[0], a[m][s], b[0], b[1]);
+                        multiply_onto(second[m], c[1], a[m][s], b[2], b[3]);
                     } else {
-                        if (!there) four = {0, 0};  // the taps' bias and neighbours must not count
-                        store_shared2(to + (row * WIDE + c) * QK_ROW, four);
+                        multiply(first[m], a[m][s], b[0], b[1]);
+                        multiply(second[m], a[m][s], b[2], b[3]);
                     }
                 }
+                if (KIND)
+#pragma unroll
+                    for (int y = 0; y < STRETCH + 2; ++y)
+                        if (y * BODY * STEPS / (STRETCH + 2) == t * STEPS + s) convolve_row<KIND == 2>(unit, y);
             }
+#pragma unroll
+            for (int m = 0; m < TILES; ++m)
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                    Vec2 four = {pack(first[m][2 * r], first[m][2 * r + 1]), pack(second[m][2 * r], second[m][2 * r + 1])};
+                    u32 place = to + (16 * m * WARPS + r) * E_ROW + (u + t) * 32;
+                    if (16 * WARPS * (m + 1) <= PIXELS)
+                        store_shared2(place, four);
+                    else
+                        store_shared2_if(place, four, last);
+                }
         }
+        if (KIND == 1 && unit.covered != COVERED) clear_uncovered(unit);
     }
+#endif
+    if (outside) clear_outside(number, at, outside);
 }
 
 // Adds the sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and (`both`)
@@ -377,7 +424,8 @@ DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], int head, i
 }
 
 KERNEL(THREADS, BLOCKS)
-stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16* v, float* partial, int h, int width) {
+stream_gram(const u16* x, const u16* packed, u16* v, float* partial, int h, int width) {
+    const unsigned char* weights = (const unsigned char*)packed;
     Place at;
     at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
     at.g = at.lane >> 2, at.j = at.lane & 3;
@@ -393,35 +441,34 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
     int tile = block_index(0);
     at.top = tile / across * TALL, at.left = tile % across * WIDE;
     fetch_pixels(at, x);
-    fetch_rows(0, w, affine);
-    fetch_taps(0, dw);
+    fetch_rows(0, 0, weights);
+    fetch_rows(1, 1, weights);
+    fetch_taps(0, 0, weights);
     commit_copies();
     int number = 0;
     for (; tile < tiles; tile += block_count()) {
         at.top = tile / across * TALL, at.left = tile % across * WIDE;
-        fetch_rows(number + 1, w, affine);
-        commit_copies();
-        wait_copies<1>();
+        wait_copies<0>();
         publish_to_groups();
         block_barrier();
         u32 a[TILES][STEPS][4];
         u32 outside = 0;  // bits 2 m, 2 m + 1: rows g, g + 8 of group m are pixels outside of the image
+        if (at.top == 0 || at.left == 0 || at.top + TALL >= at.h || at.left + WIDE >= at.w)
 #pragma unroll
-        for (int m = 0; m < TILES; ++m) {
-            int first = 16 * (at.warp + m * WARPS) + 2 * at.g;
-            const bool valid[2] = {first < PIXELS && inside(at, first), first + 1 < PIXELS && inside(at, first + 1)};
-            int p[2] = {first < PIXELS ? first : 0, first + 1 < PIXELS ? first + 1 : 0};
-            normalise(at, a[m], p, valid);
-            outside |= (first < PIXELS && !valid[0] ? 1u : 0u) << 2 * m;
-            outside |= (first + 1 < PIXELS && !valid[1] ? 1u : 0u) << (2 * m + 1);
-        }
-        expand(number, at, a, outside);
+            for (int k = 0; k < 2 * TILES; ++k) {
+                const int pixel = hidden(16 * at.warp + 2 * at.g) + 16 * (k / 2) * WARPS + k % 2;
+                outside |= (pixel < PIXELS && !inside(at, pixel) ? 1u : 0u) << k;
+            }
+#pragma unroll
+        for (int m = 0; m < TILES; ++m) normalise(at, a[m], 16 * (at.warp + m * WARPS), outside >> 2 * m);
+        expand<0>(number, 0, at, a, outside, v);
         for (int i = 0; i < CHUNKS; ++i, ++number) {
             wait_copies<0>();
             publish_to_groups();
             block_barrier();
-            if (i + 2 < CHUNKS || i + 1 == CHUNKS) fetch_rows(number + 2 - (i + 1 == CHUNKS), w, affine);
-            fetch_taps(number + 1, dw);
+            // Of the last chunk but one (the last): the first (second) rows of the next tile.
+            fetch_rows(number + 2, i + 2 < CHUNKS ? i + 2 : i + 2 - CHUNKS, weights);
+            fetch_taps(number + 1, i + 1 < CHUNKS ? i + 1 : 0, weights);
             if (i == CHUNKS - 1 && tile + block_count() < tiles) {
                 Place next = at;
                 int t = tile + block_count();
@@ -429,6 +476,15 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                 fetch_pixels(next, x);
             }
             commit_copies();
+#if FUSED
+            if (i < FIRST_V)
+                expand<1>(number + 1, i, at, a, outside, v);
+            else if (i + 1 < CHUNKS)
+                expand<2>(number + 1, i, at, a, outside, v);
+            else
+                convolve<true>(number, i, at, v);
+            if (i == FIRST_V) multiply_parts(at, sums, head, part_q, part_k, segment);
+#else
             // Of eight warps, four convolve first and four expand first: a scheduler of the multiprocessor has one of each,
             // and the matrix unit and the others work at once. (Hopper's products want four warps together.)
             auto step_3 = [&] {
@@ -444,10 +500,11 @@ stream_gram(const u16* x, const u16* w, const float* affine, const u16* dw, u16*
                 if (turn ^ at.warp >> 2)
                     step_3();
                 else if (i + 1 < CHUNKS)
-                    expand(number + 1, at, a, outside);
+                    expand<0>(number + 1, 0, at, a, outside, v);
 #else
             step_3();
-            if (i + 1 < CHUNKS) expand(number + 1, at, a, outside);
+            if (i + 1 < CHUNKS) expand<0>(number + 1, 0, at, a, outside, v);
+#endif
 #endif
         }
     }
