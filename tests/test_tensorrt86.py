@@ -53,6 +53,19 @@ def test_a_record_says_everything(world: World, script: Any, options: dict[str, 
     assert "myelin 75 %" in script.by_kind(record)
 
 
+def test_threads_make_no_other_engine(world: World, script: Any) -> None:
+    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.supply import Supply
+
+    weights = importlib.import_module("gpu_workloads").weights_of("restormer")
+    profile = Profile.fixed(1, 64, 64)
+    keys = [
+        Supply(weights, "fp16", world.flavour, options={"level": 2, **more}).key(profile)
+        for more in ({}, {"threads": 1}, {"static": False})
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_it_goes_on_where_it_stopped(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,10 @@ from onnx.reference import ReferenceEvaluator
 from restort.export.typed import light
 
 MOST_PIXELS = 2**20  # whose indices an ELAN's graph may hold: some twenty numbers a pixel
+INTEGER = frozenset(
+    "Add Sub Mul Div Mod Range Gather Concat Slice ScatterElements Reshape Squeeze Transpose Unsqueeze".split()
+)
+"""Operators that make int64 of int64; graphs of others may hold more, which stay."""
 
 
 def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
@@ -23,11 +27,13 @@ def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -
         dim.dim_value = size
     if shape[0] * shape[2] * shape[3] > MOST_PIXELS and any(node.op_type == "Range" for node in graph.node):
         return copy
+    if any(part.HasField("g") for node in graph.node for part in node.attribute):
+        return copy  # what is inside of an If or a Loop may use any value
     known = _sizes(copy)
     numbers = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
     foldable = []
     for node in graph.node:
-        if node.output[0] not in known and node.input and all(n in numbers | set(known) for n in node.input):
+        if node.op_type in INTEGER and all(name in numbers or name in known for name in node.input):
             foldable.append(node)
             numbers.update(node.output)
     folded = {name for node in foldable for name in node.output}
