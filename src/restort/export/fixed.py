@@ -11,7 +11,22 @@ from restort.export.typed import light
 
 MOST_PIXELS = 2**20  # whose indices an ELAN's graph may hold: some twenty numbers a pixel
 INTEGER = frozenset(
-    "Add Sub Mul Div Mod Range Gather Concat Slice ScatterElements Reshape Squeeze Transpose Unsqueeze".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Range",
+        "Gather",
+        "Concat",
+        "Slice",
+        "ScatterElements",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 """Operators that make int64 of int64; graphs of others may hold more, which stay."""
 
