@@ -236,6 +236,23 @@ DEVICE float shuffle_xor(float value, int lanes) {
     return other;
 }
 DEVICE int hidden(int value) { return value; }
+DEVICE u32 shuffle_by(u32 value, int step) {
+    emulator::Warp& warp = emulator::warps[emulator::current / 32];
+    int lane = emulator::current % 32;
+    warp.offset[lane] = value;
+    emulator::meet(7, [](emulator::Warp&) {});
+    u32 other = warp.offset[lane + step < 0 || lane + step > 31 ? lane : lane + step];
+    emulator::meet(8, [](emulator::Warp&) {});
+    return other;
+}
+DEVICE u32 shuffle_before(u32 value) { return shuffle_by(value, -1); }
+DEVICE u32 shuffle_after(u32 value) { return shuffle_by(value, 1); }
+DEVICE u32 pick(u32 a, u32 b, u32 which) {
+    u64 both = (u64)b << 32 | a;
+    u32 picked = 0;
+    for (int i = 0; i < 4; ++i) picked |= (u32)(both >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
+    return picked;
+}
 DEVICE float as_float(u32 bits) {
     float value;
     memcpy(&value, &bits, 4);
@@ -325,6 +342,7 @@ DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4],
 DEVICE void publish_to_groups() {}
 struct Operand { u32 offset, rows, columns; };
 DEVICE Operand group_operand(u32 offset, u32 rows, u32 columns) { return {offset, rows, columns}; }
+DEVICE Operand group_operand_at(Operand operand, u32 bytes) { return {operand.offset + bytes, operand.rows, operand.columns}; }
 DEVICE void group_begin() {}
 DEVICE void group_commit() {}
 template <int PENDING> DEVICE void group_wait() {}
@@ -336,6 +354,22 @@ template <int N> DEVICE void group_multiply(float (&d)[N][4], const u32 (&a)[4],
             b[i] = load_shared(from.offset + t * from.columns + i * from.rows + emulator::current % 32 * 4);
         multiply(d[t], a, b[0], b[1]);
     }
+}
+template <int N> DEVICE void group_product(float (&d)[N][4], const u32 (&a)[4], Operand from) {
+    memset(d, 0, sizeof(d));
+    group_multiply(d, a, from);
+}
+template <int N> DEVICE void group_multiply_turned(float (&d)[N][4], Operand a, Operand b) {
+    u32 mine[4];
+    const int warp = emulator::current / 32 % 4, lane = emulator::current % 32;
+    for (int i = 0; i < 4; ++i) {
+        mine[i] = 0;
+        for (int k = 0; k < 2; ++k) {
+            u32 at = a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + (2 * (lane % 4) + k) * 16 + lane / 4 * 2;
+            mine[i] |= (load_shared(at & ~3u) >> (at & 2 ? 16 : 0) & 0xffff) << 16 * k;
+        }
+    }
+    group_multiply(d, mine, b);
 }
 template <int N> DEVICE void group_multiply_shared(float (&d)[N][4], Operand a, Operand b) {
     u32 mine[4];

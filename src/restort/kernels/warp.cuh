@@ -29,6 +29,11 @@ DEVICE int image_count() { return gridDim.y; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+// Of the lane before (the first lane's: its own) and of the lane after (the last's: its own).
+DEVICE u32 shuffle_before(u32 value) { return __shfl_up_sync(0xffffffffu, value, 1); }
+DEVICE u32 shuffle_after(u32 value) { return __shfl_down_sync(0xffffffffu, value, 1); }
+// Four of eight bytes, a's being 0 to 3 and b's 4 to 7, by the hexadecimal digits of `which`, the last digit first.
+DEVICE u32 pick(u32 a, u32 b, u32 which) { return __byte_perm(a, b, which); }
 
 // The same; but what follows from it is computed again in each turn of a loop, not kept in registers through it.
 DEVICE int hidden(int value) {
@@ -176,6 +181,13 @@ DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4],
 DEVICE u64 group_operand(u32 offset, u32 rows, u32 columns) {
     return (u64)((window(offset) & 0x3ffff) >> 4) | (u64)(rows >> 4) << 16 | (u64)(columns >> 4) << 32;
 }
+// The same so many bytes further on.
+DEVICE u64 group_operand_at(u64 operand, u32 bytes) {
+    u32 low, high;
+    asm("mov.b64 {%0, %1}, %2;" : "=r"(low), "=r"(high) : "l"(operand));
+    asm("mov.b64 %0, {%1, %2};" : "=l"(operand) : "r"(low + (bytes >> 4)), "r"(high));
+    return operand;
+}
 DEVICE void publish_to_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -191,11 +203,13 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 // pieces of 8 rows of 8 columns each.
 #define QUAD(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
 #define QUADS_3(t) QUAD(t), QUAD(t + 1), QUAD(t + 2)
+#define QUADS_5(t) QUADS_3(t), QUAD(t + 3), QUAD(t + 4)
 #define QUADS_6(t) QUADS_3(t), QUADS_3(t + 3)
 #define QUADS_8(t) QUADS_6(t), QUAD(t + 6), QUAD(t + 7)
 #define QUADS_12(t) QUADS_6(t), QUADS_6(t + 6)
 #define QUADS_24(t) QUADS_12(t), QUADS_12(t + 12)
 #define NUMBERS_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+#define NUMBERS_20 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
 #define NUMBERS_24 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23"
@@ -226,11 +240,13 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define NUMBERS(N) NUMBERS_OF_##N
 #define QUADS(N) QUADS_OF_##N
 #define NUMBERS_OF_24 NUMBERS_12
+#define NUMBERS_OF_40 NUMBERS_20
 #define NUMBERS_OF_48 NUMBERS_24
 #define NUMBERS_OF_64 NUMBERS_32
 #define NUMBERS_OF_96 NUMBERS_48
 #define NUMBERS_OF_192 NUMBERS_96
 #define QUADS_OF_24 QUADS_3(0)
+#define QUADS_OF_40 QUADS_5(0)
 #define QUADS_OF_48 QUADS_6(0)
 #define QUADS_OF_64 QUADS_8(0)
 #define QUADS_OF_96 QUADS_12(0)
@@ -241,6 +257,26 @@ GROUP_MULTIPLY_SHARED(24, "%12", "%13")
 GROUP_MULTIPLY_SHARED(48, "%24", "%25")
 GROUP_MULTIPLY_SHARED(96, "%48", "%49")
 GROUP_MULTIPLY_SHARED(192, "%96", "%97")
+// d = a b with a from registers; and d += a b with both from shared memory, a turned: 8 x 8 pieces of 8 numbers of 8 rows each
+// (16 bytes are a number of 8 rows), the next 8 rows `columns` bytes on, the next 8 numbers `rows` bytes; b as it comes first.
+#define GROUP_PRODUCT(N, A0, A1, A2, A3, B) \
+    DEVICE void group_product(float (&d)[N / 8][4], const u32 (&a)[4], u64 b) { \
+        asm volatile("{.reg .pred p; setp.ne.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
+                     " {" NUMBERS(N) "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", p, 1, 1, 0;}" \
+                     : QUADS(N) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
+    }
+#define GROUP_MULTIPLY_TURNED(N, A, B) \
+    DEVICE void group_multiply_turned(float (&d)[N / 8][4], u64 a, u64 b) { \
+        asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
+                     " {" NUMBERS(N) "}, " A ", " B ", p, 1, 1, 1, 0;}" : QUADS(N) : "l"(a), "l"(b)); \
+    }
+GROUP_MULTIPLY(40, "%20", "%21", "%22", "%23", "%24")
+GROUP_MULTIPLY(96, "%48", "%49", "%50", "%51", "%52")
+GROUP_MULTIPLY(192, "%96", "%97", "%98", "%99", "%100")
+GROUP_PRODUCT(40, "%20", "%21", "%22", "%23", "%24")
+GROUP_MULTIPLY_TURNED(48, "%24", "%25")
+GROUP_MULTIPLY_TURNED(96, "%48", "%49")
+GROUP_MULTIPLY_TURNED(192, "%96", "%97")
 #else
 DEVICE void publish_to_groups() {}
 #endif

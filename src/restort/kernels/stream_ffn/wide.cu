@@ -1,0 +1,494 @@
+// The second half of a Restormer block in one kernel for Hopper; reference.py says what it computes, wide.py packs the weights.
+//
+// All products are those of four warps (a group, wgmma), and the expanded tensor is never in memory of any kind. A block of
+// GROUPS groups of warps makes 16 x TALL pixels from the 18 x (TALL + 2) around them:
+//   1. x' = x + v fold^T + fold_b, 64 pixels a product, v from registers. What a group has made of the tile itself stays
+//      in its registers in float32 as the sum that ends as the output; all pixels, normalised, go to shared memory, in the
+//      order in which step 2 wants them, and are 0 outside of the image.
+//   2. The expansion turned over: rows are channels, columns are pixels. A warp has 16 rows: the gates and the values of 8
+//      hidden channels; its weights stay in registers for a pass over all pixels, 40 a product: two rows of 16, and four
+//      of the halo. Columns are ordered so that lane 4 g + j gets the gate and the value of channel g of pixels
+//      4j .. 4j + 3 of every row; of the halo lane j = 0 has what is left of the two rows and j = 3 what is right.
+//   3. Depthwise 3x3 and gate down the rows, in the same registers: neighbours beyond a lane's four come from the next
+//      lane. The products of the next two rows are under way meanwhile. Results go to G, 8 bytes of a channel at a time.
+//   4. Once for every CHUNK hidden channels, the projection of G onto the sums, begun after a barrier and beside the
+//      second piece of the next chunk, with which it is waited for.
+// Products are always waited for all at once, before the next are begun, and never across the end of the loop: otherwise
+// ptxas gives up and waits for each (its message C7514).
+//
+// A shift s of an expanded channel is no part of the products: inside of the image it adds s * (sum of the taps), which
+// wide.py adds to the depthwise bias. Tiles at the edge, where it is 0 for some, add it themselves.
+//
+// Races: A and the fold are written in step 1 and read by products after a barrier. The fold's place is that of G[0], first
+// written after another barrier, which every warp passes when it has waited for its products with the fold. G[k mod 2]
+// is written in chunk k and read by the projection of k, which is begun after k's barrier and waited for (by every warp)
+// before the barrier of k + 1, and so written again in k + 2. P[k mod 2] is read by the projection of k alone; P[k + 1] is
+// fetched after the barrier of k, before which the projection of k - 1 has been waited for. Taps T[k mod 2] are read in
+// chunk k, and T[k + 2] is fetched after its barrier. What is fetched after the barrier of k is waited for by the thread
+// that asked for it before the barrier of k + 1. The first chunk begins with a projection of zeros, in G[1].
+//
+// `out` must not overlap x or v: other blocks read their halos there.
+
+constexpr int WIDE = 16;
+constexpr int THREADS = 32 * WARPS;
+constexpr int GROUPS = WARPS / 4;
+constexpr int CORE = TALL / 4;                      // times 64 pixels of the tile itself
+constexpr int OWN = CORE / GROUPS;                  // of them a group's
+constexpr int RING = 2 * (WIDE + 2) + 2 * TALL;     // pixels of the halo
+constexpr int RINGS = (RING + 63) / 64;
+constexpr int PIECES = (TALL + 2) / 2;              // of two rows
+constexpr int TILES = 5 * PIECES;                   // of 8 columns of the expansion's products
+constexpr int STEPS = C / 16;
+constexpr int COLUMNS = C / 8;
+constexpr int RUN = C % 32 == 0 ? 8 : 4;            // neighbouring channels of a pixel that a thread has
+constexpr int WORDS = RUN / 2;
+constexpr int RUNS = C / (4 * RUN);
+constexpr int CHUNK = 8 * WARPS;                    // hidden channels
+constexpr int CHUNKS = F / CHUNK;
+constexpr int A_UNIT = 128 * TILES + 32;            // bytes from 8 channels of all pixels to the next 8
+constexpr int FOLD_UNIT = 128 * COLUMNS + 16;
+constexpr int G_UNIT = 256 * TALL;
+constexpr int G_BYTES = WARPS * G_UNIT;
+constexpr int P_UNIT = 128 * COLUMNS;
+constexpr int P_BYTES = WARPS * P_UNIT;
+constexpr int T_UNIT = 6 * 128;
+constexpr int T_BYTES = WARPS * T_UNIT;
+constexpr int FOLD_BYTES = APPLY ? COLUMNS * FOLD_UNIT : 0;
+constexpr int G_AT = COLUMNS * A_UNIT;
+constexpr int FOLD_AT = G_AT + G_BYTES;             // where G[0] comes later
+constexpr int P_AT = FOLD_AT + (G_BYTES > FOLD_BYTES ? G_BYTES : (FOLD_BYTES + 127) / 128 * 128);
+constexpr int T_AT = P_AT + 2 * P_BYTES;
+constexpr int BYTES = T_AT + 2 * T_BYTES;
+static_assert(C % 16 == 0 && F % CHUNK == 0 && TALL % 4 == 0 && CORE % GROUPS == 0 && CHUNKS > 1, "channel counts");
+#ifdef SHARED
+static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
+#endif
+
+struct Place { int lane, g, j, warp, group, n, top, left, h, w; };
+
+// By row and column of the tile with its halo, that is from 0 to TALL + 1 and from 0 to 17.
+DEVICE bool inside(const Place& at, int row, int column) {
+    int y = at.top - 1 + row, x = at.left - 1 + column;
+    return y >= 0 && y < at.h && x >= 0 && x < at.w;
+}
+DEVICE u64 position(const Place& at, int row, int column) {
+    return ((u64)at.n * at.h + (at.top - 1 + row)) * at.w + (at.left - 1 + column);
+}
+// Where 8 channels of a pixel lie among those of all pixels in A.
+DEVICE u32 column_place(int row, int column) {
+    int x = column - 1;
+    int tile = column == 0 || column == WIDE + 1 ? 4 : 2 * (row & 1) + (x >> 1 & 1);
+    int slot = column == 0 ? row & 1 : column == WIDE + 1 ? 6 + (row & 1) : 2 * (x >> 2) + (x & 1);
+    return (5 * (row >> 1) + tile) * 128 + slot * 16;
+}
+
+// A piece of memory as it is, by all threads.
+template <int SIZE> DEVICE void fetch(u32 to, const void* from) {
+    const u32 mine = thread_index() * 16;
+#pragma unroll
+    for (int k = 0; k < SIZE; k += 16 * THREADS)
+        if (k + 16 * THREADS <= SIZE || k + mine < SIZE) copy16(to + k + mine, (const char*)from + k + mine, true);
+}
+DEVICE u32 g_place(int i) { return i & 1 ? G_AT : FOLD_AT; }
+DEVICE void fetch_p(int i, const u16* p) { fetch<P_BYTES>(P_AT + (i & 1) * P_BYTES, p + (u64)i * (P_BYTES / 2)); }
+DEVICE void fetch_t(int i, const int* t) { fetch<T_BYTES>(T_AT + (i & 1) * T_BYTES, t + (u64)i * (T_BYTES / 4)); }
+
+// The fold as B: both its rows and its columns in the order of a thread's runs. A thread takes 16 bytes of rows that are
+// LINES apart, a power of two, as all divisors here are: the places of these differ by constants.
+constexpr int UNITS = C / 8;
+DEVICE constexpr int power(int most) { return most < 2 ? 1 : 2 * power(most / 2); }
+constexpr int LINES = power(THREADS / UNITS);
+DEVICE constexpr u32 fold_row(int row) {
+    return (row / (4 * RUN) * WORDS + row % RUN / 2) * 128 + (row % (4 * RUN) / RUN * 2 + row % 2) * 16;
+}
+DEVICE void fetch_fold(const Place& at, const u16* fold) {
+    const int line = thread_index() / UNITS, unit = thread_index() % UNITS;
+    if (line >= LINES) return;
+    const u16* from = fold + (u64)at.n * C * C + line * C + unit * 8;
+    u32 to = FOLD_AT + fold_row(line);
+    to += RUN == 8 ? unit / 4 * WORDS * FOLD_UNIT + unit % 4 * 4 : unit / 2 * WORDS * FOLD_UNIT + unit % 2 * 8;
+#pragma unroll(C > 96 ? 6 : 12)
+    for (int row = 0; row < C; row += LINES) {
+        if (C % LINES && row + line >= C) continue;
+        Vec4 four = *(const Vec4*)(from + row * C);
+        u32 value[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            store_shared(to + fold_row(row) + i % WORDS * FOLD_UNIT + (RUN == 8 ? 0 : i / 2 * 4), value[i]);
+    }
+}
+
+struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two of a group's 64
+
+// A run of each of these pixels: pairs[2 i .. of run r][pixel].
+DEVICE void load_runs(const Place& at, u32 (&pairs)[COLUMNS][2], const Pixels& mine, const u16* from) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        bool valid = inside(at, mine.row[i], mine.column[i]);
+        const u16* pixel = from + position(at, mine.row[i], mine.column[i]) * C + at.j * RUN;
+#pragma unroll
+        for (int r = 0; r < RUNS; ++r) {
+            if constexpr (RUN == 8) {
+                Vec4 four = {0, 0, 0, 0};
+                if (valid) four = *(const Vec4*)(pixel + r * 4 * RUN);
+                pairs[r * WORDS][i] = four.x, pairs[r * WORDS + 1][i] = four.y;
+                pairs[r * WORDS + WORDS - 2][i] = four.z, pairs[r * WORDS + WORDS - 1][i] = four.w;
+            } else {
+                Vec2 two = {0, 0};
+                if (valid) two = *(const Vec2*)(pixel + r * 4 * RUN);
+                pairs[r * WORDS][i] = two.x, pairs[r * WORDS + 1][i] = two.y;
+            }
+        }
+    }
+}
+
+// sum = x + fold_b + v fold^T of 64 pixels of this group of warps. sum[n][2 i + k]: pixel i, channel k of pair n of the runs.
+DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&x)[COLUMNS][2], const u32 (&v)[COLUMNS][2],
+                     const float* fold_b) {
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            sum[n][2 * i] = low(x[n][i]);
+            sum[n][2 * i + 1] = high(x[n][i]);
+        }
+#if APPLY
+#if FOLD_BIAS
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            float b = fold_b[n / WORDS * 4 * RUN + at.j * RUN + n % WORDS * 2 + k];
+            sum[n][k] += b;
+            sum[n][2 + k] += b;
+        }
+#endif
+    u32 a[STEPS][4];
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) a[s][k] = v[2 * s + k / 2][k % 2];
+    group_touch(sum);
+    group_begin();
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s) group_multiply(sum, a[s], group_operand(FOLD_AT + 2 * s * FOLD_UNIT, FOLD_UNIT, 128));
+    group_commit();
+    group_wait<0>();
+    group_touch(sum);
+#endif
+}
+
+// The normalised pixels to shared memory: the columns of the expansion.
+DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const Pixels& mine) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float mean = 0, square = 0;
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            mean += sum[n][2 * i] + sum[n][2 * i + 1];
+            square += sum[n][2 * i] * sum[n][2 * i] + sum[n][2 * i + 1] * sum[n][2 * i + 1];
+        }
+        mean += shuffle_xor(mean, 1);
+        mean += shuffle_xor(mean, 2);
+        mean *= 1.0f / C;
+        square += shuffle_xor(square, 1);
+        square += shuffle_xor(square, 2);
+        float scale =
+            inside(at, mine.row[i], mine.column[i]) ? rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f) : 0;
+#if CENTRED
+        const float shift = -mean * scale;
+#else
+        const float shift = 0;
+#endif
+        if (!mine.store[i]) continue;
+        u32 to = column_place(mine.row[i], mine.column[i]);
+#pragma unroll
+        for (int r = 0; r < RUNS; ++r) {
+            u32 four[4];
+#pragma unroll
+            for (int k = 0; k < WORDS; ++k)
+                four[k] = pack(sum[r * WORDS + k][2 * i] * scale + shift, sum[r * WORDS + k][2 * i + 1] * scale + shift);
+            if constexpr (RUN == 8)
+                store_shared4(to + (4 * r + at.j) * A_UNIT, Vec4{four[0], four[1], four[2], four[3]});
+            else
+                store_shared2(to + (2 * r + at.j / 2) * A_UNIT + at.j % 2 * 8, Vec2{four[0], four[1]});
+        }
+    }
+}
+
+// Pixels of 64 of the tile itself: a row each warp, columns g and g + 8.
+DEVICE Pixels core_pixels(const Place& at, int which) {
+    int row = 4 * which + at.warp % 4 + 1;
+    return {{row, row}, {at.g + 1, at.g + 9}, {true, true}};
+}
+// And of the halo; what is beyond it stands for its first pixel.
+DEVICE Pixels ring_pixels(const Place& at, int which) {
+    Pixels mine;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        int k = 64 * which + 16 * (at.warp % 4) + at.g + 8 * i;
+        mine.store[i] = k < RING;
+        if (k >= RING) k = 0;
+        int side = k - 2 * (WIDE + 2);
+        mine.row[i] = k < WIDE + 2 ? 0 : side < 0 ? TALL + 1 : 1 + (side >> 1);
+        mine.column[i] = k < WIDE + 2 ? k : side < 0 ? k - (WIDE + 2) : (side & 1) * (WIDE + 1);
+    }
+    return mine;
+}
+
+// This warp's rows of W' of chunk i, as A.
+DEVICE void load_w(u32 (&a)[STEPS][4], const Place& at, int i, const u16* w) {
+    const Vec4* from = (const Vec4*)w + ((u64)i * WARPS + at.warp) * STEPS * 32 + at.lane;
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s) {
+        Vec4 four = from[s * 32];
+        a[s][0] = four.x, a[s][1] = four.y, a[s][2] = four.z, a[s][3] = four.w;
+    }
+}
+
+// Step 2, between group_begin and group_commit: two rows of pixels.
+DEVICE void expand_piece(int piece, float (&e)[5][4], const u32 (&a)[STEPS][4]) {
+    const auto from = group_operand_at(group_operand(0, A_UNIT, 128), piece * 5 * 128);
+    group_product(e, a[0], from);
+#pragma unroll
+    for (int s = 1; s < STEPS; ++s) group_multiply(e, a[s], group_operand_at(from, 2 * s * A_UNIT));
+}
+
+// At the edge of the image: the shift, of what is inside of it.
+DEVICE void shift_piece(int piece, const Place& at, float (&e)[5][4], u32 taps) {
+    const Vec4 last = load_shared4(taps + 5 * 128);
+    const float shift[2] = {as_float(last.z), as_float(last.w)};
+#pragma unroll
+    for (int t = 0; t < 5; ++t)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            int row = 2 * piece + (t < 4 ? t / 2 : k);
+            int column = t < 4 ? 4 * at.j + t % 2 * 2 + k + 1 : at.j == 0 ? 0 : WIDE + 1;
+            bool there = inside(at, row, column);
+            e[t][k] += there ? shift[0] : 0;
+            e[t][2 + k] += there ? shift[1] : 0;
+        }
+}
+
+// Two rows of E, packed: the gates and values of this lane's four pixels, and in `halo` the gate (low) and value of the
+// pixel left of the tile (j = 0) or right of it (j = 3).
+struct Rows { u32 gate[2][2], value[2][2], halo[2]; };
+
+DEVICE Rows pack_piece(const float (&e)[5][4]) {
+    Rows rows;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            rows.gate[r][c] = pack(e[2 * r + c][0], e[2 * r + c][1]);
+            rows.value[r][c] = pack(e[2 * r + c][2], e[2 * r + c][3]);
+        }
+        rows.halo[r] = pack(e[4][r], e[4][2 + r]);
+    }
+    return rows;
+}
+
+struct Sums { u32 gate[3][2], value[3][2]; };  // of rows y, y - 1, y - 2, at their number mod 3
+
+// Step 3 for row y of E.
+DEVICE void gated_row(int y, const Place& at, Sums& sums, const u32 (&gate)[2], const u32 (&value)[2], u32 halo,
+                      const u32 (&tap)[20], u32 to) {
+    u32 before = shuffle_before(pick(gate[1], value[1], 0x7632)), after = shuffle_after(pick(gate[0], value[0], 0x5410));
+    before = at.j == 0 ? halo : before;
+    after = at.j == 3 ? halo : after;
+    const u32 middle[2] = {pick(gate[0], gate[1], 0x5432), pick(value[0], value[1], 0x5432)};
+    const u32 g[5] = {pick(before, gate[0], 0x5410), gate[0], middle[0], gate[1], pick(gate[1], after, 0x5432)};
+    const u32 v[5] = {pick(before, value[0], 0x5432), value[0], middle[1], value[1], pick(value[1], after, 0x7632)};
+#pragma unroll
+    for (int dy = 0; dy < 3; ++dy) {
+        const int row = y - dy;
+        if (row < 0 || row >= TALL) continue;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            u32 &gs = sums.gate[row % 3][c], &vs = sums.value[row % 3][c];
+#pragma unroll
+            for (int dx = 0; dx < 3; ++dx) {
+                gs = fma2(g[2 * c + dx], tap[dy * 3 + dx], dy + dx == 0 ? tap[18] : gs);
+                vs = fma2(v[2 * c + dx], tap[9 + dy * 3 + dx], dy + dx == 0 ? tap[19] : vs);
+            }
+        }
+    }
+    if (y >= 2) {
+        const int row = (y - 2) % 3;
+        store_shared2(to + (y - 2) * 256, Vec2{multiply2(gelu2(sums.gate[row][0]), sums.value[row][0]),
+                                               multiply2(gelu2(sums.gate[row][1]), sums.value[row][1])});
+    }
+}
+
+// Step 4, between group_begin and group_commit.
+DEVICE void projection(int i, const Place& at, float (&sum)[OWN][COLUMNS][4]) {
+    const auto g = group_operand_at(group_operand(G_AT, G_UNIT, 128), (i & 1 ? 0 : G_BYTES) + at.group * OWN * 1024);
+    const auto p = group_operand_at(group_operand(P_AT, P_UNIT, 128), (i & 1) * P_BYTES);
+#pragma unroll
+    for (int s = 0; s < CHUNK / 16; ++s)
+#pragma unroll
+        for (int r = 0; r < OWN; ++r)
+            group_multiply_turned(sum[r], group_operand_at(g, 2 * s * G_UNIT + r * 1024), group_operand_at(p, 2 * s * P_UNIT));
+}
+
+KERNEL(THREADS, BLOCKS)
+stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b, const u16* w, const u16* p, const int* t,
+                const float* out_b, u16* out, int h, int w_pixels) {
+    Place at;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = at.warp / 4;
+    at.g = at.lane >> 2, at.j = at.lane & 3;
+    at.n = block_index(2), at.top = block_index(1) * TALL, at.left = block_index(0) * WIDE;
+    at.h = h, at.w = w_pixels;
+
+    fetch_p(0, p);
+    fetch<P_BYTES>(P_AT + P_BYTES, p);  // numbers to multiply zeros with
+    fetch_t(0, t);
+    fetch_t(1, t);
+    commit_copies();
+#if APPLY
+    fetch_fold(at, fold);
+    publish_to_groups();
+    block_barrier();
+#endif
+#pragma unroll 1
+    for (int k = at.group; k < RINGS; k += GROUPS) {
+        Pixels mine = ring_pixels(at, k);
+        u32 xs[COLUMNS][2], vs[COLUMNS][2];
+        float ring[COLUMNS][4];
+        load_runs(at, xs, mine, x);
+        if (APPLY) load_runs(at, vs, mine, v);
+        residual(at, ring, xs, vs, fold_b);
+        normalise(at, ring, mine);
+    }
+    float sum[OWN][COLUMNS][4];
+#pragma unroll
+    for (int r = 0; r < OWN; ++r) {
+        Pixels mine = core_pixels(at, at.group * OWN + r);
+        u32 xs[COLUMNS][2], vs[COLUMNS][2];
+        load_runs(at, xs, mine, x);
+        if (APPLY) load_runs(at, vs, mine, v);
+        residual(at, sum[r], xs, vs, fold_b);
+        normalise(at, sum[r], mine);
+    }
+    u32 a[STEPS][4];
+    load_w(a, at, 0, w);
+#pragma unroll
+    for (int k = 0; k < G_BYTES; k += 16 * THREADS) store_shared4(g_place(1) + k + thread_index() * 16, Vec4{0, 0, 0, 0});
+    wait_copies<0>();
+    publish_to_groups();
+    block_barrier();
+
+    const bool edge = at.top == 0 || at.left == 0 || at.top + TALL >= h || at.left + WIDE >= w_pixels;
+    u32 taps = T_AT + at.warp * T_UNIT + at.g * 16;
+    float e[5][4];
+    group_touch(e);
+    group_begin();
+    expand_piece(0, e, a);
+    group_commit();
+    group_wait<0>();
+    group_touch(e);
+    if (edge) shift_piece(0, at, e, taps);
+    Rows rows = pack_piece(e);
+#pragma unroll 1
+    for (int i = 0; i < CHUNKS; ++i) {
+        const u32 to = g_place(i) + at.warp * G_UNIT + (at.j >> 1) * 128 + at.g * 16 + (at.j & 1) * 8;
+        u32 tap[20];  // of gates, of values, biases: each twice in a word
+#pragma unroll
+        for (int q = 0; q < 5; ++q) {
+            Vec4 four = load_shared4(taps + q * 128);
+            tap[4 * q] = four.x, tap[4 * q + 1] = four.y, tap[4 * q + 2] = four.z, tap[4 * q + 3] = four.w;
+        }
+        if (edge) {
+            Vec2 bias = load_shared2(taps + 5 * 128);
+            tap[18] = bias.x, tap[19] = bias.y;
+        }
+#if AHEAD
+        u32 next[STEPS][4];
+        load_w(next, at, i + 1 < CHUNKS ? i + 1 : i, w);
+#endif
+        Sums sums;
+#pragma unroll
+        for (int piece = 0; piece < PIECES; ++piece) {
+            const bool last = piece + 1 == PIECES;
+#if AHEAD
+            if (last)
+#pragma unroll
+                for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) a[s][k] = next[s][k];
+#endif
+            if (AHEAD || !last) {
+                group_touch(e);
+                if (piece == 0)
+#pragma unroll
+                    for (int r = 0; r < OWN; ++r) group_touch(sum[r]);
+                group_begin();
+                expand_piece(last ? 0 : piece + 1, e, a);  // after the last chunk once more, for nothing
+                if (piece == 0) projection(i - 1, at, sum);
+                group_commit();
+            } else {
+                load_w(a, at, i + 1 < CHUNKS ? i + 1 : i, w);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r)
+                gated_row(2 * piece + r, at, sums, rows.gate[r], rows.value[r], rows.halo[r], tap, to);
+            if (last) {
+#if !AHEAD
+                group_touch(e);
+                group_begin();
+                expand_piece(0, e, a);
+                group_commit();
+#endif
+                wait_copies<0>();
+                publish_to_groups();
+                block_barrier();
+                if (i + 1 < CHUNKS) fetch_p(i + 1, p);
+                if (i + 2 < CHUNKS) fetch_t(i + 2, t);
+                commit_copies();
+                taps = T_AT + (i + 1 & 1) * T_BYTES + at.warp * T_UNIT + at.g * 16;
+            }
+            group_wait<0>();
+            group_touch(e);
+            if (piece == 0)
+#pragma unroll
+                for (int r = 0; r < OWN; ++r) group_touch(sum[r]);
+            if (edge) shift_piece(last ? 0 : piece + 1, at, e, taps);
+            rows = pack_piece(e);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < OWN; ++r) group_touch(sum[r]);
+    group_begin();
+    projection(CHUNKS - 1, at, sum);
+    group_commit();
+    group_wait<0>();
+#pragma unroll
+    for (int r = 0; r < OWN; ++r) group_touch(sum[r]);
+
+#pragma unroll
+    for (int r = 0; r < OWN; ++r) {
+        Pixels mine = core_pixels(at, at.group * OWN + r);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (!inside(at, mine.row[i], mine.column[i])) continue;
+            u16* pixel = out + position(at, mine.row[i], mine.column[i]) * C + at.j * RUN;
+#pragma unroll
+            for (int b = 0; b < RUNS; ++b) {
+                u32 four[4];
+#pragma unroll
+                for (int k = 0; k < WORDS; ++k) {
+                    float first = sum[r][b * WORDS + k][2 * i], second = sum[r][b * WORDS + k][2 * i + 1];
+#if OUT_BIAS
+                    const float* bias = out_b + b * 4 * RUN + at.j * RUN + 2 * k;
+                    first += bias[0], second += bias[1];
+#endif
+                    four[k] = pack(first, second);
+                }
+                if constexpr (RUN == 8)
+                    *(Vec4*)(pixel + b * 4 * RUN) = Vec4{four[0], four[1], four[2], four[3]};
+                else
+                    *(Vec2*)(pixel + b * 4 * RUN) = Vec2{four[0], four[1]};
+            }
+        }
+    }
+}
