@@ -21,6 +21,7 @@ import torch
 
 from restort.kernels import stream_ffn, stream_gram
 from restort.kernels.common import roofs
+from restort.kernels.stream_ffn import wide
 
 LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
     ("level 1", 48, 128, 1, 1),
@@ -39,6 +40,13 @@ FFN = [
     {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
     {"GELU": 0},
     {"PACKED": 0, "GELU": 0},
+]
+WIDE = [  # of restort.kernels.stream_ffn.wide, on compute capability 9.0
+    {},
+    {"AHEAD": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "AHEAD": 1},
+    {"GELU": 0},
 ]
 GRAM = [
     {},
@@ -114,6 +122,12 @@ def ffn_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
     return stream_ffn.launch(**{name: case[name] for name in names}, dw16=case["dw"], out=out, **variant)
 
 
+def wide_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
+    weights = wide.pack(case["w"], case["affine"], case["dw"], case["out_w"])
+    names = ("x", "v", "fold", "fold_b", "out_b")
+    return wide.launch(**{name: case[name] for name in names}, weights=weights, out=out, **variant)
+
+
 def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
     n, h, w, c = case["x"].shape
     processors = torch.cuda.get_device_properties(0).multi_processor_count
@@ -139,12 +153,18 @@ def main() -> None:
     capability = torch.cuda.get_device_capability()
     capability = capability[0] * 10 + capability[1]
     ffn, gram = (FFN[:1], GRAM[:1]) if options.quick else (FFN, GRAM)
+    broad = [] if capability != wide.CAPABILITY else WIDE[:1] if options.quick else WIDE
     records: list[dict[str, Any]] = []
 
     started = time.time()
     small = {c: inputs(8, 16, c, f, dtype) for _, c, f, _, _ in LEVELS}
     launches = [
         ffn_launch(small[c], small[c]["x"], variant) for _, c, _, _, _ in LEVELS for variant in chosen(ffn, c)
+    ]
+    launches += [
+        wide_launch(small[c], small[c]["x"], variant)
+        for _, c, _, _, _ in LEVELS
+        for variant in chosen(broad, c)
     ]
     launches += [
         gram_launch(small[c], small[c]["x"], heads, variant)
@@ -203,6 +223,9 @@ def main() -> None:
             for variant in chosen(ffn, c):
                 one = ffn_launch(case, out, variant)
                 attempt("ffn", level, shape, variant or "default", one, lambda out=out: (out,), (expected,))
+            for variant in chosen(broad, c):
+                one = wide_launch(case, out.fill_(float("nan")), variant)
+                attempt("wide", level, shape, variant or "default", one, lambda out=out: (out,), (expected,))
             del expected
             wanted_v, wanted_sums = stream_gram.stream_gram(
                 float32["x"], float32["qkv_w"], float32["qkv_affine"], float32["qkv_dw"], heads
