@@ -57,7 +57,8 @@ constexpr int E_AT = QK_BYTES;
 constexpr int R_AT = E_AT + 2 * E_BYTES;
 constexpr int T_AT = R_AT + 2 * R_BYTES;
 constexpr int X_AT = X_OVER_QK ? 0 : T_AT + 2 * T_BYTES;
-constexpr int BYTES = X_OVER_QK ? T_AT + 2 * T_BYTES : X_AT + X_BYTES;
+constexpr int ZERO_AT = X_OVER_QK ? T_AT + 2 * T_BYTES : X_AT + X_BYTES;  // 16 bytes
+constexpr int BYTES = ZERO_AT + 16;
 #ifdef SHARED
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
@@ -66,20 +67,14 @@ constexpr int PART = 48;                             // q channels of a warp's p
 constexpr int SPLIT = CH / PART, SPLIT_K = CH / PART_K;
 constexpr int PARTS = HEADS * SPLIT * SPLIT_K;
 constexpr int SEGMENTS = WARPS / PARTS;              // of the tile's pixels, for warps with the same part
+constexpr int GRAM = 2;                              // steps of 4 that are unrolled
 constexpr int GM = PART / 16, GN = PART_K / 8, GP = (GN + 1) / 2;
-// Sums of squares stand in further fours beside the GM * GN of the Gram matrix: of 16 channels of q, or of k, each. Each has to
-// be counted by one of the warps whose parts have these channels; what one does not count needs no place of its own.
-DEVICE constexpr int q_slot(int m) { return GM * GN + (SPLIT_K == 4 ? 0 : SPLIT_K == 2 && SPLIT == 1 ? m / 2 : m); }
-DEVICE constexpr int k_slot(int p) { return GM * GN + (SPLIT_K == 4 ? 1 : SPLIT == 2 ? 0 : SPLIT_K == 2 ? 2 : 3) + p; }
-constexpr int QUADS = (k_slot(GP - 1) > q_slot(GM - 1) ? k_slot(GP - 1) : q_slot(GM - 1)) + 1;
-DEVICE bool counts_q(int m, int part_q, int part_k) {
-    return SPLIT_K == 4 ? m == part_k : SPLIT == 2 ? part_q == part_k : SPLIT_K == 2 ? m % 2 == part_k : true;
-}
-DEVICE bool counts_k(int part_q, int part_k) {
-    return SPLIT_K == 4 ? part_q == part_k % 2 : SPLIT == 2 ? part_q != part_k : true;
-}
+// Sums of squares stand in further fours, of 16 channels each: a warp with the columns part_k counts channels of these numbers
+// of q and of k or, where two warps have them, one counts k and one q.
+constexpr int OWN = GM * GN;
+constexpr int QUADS = OWN + (SPLIT == 1 ? 2 : 1) * GP;
 static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 192 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
-static_assert(CH % PART == 0 && SPLIT <= 2 && (PART_K == 48 || PART_K == 24) && WARPS % PARTS == 0, "heads");
+static_assert(CH % PART == 0 && SPLIT <= 2 && (SPLIT == 2 || SPLIT_K <= 2) && (PART_K == 48 || PART_K == 24) && WARPS % PARTS == 0, "heads");
 static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 
 DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
@@ -387,12 +382,17 @@ DEVICE void expand(int number, int i, const Place& at, const u32 (&a)[TILES][STE
     if (outside) clear_outside(number, at, outside);
 }
 
-// Adds the sums of squares of 16 channels, which stand on the diagonals of the products of channels 0..7 and (`both`)
-// 8..15 with themselves. A's fragment of 16 channels x 16 pixels is B's as well: (a0, a2) are its first 8 columns.
-DEVICE void square(float (&sum)[4], u32 a0, u32 a1, u32 a2, u32 a3, bool both) {
-    const u32 upper[4] = {a0, 0, a2, 0}, lower[4] = {0, a1, 0, a3};
-    multiply(sum, upper, a0, a2);
-    if (both) multiply(sum, lower, a1, a3);
+// Adds the sums of squares of 16 channels of 16 pixels at `at`, which stand on the diagonals of the products of channels 0..7 and
+// (`both`) 8..15 with themselves. `from` is this lane's row of two pieces of 8 x 8 with zeros between them: so what a
+// matrix is multiplied with is in registers beside a zero as it comes, and the other half of the sum stays as it is.
+DEVICE void square(float (&sum)[4], u32 from, u32 step, bool both) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        u32 a[4];
+        load_matrices_transposed(a, from + half * step);
+        multiply_half(sum, a[0], a[1], a[0]);
+        if (both) multiply_half(sum, a[2], a[3], a[3]);
+    }
 }
 
 // Step 4. This warp's part: q channels from first_q, k channels from first_k, of its segment of the pixels.
@@ -402,24 +402,28 @@ DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], int head, i
     u32 pixels = segment * LENGTH * QK_ROW;
     u32 q_at = pixels + ((at.lane & 7) + (at.lane >> 4) * 8) * QK_ROW + (first_q + (at.lane >> 3 & 1) * 8) * 2;
     u32 k_at = pixels + (at.lane & 15) * QK_ROW + (C + first_k + (at.lane >> 4) * 8) * 2;
-#pragma unroll 1
+    const bool zero = at.lane >> 3 == 1 || at.lane >> 3 == 2;  // this lane's row, for `square`
+    u32 own = pixels + (at.lane & 7) * QK_ROW + ((SPLIT == 1 || part_q ? 0 : C) + first_k + at.lane / 16 * 8) * 2;
+    if (zero) own = ZERO_AT;
+    const u32 step = zero ? 0 : 8 * QK_ROW, right = zero ? 0 : 32, to_k = zero ? 0 : 2 * C;
+#pragma unroll GRAM
     for (int s = 0; s < LENGTH / 16; ++s) {
         u32 a[GM][4], b[GP][4];
 #pragma unroll
-        for (int m = 0; m < GM; ++m) load_matrices_transposed(a[m], q_at + s * 16 * QK_ROW + m * 32);
+        for (int m = 0; m < GM; ++m) load_matrices_transposed(a[m], q_at + m * 32);
         // The last of an odd number of columns' groups reads eight channels too many: not used.
 #pragma unroll
-        for (int p = 0; p < GP; ++p) load_matrices_transposed(b[p], k_at + s * 16 * QK_ROW + p * 32);
+        for (int p = 0; p < GP; ++p) load_matrices_transposed(b[p], k_at + p * 32);
 #pragma unroll
         for (int m = 0; m < GM; ++m)
 #pragma unroll
             for (int n = 0; n < GN; ++n) multiply(sums[m * GN + n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
 #pragma unroll
-        for (int m = 0; m < GM; ++m)
-            if (counts_q(m, part_q, part_k)) square(sums[q_slot(m)], a[m][0], a[m][1], a[m][2], a[m][3], true);
-        if (counts_k(part_q, part_k))
-#pragma unroll
-            for (int p = 0; p < GP; ++p) square(sums[k_slot(p)], b[p][0], b[p][2], b[p][1], b[p][3], 2 * p + 1 < GN);
+        for (int p = 0; p < GP; ++p) {
+            square(sums[OWN + p], own + p * right, step, 2 * p + 1 < GN);
+            if (SPLIT == 1) square(sums[QUADS - GP + p], own + to_k + p * right, step, 2 * p + 1 < GN);
+        }
+        q_at += 16 * QK_ROW, k_at += 16 * QK_ROW, own += 2 * step;
     }
 }
 
@@ -438,6 +442,7 @@ stream_gram(const u16* x, const u16* packed, u16* v, float* partial, int h, int 
 #pragma unroll
     for (int c = 0; c < 4 * QUADS; ++c) sums[c / 4][c % 4] = 0;
 
+    if (thread_index() == 0) store_shared4(ZERO_AT, Vec4{0, 0, 0, 0});
     int tile = block_index(0);
     at.top = tile / across * TALL, at.left = tile % across * WIDE;
     fetch_pixels(at, x);
@@ -528,8 +533,7 @@ stream_gram(const u16* x, const u16* packed, u16* v, float* partial, int h, int 
     }
 
     float* to = partial + (((u64)block_index(0) * image_count() + at.n) * HEADS + head) * (CH * (CH + 2));
-    float* to_q = to + CH * CH + part_q * PART;
-    float* to_k = to + CH * CH + CH + part_k * PART_K;
+    float* to_own = to + CH * CH + (SPLIT == 1 || part_q ? 0 : CH) + part_k * PART_K;
     // Row g of a diagonal is with the lane whose columns 2 j, 2 j + 1 hold it.
     const bool diagonal = at.g / 2 == at.j;
 #pragma unroll
@@ -542,12 +546,13 @@ stream_gram(const u16* x, const u16* packed, u16* v, float* partial, int h, int 
 #pragma unroll
                 for (int k = 0; k < 2; ++k)
                     to[(part_q * PART + row) * CH + part_k * PART_K + 8 * n + 2 * at.j + k] = sums[m * GN + n][2 * i + k];
-            if (counts_q(m, part_q, part_k) && diagonal)
-                to_q[row] = at.g & 1 ? sums[q_slot(m)][2 * i + 1] : sums[q_slot(m)][2 * i];
         }
 #pragma unroll
         for (int p = 0; p < GP; ++p)
-            if (counts_k(part_q, part_k) && diagonal && 2 * p + i < GN)
-                to_k[p * 16 + i * 8 + at.g] = at.g & 1 ? sums[k_slot(p)][2 * i + 1] : sums[k_slot(p)][2 * i];
+            if (diagonal && 2 * p + i < GN) {
+                const float *first = sums[OWN + p] + 2 * i, *second = sums[QUADS - GP + p] + 2 * i;
+                to_own[p * 16 + i * 8 + at.g] = at.g & 1 ? first[1] : first[0];
+                if (SPLIT == 1) to_own[CH + p * 16 + i * 8 + at.g] = at.g & 1 ? second[1] : second[0];
+            }
     }
 }

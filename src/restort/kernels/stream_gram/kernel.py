@@ -54,7 +54,7 @@ def shared_bytes(channels: int, tall: int, chunk: int, wgmma: int = 0) -> int:
     products = WIDE * tall * (4 * channels + 16)
     rest = pixels * (2 * chunk + 16) + row_bytes(channels, chunk, wgmma) + 10 * chunk * 2
     over = pixels * row <= products and channels // chunk > 1
-    return products + 2 * rest + (0 if over else pixels * row)
+    return products + 16 + 2 * rest + (0 if over else pixels * row)
 
 
 def pack(w: Tensor, affine: Tensor, dw16: Tensor, chunk: int, wgmma: int = 0) -> Tensor:
