@@ -101,20 +101,28 @@ constexpr int LINES = power(THREADS / UNITS);
 DEVICE constexpr u32 fold_row(int row) {
     return (row / (4 * RUN) * WORDS + row % RUN / 2) * 128 + (row % (4 * RUN) / RUN * 2 + row % 2) * 16;
 }
-DEVICE void fetch_fold(const Place& at, const u16* fold) {
+constexpr int TURNS = (C + LINES - 1) / LINES;
+constexpr int BATCH = TURNS < 12 ? TURNS : 12;      // asked for at once
+static_assert(TURNS % BATCH == 0, "whole batches");
+DEVICE bool fold_line(int turn, int line) { return line < LINES && (C % LINES == 0 || turn * LINES + line < C); }
+DEVICE void load_fold(Vec4 (&four)[BATCH], const Place& at, int first, const u16* fold) {
     const int line = thread_index() / UNITS, unit = thread_index() % UNITS;
-    if (line >= LINES) return;
-    const u16* from = fold + (u64)at.n * C * C + line * C + unit * 8;
+    const u16* from = fold + (u64)at.n * C * C + (first * LINES + line) * C + unit * 8;
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k)
+        if (fold_line(first + k, line)) four[k] = *(const Vec4*)(from + k * LINES * C);
+}
+DEVICE void store_fold(const Vec4 (&four)[BATCH], int first) {
+    const int line = thread_index() / UNITS, unit = thread_index() % UNITS;
     u32 to = FOLD_AT + fold_row(line);
     to += RUN == 8 ? unit / 4 * WORDS * FOLD_UNIT + unit % 4 * 4 : unit / 2 * WORDS * FOLD_UNIT + unit % 2 * 8;
-#pragma unroll(C > 96 ? 6 : 12)
-    for (int row = 0; row < C; row += LINES) {
-        if (C % LINES && row + line >= C) continue;
-        Vec4 four = *(const Vec4*)(from + row * C);
-        u32 value[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-            store_shared(to + fold_row(row) + i % WORDS * FOLD_UNIT + (RUN == 8 ? 0 : i / 2 * 4), value[i]);
+    for (int k = 0; k < BATCH; ++k) {
+        const u32 value[4] = {four[k].x, four[k].y, four[k].z, four[k].w};
+        if (fold_line(first + k, line))
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                store_shared(to + fold_row((first + k) * LINES) + i % WORDS * FOLD_UNIT + (RUN == 8 ? 0 : i / 2 * 4), value[i]);
     }
 }
 
@@ -345,30 +353,48 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
     fetch_t(0, t);
     fetch_t(1, t);
     commit_copies();
-#if APPLY
-    fetch_fold(at, fold);
-    publish_to_groups();
-    block_barrier();
-#endif
-#pragma unroll 1
-    for (int k = at.group; k < RINGS; k += GROUPS) {
-        Pixels mine = ring_pixels(at, k);
-        u32 xs[COLUMNS][2], vs[COLUMNS][2];
+    // All that registers can hold is asked for before anything is waited for.
+    constexpr bool ALL = C <= 96;
+    Vec4 four[BATCH];
+    if (APPLY) {
+#pragma unroll
+        for (int k = 0; k + BATCH < TURNS; k += BATCH) {
+            load_fold(four, at, k, fold);
+            store_fold(four, k);
+        }
+        load_fold(four, at, TURNS - BATCH, fold);
+    }
+    static_assert(RINGS <= GROUPS, "a group has pixels of the halo once at most");
+    const bool have = at.group < RINGS;
+    u32 ring_x[COLUMNS][2], ring_v[COLUMNS][2], own_x[OWN][COLUMNS][2], own_v[OWN][COLUMNS][2];
+    if (have) {
+        load_runs(at, ring_x, ring_pixels(at, at.group), x);
+        if (APPLY) load_runs(at, ring_v, ring_pixels(at, at.group), v);
+    }
+#pragma unroll
+    for (int r = 0; r < (ALL ? OWN : 0); ++r) {
+        load_runs(at, own_x[r], core_pixels(at, at.group * OWN + r), x);
+        if (APPLY) load_runs(at, own_v[r], core_pixels(at, at.group * OWN + r), v);
+    }
+    if (APPLY) {
+        store_fold(four, TURNS - BATCH);
+        publish_to_groups();
+        block_barrier();
+    }
+    if (have) {
         float ring[COLUMNS][4];
-        load_runs(at, xs, mine, x);
-        if (APPLY) load_runs(at, vs, mine, v);
-        residual(at, ring, xs, vs, fold_b);
-        normalise(at, ring, mine);
+        residual(at, ring, ring_x, ring_v, fold_b);
+        normalise(at, ring, ring_pixels(at, at.group));
     }
     float sum[OWN][COLUMNS][4];
 #pragma unroll
     for (int r = 0; r < OWN; ++r) {
-        Pixels mine = core_pixels(at, at.group * OWN + r);
-        u32 xs[COLUMNS][2], vs[COLUMNS][2];
-        load_runs(at, xs, mine, x);
-        if (APPLY) load_runs(at, vs, mine, v);
-        residual(at, sum[r], xs, vs, fold_b);
-        normalise(at, sum[r], mine);
+        if (!ALL) {
+            load_runs(at, own_x[r], core_pixels(at, at.group * OWN + r), x);
+            if (APPLY) load_runs(at, own_v[r], core_pixels(at, at.group * OWN + r), v);
+        }
+        residual(at, sum[r], own_x[r], own_v[r], fold_b);
+        normalise(at, sum[r], core_pixels(at, at.group * OWN + r));
     }
     u32 a[STEPS][4];
     load_w(a, at, 0, w);
