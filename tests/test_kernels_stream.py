@@ -82,7 +82,11 @@ def test_stream_ffn(n, h, w, c, f, dtype, apply, centred, variant) -> None:  # t
         (1, 35, 20, 96, 1, 1, torch.float16, True, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
         (1, 20, 18, 96, 2, 2, torch.float16, True, {"FUSED": 0, "CHUNK": 48}),
         (1, 9, 33, 48, 1, 2, torch.float16, False, {"CHUNK": 16, "PART_K": 24, "BLOCKS": 3}),
-        (1, 9, 17, 192, 4, 1, torch.bfloat16, True, {"FUSED": 1, "CHUNK": 64}),
+        (1, 9, 17, 192, 4, 1, torch.bfloat16, True, {"WARPS": 8, "PART_K": 24}),
+        (1, 9, 17, 192, 2, 1, torch.float16, True, {}),
+        (1, 17, 9, 192, 4, 2, torch.float16, False, {"WGMMA": 1}),
+        (1, 35, 20, 96, 1, 1, torch.float16, True, {"WARPS": 12, "TALL": 16, "PART_K": 16, "BLOCKS": 1}),
+        (1, 35, 20, 48, 1, 2, torch.float16, True, {"WARPS": 12, "TALL": 16, "PART_K": 16, "BLOCKS": 1}),
     ],
 )
 def test_stream_gram(n, h, w, c, heads, splits, dtype, centred, variant) -> None:  # type: ignore[no-untyped-def]

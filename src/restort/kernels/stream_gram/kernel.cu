@@ -40,7 +40,7 @@ constexpr int R_BYTES = W_BYTES + CHUNK * 8;         // rows of W', then their s
 constexpr int T_BYTES = 10 * CHUNK * 2;
 #if FUSED
 // A warp convolves a group of 16 channels, STRETCH rows of it, beside the expansion of SPAN others.
-constexpr int SPAN = PAIRS % 4 == 0 && WARPS % 4 == 0 && 4 * TALL / WARPS <= 4 ? 4 : PAIRS % 2 == 0 ? 2 : 1;
+constexpr int SPAN = PAIRS % 3 == 0 && WARPS % 3 == 0 ? 3 : PAIRS % 2 == 0 ? 2 : 1;
 constexpr int STRETCH = TALL * SPAN / WARPS;
 static_assert(!WGMMA && STRETCH * WARPS == TALL * SPAN, "every warp has as much of step 3");
 #else
@@ -74,7 +74,7 @@ constexpr int GM = PART / 16, GN = PART_K / 8, GP = (GN + 1) / 2;
 constexpr int OWN = GM * GN;
 constexpr int QUADS = OWN + (SPLIT == 1 ? 2 : 1) * GP;
 static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && C <= 192 && E_BYTES % 16 == 0 && R_BYTES % 16 == 0, "channels");
-static_assert(CH % PART == 0 && SPLIT <= 2 && (SPLIT == 2 || SPLIT_K <= 2) && (PART_K == 48 || PART_K == 24) && WARPS % PARTS == 0, "heads");
+static_assert(CH % PART == 0 && SPLIT <= 2 && CH % PART_K == 0 && PART_K % 8 == 0 && WARPS % PARTS == 0, "heads");
 static_assert(BYTES >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 
 DEVICE int spread(int r) { return 2 * (r & 7) + (r >> 3); }
@@ -284,8 +284,13 @@ DEVICE void clear_uncovered(const Unit& unit) {
 
 template <bool V> DEVICE void convolve(int number, int i, const Place& at, u16* v) {
 #pragma unroll 1
+#if FUSED
+    for (int u = 0; u < PAIRS; u += SPAN) {
+        const int group = u + at.warp % SPAN, first = at.warp / SPAN * STRETCH;
+#else
     for (int k = at.warp; k < UNITS_OF_WORK; k += WARPS) {
         const int group = k % PAIRS, first = k / PAIRS * STRETCH;
+#endif
         Unit unit;
         unit.covered = coverage(at, first);
         begin<V>(unit, number, i, group, first, at, v);
@@ -359,10 +364,12 @@ DEVICE void expand(int number, int i, const Place& at, const u32 (&a)[TILES][STE
                         multiply(second[m], a[m][s], b[2], b[3]);
                     }
                 }
-                if (KIND)
-#pragma unroll
-                    for (int y = 0; y < STRETCH + 2; ++y)
-                        if (y * BODY * STEPS / (STRETCH + 2) == t * STEPS + s) convolve_row<KIND == 2>(unit, y);
+                // Rows are spread evenly over the turns of these two loops, at most two a turn.
+                constexpr int ROWS = STRETCH + 2, TURNS = BODY * STEPS;
+                static_assert(ROWS <= 2 * TURNS || !FUSED, "at most two");
+                const int turn = t * STEPS + s, y = (turn * ROWS + TURNS - 1) / TURNS;
+                if (KIND && y < ROWS && y * TURNS / ROWS == turn) convolve_row<KIND == 2>(unit, y);
+                if (KIND && y + 1 < ROWS && (y + 1) * TURNS / ROWS == turn) convolve_row<KIND == 2>(unit, y + 1);
             }
 #pragma unroll
             for (int m = 0; m < TILES; ++m)

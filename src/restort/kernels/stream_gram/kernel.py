@@ -21,23 +21,30 @@ def tiles(channels: int, capability: int) -> dict[str, int]:
 
     FUSED 1: the convolution of a chunk stands between the products of the next; WGMMA 1: Hopper's products of four
     warps for the expansion (then not FUSED); PART_K: columns of a warp's part of the Gram matrix, which has 48 rows
-    (48 instead of 24 where there are more parts than warps).
+    (others where the parts could not be shared out among the warps).
     """
     cut = {"WARPS": 4, "TALL": 8, "CHUNK": 48, "FUSED": 1, "WGMMA": 0, "PART_K": 48 if channels <= 48 else 24}
     if channels > 96:
-        return {**cut, "WARPS": 8, "FUSED": 0, "BLOCKS": 1}
+        return {**cut, "WARPS": 12, "PART_K": 16, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
         return {**cut, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
-    return {**cut, "CHUNK": 48 if channels <= 48 else 32, "BLOCKS": 2}
+    return {**cut, "BLOCKS": 2}
 
 
 def cut_up(channels: int, heads: int, capability: int, variant: Mapping[str, int]) -> dict[str, int]:
     """`tiles` with some of it overridden, and what follows from that."""
     cut = {**tiles(channels, capability), **variant}
-    if cut["WGMMA"]:  # there are such products of 48 columns
-        cut |= {"FUSED": 0, "CHUNK": variant.get("CHUNK", 48)}
-    if channels // heads // 48 * (channels // cut["PART_K"]) > cut["WARPS"]:
-        cut["PART_K"] = 48
+    if cut["WGMMA"]:
+        cut["FUSED"] = 0
+
+    def shared_out(warps: int, part_k: int) -> bool:
+        """Whether every warp gets as many parts of the Gram matrices."""
+        return warps % (channels // heads // 48 * (channels // part_k)) == 0
+
+    if not shared_out(cut["WARPS"], cut["PART_K"]):
+        cut["PART_K"] = 24 if shared_out(cut["WARPS"], 24) else 48
+    if not shared_out(cut["WARPS"], cut["PART_K"]):
+        cut["WARPS"] = 8
     return cut
 
 
