@@ -46,6 +46,7 @@ WIDE = [  # of restort.kernels.stream_ffn.wide, on compute capability 9.0
     {"AHEAD": 1},
     {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
     {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "AHEAD": 1},
+    {"TALL": 12, "BLOCKS": 2},  # more channels would not fit the registers
     {"GELU": 0},
 ]
 GRAM = [
@@ -93,7 +94,9 @@ def chosen(variants: list[dict[str, int]], channels: int) -> list[dict[str, int]
     return [
         one
         for one in variants
-        if channels % one.get("CHUNK", 16) == 0 and (channels <= 96 or not {"WARPS", "BLOCKS"} & one.keys())
+        if channels % one.get("CHUNK", 16) == 0
+        and (channels <= 96 or not {"WARPS", "BLOCKS"} & one.keys())
+        and (channels <= 48 or one.get("TALL") != 12)
     ]
 
 
