@@ -235,7 +235,6 @@ DEVICE float shuffle_xor(float value, int lanes) {
     emulator::meet(5, [](emulator::Warp&) {});
     return other;
 }
-DEVICE int hidden(int value) { return value; }
 DEVICE u32 shuffle_by(u32 value, int step) {
     emulator::Warp& warp = emulator::warps[emulator::current / 32];
     int lane = emulator::current % 32;
@@ -253,6 +252,7 @@ DEVICE u32 pick(u32 a, u32 b, u32 which) {
     for (int i = 0; i < 4; ++i) picked |= (u32)(both >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
     return picked;
 }
+DEVICE int hidden(int value) { return value; }
 DEVICE float as_float(u32 bits) {
     float value;
     memcpy(&value, &bits, 4);

@@ -26,6 +26,7 @@ from restort.kernels.machine import machine
 from restort.kernels.norm_expand import kernel as norm_expand
 from restort.kernels.pointwise import kernel as pointwise
 from restort.kernels.stream_ffn import kernel as stream_ffn
+from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import kernel as stream_gram
 from restort.kernels.workspace import Workspace
 
@@ -134,27 +135,46 @@ class BlockPlanner:
         """`feed` in one kernel."""
         out = self.take(level, block.channels)
         weights, bias = block.ffn, self.packed.spec.bias
-        image = block.ffn_image(stream_ffn.layout(block.channels, self.capability))
-        self.steps.append(
-            lambda get: [
-                stream_ffn.launch(
-                    get(x),
-                    get(v),
-                    get(matrix),
-                    block.attention_b if bias else None,
-                    weights.w,
-                    weights.affine,
-                    weights.dw16,
-                    block.ffn_w,
-                    block.ffn_b if bias else None,
-                    get(out),
-                    centred=self.centred,
-                    capability=self.capability,
-                    weights=image,
-                    label=f"{label}.ffn",
-                )
-            ]
-        )
+        if wide.fits(block.channels, block.hidden, self.capability):
+            broad = block.ffn_wide
+            self.steps.append(
+                lambda get: [
+                    wide.launch(
+                        get(x),
+                        get(v),
+                        get(matrix),
+                        block.attention_b if bias else None,
+                        broad,
+                        block.ffn_b if bias else None,
+                        get(out),
+                        centred=self.centred,
+                        capability=self.capability,
+                        label=f"{label}.ffn",
+                    )
+                ]
+            )
+        else:
+            image = block.ffn_image(stream_ffn.layout(block.channels, self.capability))
+            self.steps.append(
+                lambda get: [
+                    stream_ffn.launch(
+                        get(x),
+                        get(v),
+                        get(matrix),
+                        block.attention_b if bias else None,
+                        weights.w,
+                        weights.affine,
+                        weights.dw16,
+                        block.ffn_w,
+                        block.ffn_b if bias else None,
+                        get(out),
+                        centred=self.centred,
+                        capability=self.capability,
+                        weights=image,
+                        label=f"{label}.ffn",
+                    )
+                ]
+            )
         if not keep:
             self.workspace.release(x)
         return out

@@ -42,6 +42,7 @@ import torch
 
 from restort.errors import RestortError
 from restort.kernels.stream_ffn import kernel as stream_ffn
+from restort.kernels.stream_ffn import wide
 from restort.models.blocks import block_names
 from restort.models.checkpoint import Weights
 from restort.models.spec import RestormerSpec
@@ -90,6 +91,11 @@ class Block:
             ffn = self.ffn
             self._images[key] = stream_ffn.image(ffn.w, ffn.affine, ffn.dw16, self.ffn_w, **layout)
         return self._images[key]
+
+    @functools.cached_property
+    def ffn_wide(self) -> wide.Weights:
+        """The feed-forward weights as restort.kernels.stream_ffn.wide reads them."""
+        return wide.pack(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
 
 
 @dataclass(frozen=True)

@@ -152,13 +152,19 @@ def tiles(
     small = capability not in (80, 90, 100)  # 99 KB of shared memory
     bm = 64 if channels > 96 or pixels <= 64 * 4 * processors else 128
     bn = 64 if rows % 64 == 0 and not (channels > 192 and small) else 32
+    warps = 8 if channels > 192 else 4
+    if channels > 96 and not small and not attends:  # benchmarks/restormer_tiles.py on an H100
+        if pixels <= 64 * 64:
+            bn, warps = (128 if rows % 64 == 0 else bn), 4
+        elif channels > 192:
+            bm = 128
     programs = divide(pixels, bm)
     steps = divide(rows, bn)
     share = steps
     while share > 1 and programs * divide(steps, share) < (1 if attends else 2) * processors:
         share = divide(share, 2)
     stages = min(share, 2 if channels > 96 or small else 3)
-    return {"BM": bm, "BN": bn, "COLUMNS": share * bn, "warps": 8 if channels > 192 else 4, "stages": stages}
+    return {"BM": bm, "BN": bn, "COLUMNS": share * bn, "warps": warps, "stages": stages}
 
 
 def launch(

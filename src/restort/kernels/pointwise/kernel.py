@@ -61,7 +61,7 @@ def _pointwise(
 
 def tiles(sources: tuple[int, int], channels: int, pixels: int, processors: int = 132) -> dict[str, int]:
     """Pixels, columns and depth of a step, warps and stages."""
-    bn = 64 if channels % 64 == 0 else 32 if channels > 16 else 16
+    bn = 64 if channels % 64 == 0 or channels > 64 else 32 if channels > 16 else 16
     bm = 64 if divide(pixels, 128) * divide(channels, bn) < 2 * processors else 128
     depth = math.gcd(*sources) if all(sources) else sources[0]
     bk = next((step for step in (64, 32) if depth % step == 0), 16)
