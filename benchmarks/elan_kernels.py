@@ -73,7 +73,6 @@ def main() -> None:
     )
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16")
     options = parser.parse_args()
-    elan.TILED = True
     dtype = getattr(torch, options.dtype)
     found: list[dict[str, Any]] = []
     print(torch.cuda.get_device_name(), torch.__version__, flush=True)
@@ -258,13 +257,12 @@ def whole_pass(
     over: bool,
 ) -> None:
     h, w = made.input.shape[2:]
-    if over:
-        made.launches = [
-            replace(launch, constants={**launch.constants, "OVERLAP": 1})
-            if "OVERLAP" in launch.constants
-            else launch
-            for launch in made.launches
-        ]
+    made.launches = [
+        replace(launch, constants={**launch.constants, "OVERLAP": int(over)})
+        if "OVERLAP" in launch.constants
+        else launch
+        for launch in made.launches
+    ]
     capability, _ = machine(torch.device(DEVICE))
     precompile.precompile_cuda(made.launches, capability)
     precompile.precompile(list(precompile.missing(made.launches, capability).values()))

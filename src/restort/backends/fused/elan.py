@@ -6,6 +6,7 @@ benchmarks/NOTES.md. The format of the weights: restort.backends.fused.elan_weig
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from restort.backends.fused.elan_weights import Packed, pack
 from restort.backends.fused.passes import Pass
 from restort.kernels import colour_head, lfe, upsample_tail, window_attention
 from restort.kernels.cuda import available
+from restort.kernels.launch import Launch
 from restort.kernels.lfe import BORDER
 from restort.kernels.machine import machine
 from restort.kernels.workspace import Workspace
@@ -22,10 +24,6 @@ from restort.models.spec import ElanSpec
 Tensor = Any
 
 __all__ = ["Packed", "pack", "plan"]
-
-TILED = False
-"""Whether blocks run by the kernels in CUDA C++ where these can. Off until a GPU has run them: so far only the emulator
-of the tests has; benchmarks/elan_kernels.py measures both."""
 
 
 def plan(
@@ -43,11 +41,11 @@ def plan(
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
-    `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False) instead of what TILED says.
+    `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
     """
     capability, _ = machine(torch.device(device))
     if tiled is None:
-        tiled = TILED and _can_tile(packed, torch.device(device), capability)
+        tiled = _can_tile(packed, torch.device(device), capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
@@ -150,7 +148,16 @@ def plan(
             x, packed.tail, result, spec.scale, packed.factor, spec.channels, label="tail"
         )
     launches.append(tail)
+    if capability >= 90:
+        launches = [overlapping(launch) for launch in launches]
     return Pass(launches, picture, result, workspace, blocks if keep_blocks else None)
+
+
+def overlapping(launch: Launch) -> Launch:
+    """The same, begun before the launch before has ended, if the kernel knows how to wait for that."""
+    if "OVERLAP" not in launch.constants:
+        return launch
+    return replace(launch, constants={**launch.constants, "OVERLAP": 1})
 
 
 def _can_tile(packed: Packed, device: torch.device, capability: int) -> bool:

@@ -94,7 +94,7 @@ def tiles(channels: int, capability: int) -> dict[str, int]:
             if _room(capability) > 200
             else {"WARPS": 4, "STAGES": 0, "BLOCKS": 1}
         )
-    return {"WARPS": 8, "STAGES": 3, "BLOCKS": 1}
+    return {"WARPS": 4, "STAGES": 2, "BLOCKS": 1}
 
 
 def _room(capability: int) -> int:
