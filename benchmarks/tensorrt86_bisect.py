@@ -156,7 +156,9 @@ def measure(variant: Variant, answer: Path) -> None:
     flavour = find("tensorrt")
     trail = Trail(flavour, lambda: tell(record["step"], **trail.found()))
     weights = weights_of(variant.network)
-    precision = graph_precision(flavour, variant.precision, options.get("constraints"))
+    precision = graph_precision(
+        flavour, variant.precision, options.get("constraints"), weights.spec.architecture
+    )
     graph = typed_graph(weights, precision, newer_operators=False, form=form)
     kinds: dict[str, int] = {}
     for node in graph.graph.node:

@@ -29,9 +29,13 @@ from restort.errors import RestortError, UsageError
 from restort.export import typed
 from restort.export.fixed import with_fixed_input
 
-WEAKLY_TYPED: dict[str, Any] = {"constraints": "all", "level": None, "static": True}
-"""What a library without types is told where nothing else is asked for; `restort.export.form.WEAKLY_TYPED` is its
-graph."""
+WEAKLY_TYPED: dict[str, dict[str, Any]] = {
+    "elan": {"fp16": "all", "mixed": "all", "level": 2, "static": True},
+    "restormer": {"fp16": "pinned", "mixed": "wide", "level": 1, "static": True},
+}
+"""What a library without types is told where nothing else is asked for, by architecture: constraints in a precision,
+level, and whether sizes are fixed in the graph; `restort.export.form.WEAKLY_TYPED` is its graph. TensorRT 8.6 finds
+no kernel for a Restormer with all layers held ("Mismatched type for tensor"), and takes minutes longer at its level 3."""
 
 MOST_THREADS = 16  # more do not make a build faster, and each takes memory
 NOT_IN_KEYS = ("threads",)
@@ -94,8 +98,13 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     shape = networks.input_shape(model)
     about = {entry.key: entry.value for entry in model.metadata_props}
     networks.check_profile(shape, options.profile, int(about.get("restort.size_multiple", 1)))
-    kinds = typed.check_precision(model, graph_precision(flavour, options.precision, options.constraints))
-    static = _is_static(flavour, options)
+    architecture = about.get("restort.architecture", "")
+    asked: str | None = options.constraints
+    if asked is None and "float16" in typed.convolutions(model).values():  # it has types of its own
+        asked = _usual(architecture)["mixed"]
+    wanted = graph_precision(flavour, options.precision, asked, architecture)
+    kinds = typed.check_precision(model, wanted)
+    static = _is_static(flavour, options, architecture)
     if static:
         model = with_fixed_input(model, (options.profile.opt[0], shape[1], *options.profile.opt[1:]))
     data: bytes = model.SerializeToString(deterministic=True)
@@ -108,13 +117,12 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
             raise heard.error("starting the builder") from None
         network, parser = networks.parse(flavour, builder, data)
         config = builder.create_builder_config()
-        flags = _configure(flavour, config, options)
+        flags = _configure(flavour, config, options, architecture)
         flags["static"] = static
         flags["threads"] = _set_threads(builder, options.threads)
         networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
         if not flavour.capabilities.strongly_typed and options.precision in ("fp16", "mixed"):
-            constraints = options.constraints or WEAKLY_TYPED["constraints"]
-            constraints = "all" if constraints == "pinned" and options.precision == "mixed" else constraints
+            constraints = _constraints(options.precision, asked, architecture)
             flags["constraints"] = constraints
             flags["constrained_layers"] = _constrain(flavour, network, config, model, constraints)
         plan = _run(flavour, builder, network, config, options.progress, heard)
@@ -154,11 +162,21 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     return Built(plan, report, timings)
 
 
-def graph_precision(flavour: Flavour, precision: str, constraints: str | None) -> str:
+def graph_precision(flavour: Flavour, precision: str, constraints: str | None, architecture: str = "") -> str:
     """The precision that the graph of an engine of `precision` must have: another one where layers are pinned."""
-    weak = not flavour.capabilities.strongly_typed
-    pinned = (constraints or WEAKLY_TYPED["constraints"]) == "pinned"
-    return "fp32" if weak and pinned and precision == "fp16" else precision
+    weak = not flavour.capabilities.strongly_typed and precision == "fp16"
+    return "fp32" if weak and _constraints(precision, constraints, architecture) == "pinned" else precision
+
+
+def _usual(architecture: str) -> dict[str, Any]:
+    return WEAKLY_TYPED.get(architecture, WEAKLY_TYPED["elan"])
+
+
+def _constraints(precision: str, asked: str | None, architecture: str) -> str:
+    """How a weakly typed library is held to types. Mixed graphs have types of their own, which nothing pins."""
+    usual = _usual(architecture)
+    found: str = asked or usual[precision]
+    return str(usual["mixed"]) if found == "pinned" and precision == "mixed" else found
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
@@ -201,12 +219,12 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
         raise UsageError(f"a build takes at least one thread, not {options.threads}")
 
 
-def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str, Any]:
+def _configure(flavour: Flavour, config: Any, options: BuildOptions, architecture: str) -> dict[str, Any]:
     """Sets everything but the profile; what was set, for the report."""
     module, can = flavour.module, flavour.capabilities
     level = options.level
     if level is None and can.levels and not can.strongly_typed:
-        level = WEAKLY_TYPED["level"]
+        level = _usual(architecture)["level"]
     flags: dict[str, Any] = {
         "strongly_typed": can.strongly_typed,
         "tf32": options.precision not in ("fp32", "mixed"),
@@ -246,8 +264,8 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions) -> dict[str
     return flags
 
 
-def _is_static(flavour: Flavour, options: BuildOptions) -> bool:
-    usual = not flavour.capabilities.strongly_typed and bool(WEAKLY_TYPED["static"])
+def _is_static(flavour: Flavour, options: BuildOptions, architecture: str) -> bool:
+    usual = not flavour.capabilities.strongly_typed and bool(_usual(architecture)["static"])
     return options.profile.is_fixed and (usual if options.static is None else bool(options.static))
 
 

@@ -138,7 +138,9 @@ class Supply:
         can = self.flavour.capabilities
         graph = typed_graph(
             self.weights,
-            graph_precision(self.flavour, self.precision, self.options.get("constraints")),
+            graph_precision(
+                self.flavour, self.precision, self.options.get("constraints"), self.weights.spec.architecture
+            ),
             keep_fp32=self.keep_fp32,
             newer_operators=can.newer_operators,
             form=TYPED if can.strongly_typed else WEAKLY_TYPED,
