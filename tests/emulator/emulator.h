@@ -246,6 +246,17 @@ DEVICE u32 shuffle_by(u32 value, int step) {
 }
 DEVICE u32 shuffle_before(u32 value) { return shuffle_by(value, -1); }
 DEVICE u32 shuffle_after(u32 value) { return shuffle_by(value, 1); }
+DEVICE u32 transpose_matrix(u32 value) {
+    emulator::Warp& warp = emulator::warps[emulator::current / 32];
+    int lane = emulator::current % 32;
+    warp.offset[lane] = value;
+    emulator::meet(9, [](emulator::Warp&) {});
+    u32 turned = 0;
+    for (int k = 0; k < 2; ++k)
+        turned |= (warp.offset[4 * (2 * (lane % 4) + k) + lane / 8] >> 16 * (lane / 4 % 2) & 0xffff) << 16 * k;
+    emulator::meet(10, [](emulator::Warp&) {});
+    return turned;
+}
 DEVICE u32 pick(u32 a, u32 b, u32 which) {
     u64 both = (u64)b << 32 | a;
     u32 picked = 0;

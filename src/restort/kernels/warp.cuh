@@ -93,6 +93,13 @@ DEVICE void load_matrices_transposed(u32 (&r)[4], u32 offset) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(window(offset)));
 }
 
+// An 8 x 8 matrix whose row g, columns 2j, 2j+1, is this lane's, turned over: row g is what was column g.
+DEVICE u32 transpose_matrix(u32 value) {
+    u32 turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(value));
+    return turned;
+}
+
 // 16 (or 4) bytes from global to shared memory, zeros unless `valid`; complete after wait_copies and a barrier.
 DEVICE void copy16(u32 offset, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"

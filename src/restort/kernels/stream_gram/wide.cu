@@ -1,0 +1,502 @@
+// The first half of a Restormer block in one kernel for Hopper; reference.py says what it computes, wide.py packs the weights.
+//
+// A block goes over every gridDim.x-th tile of 16 x TALL pixels of an image. Of a tile:
+//   1. The 18 x (TALL + 2) pixels around it, normalised, go to shared memory A, in the order in which step 2 wants them;
+//      they are 0 outside of the image.
+//   2. The expansion turned over, by products of four warps (wgmma): rows are channels, columns are pixels. A warp has a
+//      unit of 16 channels, whose weights stay in registers for a pass over all pixels, 40 a product: two rows of 16, and four
+//      of the halo. Columns are ordered so that lane 4 g + j gets channels g of both halves of the unit, of pixels
+//      4j .. 4j + 3 of every row; of the halo lane j = 0 has what is left of the two rows and j = 3 what is right.
+//   3. Depthwise 3x3 down the rows, in the same registers: neighbours beyond a lane's four come from the next lane. The
+//      products of the next two rows are under way meanwhile. What comes of it is a fragment of products over 16 pixels
+//      (in an order that is the same for all channels), 16 bytes a lane, and goes to shared memory QK as it is.
+//   4. At the end of a unit each lane reads its own again: squares of q and k by products of a fragment with itself,
+//      whose diagonals are wanted; v, transposed between the lanes, 32 bytes of a pixel at a time, to global memory.
+//   5. When all of q and k are there: q^T k over the tile's pixels, by products, onto sums that stay in registers from
+//      tile to tile. The next tile's pixels are on their way to registers meanwhile.
+// Units are those of v, then of q, then of k. Of the last pass some warps have none: which, changes from tile to tile.
+// At the end each block writes one partial sum; none is added in an order that could change.
+//
+// Products are waited for before the next are begun, and never across the end of a loop: otherwise ptxas gives up and waits
+// for each (its message C7514). A shift s of an expanded channel is no part of the products: inside of the image it adds
+// s * (sum of the taps), which wide.py adds to the depthwise bias. Tiles at the edge, where it is 0 for some, add it themselves.
+//
+// Races: A is written in step 1, after the barrier before step 5 of the tile before, by when every warp has waited for its
+// products; it is read after the barrier that follows. Units of v lie in QK where the same warp has one of q or k in a later pass.
+// QK is read by other warps in step 5 alone, between these two barriers. Squares (S) are added to by one warp a tile.
+
+constexpr int WIDE = 16;
+constexpr int THREADS = 32 * WARPS;
+constexpr int GROUPS = WARPS / 4;
+constexpr int CORE = TALL / 4;                      // times 64 pixels of the tile itself
+constexpr int RING = 2 * (WIDE + 2) + 2 * TALL;     // pixels of the halo
+constexpr int RINGS = (RING + 63) / 64;
+constexpr int SETS = RINGS + CORE;                  // of 64 pixels
+constexpr int OWN = (SETS + GROUPS - 1) / GROUPS;   // of them a group's
+constexpr int PIECES = (TALL + 2) / 2;              // of two rows
+constexpr int TILES = 5 * PIECES;                   // of 8 columns of the expansion's products
+constexpr int STEPS = C / 16;
+constexpr int COLUMNS = C / 8;
+constexpr int RUN = C % 32 == 0 ? 8 : 4;            // neighbouring channels of a pixel that a thread has
+constexpr int WORDS = RUN / 2;
+constexpr int RUNS = C / (4 * RUN);
+constexpr int OF_V = C / 16, UNITS = 3 * OF_V;
+constexpr int PASSES = (UNITS + WARPS - 1) / WARPS;
+constexpr int LAST = UNITS - (PASSES - 1) * WARPS;  // units of the last pass
+constexpr int LATER = (OF_V + WARPS - 1) / WARPS;   // the first pass without any of v
+constexpr int A_UNIT = 128 * TILES + 32;            // bytes from 8 channels of all pixels to the next 8
+constexpr int QK_UNIT = 512 * TALL;
+constexpr int T_UNIT = 6 * 128;
+constexpr int QK_AT = COLUMNS * A_UNIT;
+constexpr int T_AT = QK_AT + 2 * OF_V * QK_UNIT;
+constexpr int S_AT = T_AT + UNITS * T_UNIT;
+constexpr int BYTES = S_AT + 8 * C;
+static_assert(C % 16 == 0 && TALL % 4 == 0 && WARPS % 4 == 0 && LATER < PASSES - (LAST < WARPS), "channel counts");
+#ifdef SHARED
+static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
+#endif
+constexpr int CH = C / HEADS;
+constexpr int PART = 48;                            // q channels of a warp's part of the Gram matrix; PART_K of k
+constexpr int SPLIT = CH / PART, SPLIT_K = CH / PART_K;
+constexpr int PARTS = HEADS * SPLIT * SPLIT_K;
+constexpr int SEGMENTS = WARPS / PARTS;             // of the tile's rows, for warps with the same part
+constexpr int GM = PART / 16, GK = PART_K / 16, QUADS = GM * 2 * GK;
+static_assert(CH % PART == 0 && CH % PART_K == 0 && PART_K % 16 == 0 && WARPS % PARTS == 0 && TALL % SEGMENTS == 0, "heads");
+static_assert(S_AT >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
+
+struct Place { int lane, g, j, warp, group, n, top, left, h, w; };
+
+// By row and column of the tile with its halo, that is from 0 to TALL + 1 and from 0 to 17.
+DEVICE bool inside(const Place& at, int row, int column) {
+    int y = at.top - 1 + row, x = at.left - 1 + column;
+    return y >= 0 && y < at.h && x >= 0 && x < at.w;
+}
+DEVICE u64 position(const Place& at, int row, int column) {
+    return ((u64)at.n * at.h + (at.top - 1 + row)) * at.w + (at.left - 1 + column);
+}
+// Where 8 channels of a pixel lie among those of all pixels in A.
+DEVICE u32 column_place(int row, int column) {
+    int x = column - 1;
+    int tile = column == 0 || column == WIDE + 1 ? 4 : 2 * (row & 1) + (x >> 1 & 1);
+    int slot = column == 0 ? row & 1 : column == WIDE + 1 ? 6 + (row & 1) : 2 * (x >> 2) + (x & 1);
+    return (5 * (row >> 1) + tile) * 128 + slot * 16;
+}
+
+struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two of a group's 64
+
+// Pixels of 64 of the tile itself: a row each warp, columns g and g + 8; or of the halo, beyond which its first stands for others.
+DEVICE Pixels set_pixels(const Place& at, int set) {
+    Pixels mine;
+    if (set >= RINGS) {
+        int row = 4 * (set - RINGS) + at.warp % 4 + 1;
+        return {{row, row}, {at.g + 1, at.g + 9}, {set < SETS, set < SETS}};
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        int k = 64 * set + 16 * (at.warp % 4) + at.g + 8 * i;
+        mine.store[i] = k < RING;
+        if (k >= RING) k = 0;
+        int side = k - 2 * (WIDE + 2);
+        mine.row[i] = k < WIDE + 2 ? 0 : side < 0 ? TALL + 1 : 1 + (side >> 1);
+        mine.column[i] = k < WIDE + 2 ? k : side < 0 ? k - (WIDE + 2) : (side & 1) * (WIDE + 1);
+    }
+    return mine;
+}
+
+// A thread's part of its two pixels: the runs, in pairs.
+struct Part { u32 pair[2][COLUMNS]; };
+
+DEVICE void load_pixels(const Place& at, Part& part, int set, const u16* from) {
+    const Pixels mine = set_pixels(at, set);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        bool valid = mine.store[i] && inside(at, mine.row[i], mine.column[i]);
+        const u16* pixel = from + position(at, mine.row[i], mine.column[i]) * C + at.j * RUN;
+#pragma unroll
+        for (int r = 0; r < RUNS; ++r) {
+            u32* to = part.pair[i] + r * WORDS;
+            if constexpr (RUN == 8) {
+                Vec4 four = {0, 0, 0, 0};
+                if (valid) four = *(const Vec4*)(pixel + r * 4 * RUN);
+                to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+            } else {
+                Vec2 two = {0, 0};
+                if (valid) two = *(const Vec2*)(pixel + r * 4 * RUN);
+                to[0] = two.x, to[1] = two.y;
+            }
+        }
+    }
+}
+
+// Step 1.
+DEVICE void normalise(const Place& at, const Part& part, int set) {
+    const Pixels mine = set_pixels(at, set);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        float mean = 0, square = 0;
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            const float first = low(part.pair[i][n]), second = high(part.pair[i][n]);
+            mean += first, mean += second;
+            square += first * first, square += second * second;
+        }
+        mean += shuffle_xor(mean, 1);
+        mean += shuffle_xor(mean, 2);
+        mean *= 1.0f / C;
+        square += shuffle_xor(square, 1);
+        square += shuffle_xor(square, 2);
+        float scale =
+            inside(at, mine.row[i], mine.column[i]) ? rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f) : 0;
+#if CENTRED
+        const float shift = -mean * scale;
+#else
+        const float shift = 0;
+#endif
+        if (!mine.store[i]) continue;
+        u32 to = column_place(mine.row[i], mine.column[i]);
+#pragma unroll
+        for (int r = 0; r < RUNS; ++r) {
+            u32 four[4];
+#pragma unroll
+            for (int k = 0; k < WORDS; ++k) {
+                const u32 pair = part.pair[i][r * WORDS + k];
+                four[k] = pack(low(pair) * scale + shift, high(pair) * scale + shift);
+            }
+            if constexpr (RUN == 8)
+                store_shared4(to + (4 * r + at.j) * A_UNIT, Vec4{four[0], four[1], four[2], four[3]});
+            else
+                store_shared2(to + (2 * r + at.j / 2) * A_UNIT + at.j % 2 * 8, Vec2{four[0], four[1]});
+        }
+    }
+}
+
+// A unit's rows of W', as A.
+DEVICE void load_w(u32 (&a)[STEPS][4], const Place& at, int unit, const u16* w) {
+    const Vec4* from = (const Vec4*)w + unit * STEPS * 32 + at.lane;
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s) {
+        Vec4 four = from[s * 32];
+        a[s][0] = four.x, a[s][1] = four.y, a[s][2] = four.z, a[s][3] = four.w;
+    }
+}
+
+// Step 2, between group_begin and group_commit: two rows of pixels.
+DEVICE void expand_piece(int piece, float (&e)[5][4], const u32 (&a)[STEPS][4]) {
+    const auto from = group_operand_at(group_operand(0, A_UNIT, 128), piece * 5 * 128);
+    group_product(e, a[0], from);
+#pragma unroll
+    for (int s = 1; s < STEPS; ++s) group_multiply(e, a[s], group_operand_at(from, 2 * s * A_UNIT));
+}
+
+// At the edge of the image: the shift, of what is inside of it.
+DEVICE void shift_piece(int piece, const Place& at, float (&e)[5][4], u32 taps) {
+    const Vec4 last = load_shared4(taps + 5 * 128);
+    const float shift[2] = {as_float(last.z), as_float(last.w)};
+#pragma unroll
+    for (int t = 0; t < 5; ++t)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            int row = 2 * piece + (t < 4 ? t / 2 : k);
+            int column = t < 4 ? 4 * at.j + t % 2 * 2 + k + 1 : at.j == 0 ? 0 : WIDE + 1;
+            bool there = inside(at, row, column);
+            e[t][k] += there ? shift[0] : 0;
+            e[t][2 + k] += there ? shift[1] : 0;
+        }
+}
+
+// Two rows of E, packed: of both halves of the unit this lane's four pixels, and in `halo` the first (low) and second half's
+// pixel left of the tile (j = 0) or right of it (j = 3).
+struct Rows { u32 first[2][2], second[2][2], halo[2]; };
+
+DEVICE Rows pack_piece(const float (&e)[5][4]) {
+    Rows rows;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            rows.first[r][c] = pack(e[2 * r + c][0], e[2 * r + c][1]);
+            rows.second[r][c] = pack(e[2 * r + c][2], e[2 * r + c][3]);
+        }
+        rows.halo[r] = pack(e[4][r], e[4][2 + r]);
+    }
+    return rows;
+}
+
+struct Sums { u32 first[3][2], second[3][2]; };  // of rows y, y - 1, y - 2, at their number mod 3
+
+// Step 3 for row y of E. Fragments of k (`turned`) are pairs for B: of the first half of the unit, then of the second; those of q, A.
+DEVICE void convolve_row(int y, const Place& at, Sums& sums, const u32 (&first)[2], const u32 (&second)[2], u32 halo,
+                         const u32 (&tap)[20], u32 to, bool turned) {
+    u32 before = shuffle_before(pick(first[1], second[1], 0x7632)), after = shuffle_after(pick(first[0], second[0], 0x5410));
+    before = at.j == 0 ? halo : before;
+    after = at.j == 3 ? halo : after;
+    const u32 middle[2] = {pick(first[0], first[1], 0x5432), pick(second[0], second[1], 0x5432)};
+    const u32 p[5] = {pick(before, first[0], 0x5410), first[0], middle[0], first[1], pick(first[1], after, 0x5432)};
+    const u32 q[5] = {pick(before, second[0], 0x5432), second[0], middle[1], second[1], pick(second[1], after, 0x7632)};
+#pragma unroll
+    for (int dy = 0; dy < 3; ++dy) {
+        const int row = y - dy;
+        if (row < 0 || row >= TALL) continue;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            u32 &ps = sums.first[row % 3][c], &qs = sums.second[row % 3][c];
+#pragma unroll
+            for (int dx = 0; dx < 3; ++dx) {
+                ps = fma2(p[2 * c + dx], tap[dy * 3 + dx], dy + dx == 0 ? tap[18] : ps);
+                qs = fma2(q[2 * c + dx], tap[9 + dy * 3 + dx], dy + dx == 0 ? tap[19] : qs);
+            }
+        }
+    }
+    if (y >= 2) {
+        const u32(&a)[2] = sums.first[(y - 2) % 3], (&b)[2] = sums.second[(y - 2) % 3];
+        store_shared4(to + (y - 2) * 512, Vec4{a[0], turned ? a[1] : b[0], turned ? b[0] : a[1], b[1]});
+    }
+}
+
+// Pixels outside of the image count for nothing.
+DEVICE void clear_outside(const Place& at, u32 from, bool turned) {
+    const int columns = at.w - at.left - 4 * at.j;  // of this lane's four inside of the image
+    const u32 left = columns >= 2 ? ~0u : columns == 1 ? 0xffff : 0, right = columns >= 4 ? ~0u : columns == 3 ? 0xffff : 0;
+#pragma unroll 1
+    for (int y = 0; y < TALL; ++y) {
+        const bool there = at.top + y < at.h;
+        Vec4 four = load_shared4(from + y * 512);
+        four.x = there ? four.x & left : 0;
+        four.y = there ? four.y & (turned ? right : left) : 0;
+        four.z = there ? four.z & (turned ? left : right) : 0;
+        four.w = there ? four.w & right : 0;
+        store_shared4(from + y * 512, four);
+    }
+}
+
+// Step 4 for q and k. A product of 8 numbers of 16 rows with the first (second) 8 of these rows has squares where row and column
+// are the same; what else it makes is of no use.
+DEVICE void add_squares(const Place& at, u32 from, int unit, bool turned) {
+    float d[4][4] = {};
+#pragma unroll
+    for (int y = 0; y < TALL; ++y) {
+        const Vec4 four = load_shared4(from + y * 512);
+        multiply_half(d[0], four.x, four.y, four.x);
+        multiply_half(d[1], four.x, four.y, four.y);
+        multiply_half(d[2], four.z, four.w, four.z);
+        multiply_half(d[3], four.z, four.w, four.w);
+    }
+    const bool odd = at.g & 1;
+    const float xx = odd ? d[0][1] : d[0][0], yy = odd ? d[1][3] : d[1][2];
+    const float zz = odd ? d[2][1] : d[2][0], ww = odd ? d[3][3] : d[3][2];
+    if (at.g / 2 == at.j) {  // this lane holds the diagonal
+        const u32 to = S_AT + (unit * 16 + at.g / 2 * 4 + at.g % 2) * 4;
+        store_shared_float(to, load_shared_float(to) + (xx + (turned ? yy : zz)));
+        store_shared_float(to + 8, load_shared_float(to + 8) + ((turned ? zz : yy) + ww));
+    }
+}
+
+// Step 4 for v.
+DEVICE void store_v(const Place& at, u32 from, int unit, u16* v) {
+    const int column = at.left + at.g / 2 * 4 + at.g % 2;
+    const bool there[2] = {column < at.w, column + 2 < at.w};
+    u16* to = v + (((u64)at.n * at.h + at.top) * at.w + column) * C + unit * 16 + at.j * 4;
+#pragma unroll
+    for (int y = 0; y < TALL; ++y) {
+        const Vec4 four = load_shared4(from + y * 512);
+        const Vec2 left = {transpose_matrix(four.x), transpose_matrix(four.y)};
+        const Vec2 right = {transpose_matrix(four.z), transpose_matrix(four.w)};
+        const bool row = at.top + y < at.h;
+        store_global2_if(to, left, row && there[0]);
+        store_global2_if(to + 2 * C, right, row && there[1]);
+        to += (u64)at.w * C;
+    }
+}
+
+// Step 5.
+DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], u32 q_at, u32 k_at) {
+#pragma unroll GRAM
+    for (int y = 0; y < TALL / SEGMENTS; ++y) {
+        Vec4 a[GM], b[GK];
+#pragma unroll
+        for (int m = 0; m < GM; ++m) a[m] = load_shared4(q_at + m * QK_UNIT);
+#pragma unroll
+        for (int n = 0; n < GK; ++n) b[n] = load_shared4(k_at + n * QK_UNIT);
+#pragma unroll
+        for (int m = 0; m < GM; ++m) {
+            const u32 four[4] = {a[m].x, a[m].y, a[m].z, a[m].w};
+#pragma unroll
+            for (int n = 0; n < GK; ++n) {
+                multiply(sums[(m * GK + n) * 2], four, b[n].x, b[n].y);
+                multiply(sums[(m * GK + n) * 2 + 1], four, b[n].z, b[n].w);
+            }
+        }
+        q_at += 512, k_at += 512;
+    }
+}
+
+// Units of the last pass go around from tile to tile; UNITS or more: none.
+DEVICE int unit_of(const Place& at, int pass, int turn) {
+    int mine = at.warp;
+    if (LAST < WARPS && pass == PASSES - 1) {
+        mine -= turn;
+        mine += mine < 0 ? WARPS : 0;
+    }
+    return pass * WARPS + mine;
+}
+
+KERNEL(THREADS, BLOCKS)
+stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partial, int h, int width) {
+    Place at;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = at.warp / 4;
+    at.g = at.lane >> 2, at.j = at.lane & 3;
+    at.n = block_index(1), at.h = h, at.w = width;
+    const int across = (width + WIDE - 1) / WIDE, tiles = across * ((h + TALL - 1) / TALL);
+    const int part = at.warp % PARTS, segment = at.warp / PARTS;
+    const int head = part / (SPLIT * SPLIT_K), part_q = part / SPLIT_K % SPLIT, part_k = part % SPLIT_K;
+    const u32 rows_at = QK_AT + segment * (TALL / SEGMENTS) * 512 + at.lane * 16;
+    const u32 q_at = rows_at + (head * CH + part_q * PART) / 16 * QK_UNIT;
+    const u32 k_at = rows_at + (OF_V + (head * CH + part_k * PART_K) / 16) * QK_UNIT;
+
+    for (int k = thread_index() * 16; k < UNITS * T_UNIT; k += 16 * THREADS) copy16(T_AT + k, (const char*)t + k, true);
+    commit_copies();
+    for (int k = thread_index() * 4; k < 8 * C; k += 4 * THREADS) store_shared(S_AT + k, 0);
+
+    float sums[QUADS][4];
+#pragma unroll
+    for (int c = 0; c < 4 * QUADS; ++c) sums[c / 4][c % 4] = 0;
+
+    int tile = block_index(0), turn = 0;
+    at.top = tile / across * TALL, at.left = tile % across * WIDE;
+    Part pixels[OWN];
+#pragma unroll
+    for (int r = 0; r < OWN; ++r) load_pixels(at, pixels[r], r * GROUPS + at.group, x);
+    wait_copies<0>();
+#pragma unroll 1
+    for (; tile < tiles; tile += block_count()) {
+#pragma unroll
+        for (int r = 0; r < OWN; ++r) normalise(at, pixels[r], r * GROUPS + at.group);
+        u32 a[STEPS][4];
+        int unit = unit_of(at, 0, turn);
+        load_w(a, at, unit, w);
+        publish_to_groups();
+        block_barrier();
+
+        const bool edge = at.top == 0 || at.left == 0 || at.top + TALL >= h || at.left + WIDE >= width;
+        u32 taps = T_AT + unit * T_UNIT + at.g * 16;
+        float e[5][4];
+        group_touch(e);
+        group_begin();
+        expand_piece(0, e, a);
+        group_commit();
+        group_wait<0>();
+        group_touch(e);
+        if (edge) shift_piece(0, at, e, taps);
+        Rows rows = pack_piece(e);
+#pragma unroll 1
+        for (int pass = 0; pass < PASSES; ++pass) {
+            const bool turned = unit >= 2 * OF_V, active = LAST == WARPS || unit < UNITS;
+            const u32 to = QK_AT + (unit < OF_V ? LATER * WARPS + at.warp - OF_V : unit - OF_V) * QK_UNIT + at.lane * 16;
+            u32 tap[20];  // of the first half, of the second, biases: each twice in a word
+#pragma unroll
+            for (int q = 0; q < 5; ++q) {
+                Vec4 four = load_shared4(taps + q * 128);
+                tap[4 * q] = four.x, tap[4 * q + 1] = four.y, tap[4 * q + 2] = four.z, tap[4 * q + 3] = four.w;
+            }
+            if (edge) {
+                Vec2 bias = load_shared2(taps + 5 * 128);
+                tap[18] = bias.x, tap[19] = bias.y;
+            }
+            const int next = unit_of(at, pass + 1 < PASSES ? pass + 1 : 0, turn);
+            const int there = LAST == WARPS || next < UNITS ? next : 0;  // of a warp without a unit, whatever
+#if AHEAD
+            u32 ahead[STEPS][4];
+            load_w(ahead, at, there, w);
+#endif
+            Sums lines;
+#pragma unroll
+            for (int piece = 0; piece < PIECES; ++piece) {
+                const bool last = piece + 1 == PIECES;
+#if AHEAD
+                if (last)
+#pragma unroll
+                    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+                        for (int k = 0; k < 4; ++k) a[s][k] = ahead[s][k];
+#endif
+                if (AHEAD || !last) {
+                    group_touch(e);
+                    group_begin();
+                    expand_piece(last ? 0 : piece + 1, e, a);  // after the last pass once more, for nothing
+                    group_commit();
+                } else {
+                    load_w(a, at, there, w);
+                }
+                if (active)
+#pragma unroll
+                    for (int r = 0; r < 2; ++r)
+                        convolve_row(2 * piece + r, at, lines, rows.first[r], rows.second[r], rows.halo[r], tap, to, turned);
+                if (last) {
+#if !AHEAD
+                    group_touch(e);
+                    group_begin();
+                    expand_piece(0, e, a);
+                    group_commit();
+#endif
+                    if (unit < OF_V) {
+                        store_v(at, to, unit, v);
+                    } else if (active) {
+                        if (at.top + TALL > h || at.left + WIDE > width) clear_outside(at, to, turned);
+                        add_squares(at, to, unit - OF_V, turned);
+                    }
+                    taps = T_AT + there * T_UNIT + at.g * 16;
+                }
+                group_wait<0>();
+                group_touch(e);
+                if (edge) shift_piece(last ? 0 : piece + 1, at, e, taps);
+                rows = pack_piece(e);
+            }
+            unit = next;
+        }
+        block_barrier();
+        const int following = tile + block_count() < tiles ? tile + block_count() : tile;  // at the end some pixels for nothing
+        at.top = following / across * TALL, at.left = following % across * WIDE;
+#pragma unroll
+        for (int r = 0; r < OWN; ++r) load_pixels(at, pixels[r], r * GROUPS + at.group, x);
+        multiply_parts(at, sums, q_at, k_at);
+        turn += LAST;
+        turn -= turn < WARPS ? 0 : WARPS;
+    }
+
+    // Warps with the same part add up, the first one last: one partial sum a block.
+    if (SEGMENTS > 1) {
+        block_barrier();
+        if (segment > 0) {
+            u32 to = (((segment - 1) * PARTS + part) * QUADS * 32 + at.lane) * 16;
+#pragma unroll
+            for (int c = 0; c < QUADS; ++c)
+#pragma unroll
+                for (int k = 0; k < 4; ++k) store_shared_float(to + 512 * c + 4 * k, sums[c][k]);
+        }
+        block_barrier();
+        if (segment == 0)
+            for (int s = 0; s < SEGMENTS - 1; ++s) {
+                u32 from = ((s * PARTS + part) * QUADS * 32 + at.lane) * 16;
+#pragma unroll
+                for (int c = 0; c < QUADS; ++c)
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) sums[c][k] += load_shared_float(from + 512 * c + 4 * k);
+            }
+    }
+    float* image = partial + ((u64)block_index(0) * image_count() + at.n) * HEADS * (CH * (CH + 2));
+    for (int c = thread_index(); c < 2 * C; c += THREADS)
+        image[c % C / CH * (CH * (CH + 2)) + CH * CH + c / C * CH + c % CH] = load_shared_float(S_AT + 4 * c);
+    if (segment > 0) return;
+    float* to = image + head * (CH * (CH + 2));
+#pragma unroll
+    for (int m = 0; m < GM; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float* row = to + (part_q * PART + m * 16 + at.g / 2 * 4 + at.g % 2 + 2 * i) * CH + part_k * PART_K + 4 * at.j;
+#pragma unroll
+            for (int n = 0; n < 2 * GK; ++n) {
+                row[n / 2 * 16 + n % 2 * 2] = sums[m * 2 * GK + n][2 * i];
+                row[n / 2 * 16 + n % 2 * 2 + 1] = sums[m * 2 * GK + n][2 * i + 1];
+            }
+        }
+}
