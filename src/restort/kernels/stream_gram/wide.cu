@@ -60,8 +60,8 @@ constexpr int PART = 48;                            // q channels of a warp's pa
 constexpr int SPLIT = CH / PART, SPLIT_K = CH / PART_K;
 constexpr int PARTS = HEADS * SPLIT * SPLIT_K;
 constexpr int SEGMENTS = WARPS / PARTS;             // of the tile's rows, for warps with the same part
-constexpr int GM = PART / 16, GK = PART_K / 16, QUADS = GM * 2 * GK;
-static_assert(CH % PART == 0 && CH % PART_K == 0 && PART_K % 16 == 0 && WARPS % PARTS == 0 && TALL % SEGMENTS == 0, "heads");
+constexpr int GM = PART / 16, GN = PART_K / 8, QUADS = GM * GN;
+static_assert(CH % PART == 0 && CH % PART_K == 0 && PART_K % 8 == 0 && WARPS % PARTS == 0 && TALL % SEGMENTS == 0, "heads");
 static_assert(S_AT >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 
 struct Place { int lane, g, j, warp, group, n, top, left, h, w; };
@@ -188,8 +188,9 @@ DEVICE void expand_piece(int piece, float (&e)[5][4], const u32 (&a)[STEPS][4]) 
     for (int s = 1; s < STEPS; ++s) group_multiply(e, a[s], group_operand_at(from, 2 * s * A_UNIT));
 }
 
-// At the edge of the image: the shift, of what is inside of it.
-DEVICE void shift_piece(int piece, const Place& at, float (&e)[5][4], u32 taps) {
+// At the edge of the image: the shift, of what is inside of it. What that is is not to be worked out for tiles elsewhere.
+DEVICE void shift_piece(int piece, Place at, float (&e)[5][4], u32 taps) {
+    at.top = hidden(at.top), at.left = hidden(at.left);
     const Vec4 last = load_shared4(taps + 5 * 128);
     const float shift[2] = {as_float(last.z), as_float(last.w)};
 #pragma unroll
@@ -308,23 +309,29 @@ DEVICE void store_v(const Place& at, u32 from, int unit, u16* v) {
     }
 }
 
-// Step 5.
-DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], u32 q_at, u32 k_at) {
+// Step 5. `part_k`: this warp's columns of a Gram matrix, PART_K of them from the unit at k_at.
+DEVICE u32 half_unit(int number) { return number / 2 * QK_UNIT + number % 2 * 8; }
+DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], u32 q_at, u32 k_at, int part_k) {
 #pragma unroll GRAM
     for (int y = 0; y < TALL / SEGMENTS; ++y) {
-        Vec4 a[GM], b[GK];
+        Vec4 a[GM];
+        Vec2 b[GN];
 #pragma unroll
         for (int m = 0; m < GM; ++m) a[m] = load_shared4(q_at + m * QK_UNIT);
+        if constexpr (GN % 2 == 0)
 #pragma unroll
-        for (int n = 0; n < GK; ++n) b[n] = load_shared4(k_at + n * QK_UNIT);
+            for (int n = 0; n < GN; n += 2) {
+                const Vec4 four = load_shared4(k_at + half_unit(part_k * GN) + half_unit(n));
+                b[n] = {four.x, four.y}, b[n + 1] = {four.z, four.w};
+            }
+        else
+#pragma unroll
+            for (int n = 0; n < GN; ++n) b[n] = load_shared2(k_at + half_unit(part_k * GN + n));
 #pragma unroll
         for (int m = 0; m < GM; ++m) {
             const u32 four[4] = {a[m].x, a[m].y, a[m].z, a[m].w};
 #pragma unroll
-            for (int n = 0; n < GK; ++n) {
-                multiply(sums[(m * GK + n) * 2], four, b[n].x, b[n].y);
-                multiply(sums[(m * GK + n) * 2 + 1], four, b[n].z, b[n].w);
-            }
+            for (int n = 0; n < GN; ++n) multiply(sums[m * GN + n], four, b[n].x, b[n].y);
         }
         q_at += 512, k_at += 512;
     }
@@ -351,7 +358,7 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
     const int head = part / (SPLIT * SPLIT_K), part_q = part / SPLIT_K % SPLIT, part_k = part % SPLIT_K;
     const u32 rows_at = QK_AT + segment * (TALL / SEGMENTS) * 512 + at.lane * 16;
     const u32 q_at = rows_at + (head * CH + part_q * PART) / 16 * QK_UNIT;
-    const u32 k_at = rows_at + (OF_V + (head * CH + part_k * PART_K) / 16) * QK_UNIT;
+    const u32 k_at = rows_at + (OF_V + head * CH / 16) * QK_UNIT;
 
     for (int k = thread_index() * 16; k < UNITS * T_UNIT; k += 16 * THREADS) copy16(T_AT + k, (const char*)t + k, true);
     commit_copies();
@@ -458,7 +465,7 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
         at.top = following / across * TALL, at.left = following % across * WIDE;
 #pragma unroll
         for (int r = 0; r < OWN; ++r) load_pixels(at, pixels[r], r * GROUPS + at.group, x);
-        multiply_parts(at, sums, q_at, k_at);
+        multiply_parts(at, sums, q_at, k_at, part_k);
         turn += LAST;
         turn -= turn < WARPS ? 0 : WARPS;
     }
@@ -492,11 +499,12 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
     for (int m = 0; m < GM; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            float* row = to + (part_q * PART + m * 16 + at.g / 2 * 4 + at.g % 2 + 2 * i) * CH + part_k * PART_K + 4 * at.j;
+            float* row = to + (part_q * PART + m * 16 + at.g / 2 * 4 + at.g % 2 + 2 * i) * CH + 4 * at.j;
 #pragma unroll
-            for (int n = 0; n < 2 * GK; ++n) {
-                row[n / 2 * 16 + n % 2 * 2] = sums[m * 2 * GK + n][2 * i];
-                row[n / 2 * 16 + n % 2 * 2 + 1] = sums[m * 2 * GK + n][2 * i + 1];
+            for (int n = 0; n < GN; ++n) {
+                const int number = part_k * GN + n, column = number / 2 * 16 + number % 2 * 2;
+                row[column] = sums[m * GN + n][2 * i];
+                row[column + 1] = sums[m * GN + n][2 * i + 1];
             }
         }
 }

@@ -76,7 +76,7 @@ def tiles(channels: int) -> dict[str, int]:
 def part_k(channels: int, heads: int, warps: int) -> int:
     """The k channels of a warp's part: as few as give every warp as many parts; 0 where none do."""
     ch = channels // heads
-    for columns in (16, 32, 48, 96):
+    for columns in (16, 24, 32, 48, 96):
         if ch % columns == 0 and warps % (heads * (ch // PART) * (ch // columns)) == 0:
             return columns
     return 0
