@@ -22,6 +22,7 @@ import torch
 from restort.kernels import stream_ffn, stream_gram
 from restort.kernels.common import roofs
 from restort.kernels.stream_ffn import wide
+from restort.kernels.stream_gram import wide as gram_wide
 
 LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
     ("level 1", 48, 128, 1, 1),
@@ -31,11 +32,6 @@ LEVELS = (  # name, channels, hidden, heads, divisor of the picture's size
 )
 FFN = [
     {},
-    {"WGMMA": 1, "PROJECT": 1},
-    {"WGMMA": 1, "PROJECT": 2},
-    {"WGMMA": 1},
-    {"WGMMA": 1, "FLYING": 2},
-    {"WGMMA": 1, "FLYING": 2, "PROJECT": 1},
     {"BLOCKS": 3},
     {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
     {"GELU": 0},
@@ -57,6 +53,17 @@ GRAM = [
     {"PART_K": 48},
     {"CHUNK": 32},
     {"PACKED": 0},
+]
+GRAM_WIDE = [  # of restort.kernels.stream_gram.wide, on compute capability 9.0
+    {},
+    {"AHEAD": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
+    {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "AHEAD": 1},
+    {"WARPS": 8},  # for 192 channels
+    {"BLOCKS": 2},  # and 4: for 48
+    {"BLOCKS": 4},
+    {"GRAM": 1},
+    {"GRAM": 4},
 ]
 
 
@@ -142,6 +149,26 @@ def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int
     )
 
 
+def broad_gram(variants: list[dict[str, int]], channels: int) -> list[dict[str, int]]:
+    """Those of gram_wide that can be had for so many channels."""
+    return [
+        one
+        for one in variants
+        if (channels == 192) == (one == {"WARPS": 8}) or not {"WARPS", "BLOCKS"} & one.keys()
+        if channels == 48 or one.keys() != {"BLOCKS"}
+    ]
+
+
+def gram_wide_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
+    n, h, w, c = case["x"].shape
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    splits = gram_wide.splits(n, h, w, c, processors, **variant)
+    ch = c // heads
+    sums = torch.empty(splits, n, heads, ch * (ch + 2), device="cuda")
+    weights = gram_wide.pack(case["qkv_w"], case["qkv_affine"], case["qkv_dw"])
+    return gram_wide.launch(case["x"], weights, v, sums, **variant)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", nargs="+", type=sizes, default=[(720, 1280), (368, 552), (256, 256)])
@@ -157,6 +184,7 @@ def main() -> None:
     capability = capability[0] * 10 + capability[1]
     ffn, gram = (FFN[:1], GRAM[:1]) if options.quick else (FFN, GRAM)
     broad = [] if capability != wide.CAPABILITY else WIDE[:1] if options.quick else WIDE
+    gram_broad = [] if capability != gram_wide.CAPABILITY else GRAM_WIDE[:1] if options.quick else GRAM_WIDE
     records: list[dict[str, Any]] = []
 
     started = time.time()
@@ -173,6 +201,11 @@ def main() -> None:
         gram_launch(small[c], small[c]["x"], heads, variant)
         for _, c, _, heads, _ in LEVELS
         for variant in gram
+    ]
+    launches += [
+        gram_wide_launch(small[c], small[c]["x"], heads, variant)
+        for _, c, _, heads, _ in LEVELS
+        for variant in broad_gram(gram_broad, c)
     ]
     wanted = {(one.kernel, tuple(one.constants.items())) for one in launches}
 
@@ -200,7 +233,7 @@ def main() -> None:
         records.append(record)
         right = "" if wrong is None else f"error {wrong:.1e}"
         print(
-            f"{op:5} {level:9} {'x'.join(map(str, shape)):12} {ms:8.3f} ms  {record['gb_s']:6.0f} GB/s "
+            f"{op:9} {level:9} {'x'.join(map(str, shape)):12} {ms:8.3f} ms  {record['gb_s']:6.0f} GB/s "
             f"{record['tflop_s']:5.0f} TFLOP/s  floor {floor:.3f} ({floor / ms:4.0%})  {right}  {variant}",
             flush=True,
         )
@@ -212,7 +245,7 @@ def main() -> None:
             torch.cuda.synchronize()
             tell(op, level, shape, variant, max(map(error, result(), expected)), median_ms([one]), one)
         except Exception as trouble:
-            print(f"{op:5} {level:9} {variant}: {trouble}", flush=True)
+            print(f"{op:9} {level:9} {variant}: {trouble}", flush=True)
 
     for height, width in options.size:
         for level, c, f, heads, divisor in LEVELS:
@@ -238,6 +271,14 @@ def main() -> None:
                 sums = one.tensors["sums"]
                 attempt(
                     "gram", level, shape, variant or "default", one,
+                    lambda sums=sums, out=out: (sums.sum(0), out),
+                    (wanted_sums, wanted_v),
+                )  # fmt: skip
+            for variant in broad_gram(gram_broad, c):
+                one = gram_wide_launch(case, out.fill_(float("nan")), heads, variant)
+                sums = one.tensors["sums"]
+                attempt(
+                    "gram wide", level, shape, variant or "default", one,
                     lambda sums=sums, out=out: (sums.sum(0), out),
                     (wanted_sums, wanted_v),
                 )  # fmt: skip

@@ -154,7 +154,7 @@ class BlockPlanner:
                 ]
             )
         else:
-            image = block.ffn_image(stream_ffn.layout(block.channels, self.capability))
+            image = block.ffn_image
             self.steps.append(
                 lambda get: [
                     stream_ffn.launch(

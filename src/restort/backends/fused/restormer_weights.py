@@ -81,16 +81,9 @@ class Block:
     ffn_b: Tensor
 
     @functools.cached_property
-    def _images(self) -> dict[str, Tensor]:
-        return {}
-
-    def ffn_image(self, layout: dict[str, int]) -> Tensor:
-        """The feed-forward weights as stream_ffn reads them (its `image`), made once for a layout."""
-        key = str(layout)
-        if key not in self._images:
-            ffn = self.ffn
-            self._images[key] = stream_ffn.image(ffn.w, ffn.affine, ffn.dw16, self.ffn_w, **layout)
-        return self._images[key]
+    def ffn_image(self) -> Tensor:
+        """The feed-forward weights as restort.kernels.stream_ffn reads them."""
+        return stream_ffn.image(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
 
     @functools.cached_property
     def ffn_wide(self) -> wide.Weights:

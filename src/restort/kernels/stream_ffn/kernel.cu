@@ -36,21 +36,11 @@ constexpr int PAIRS = CHUNK / 8;
 constexpr int CHUNKS = F / CHUNK;
 constexpr int E_ROW = 32 * PAIRS + 16;              // bytes of a pixel of E: 8 for each lane j and pair: 2 gates, 2 values
 constexpr int E_BYTES = 16 * EXPAND_TILES * E_ROW;  // whole groups of pixels
-#if WGMMA
-constexpr int W_COLUMN = 2 * CHUNK * 16 + 32;       // bytes of 8 channels of all rows of W'; 32 more against bank conflicts
-constexpr int W_BYTES = STEPS * 2 * W_COLUMN;
-#else
 constexpr int W_BYTES = 2 * CHUNK * ROW;
-#endif
 constexpr int IN_BYTES = W_BYTES + 2 * CHUNK * 2;   // rows of W', then minus the shift of each, as E holds a pixel
 constexpr int TAP_BYTES = CHUNK * 4;                // a tap of 32 gates and 32 values
 constexpr int OUT_ROW = COLUMNS * 16 + 16 + (COLUMNS % 2) * 16;  // bytes of a hidden row of the projection
-#if PROJECT
-constexpr int P_COLUMN = CHUNK * 16 + 32;           // bytes of 8 channels of a chunk of the projection; 32 more as in W_COLUMN
-constexpr int P_BYTES = COLUMNS * P_COLUMN;
-#else
 constexpr int P_BYTES = CHUNK * OUT_ROW;
-#endif
 constexpr int OUT_BYTES = P_BYTES + 10 * TAP_BYTES;
 constexpr int TILE_BYTES = PIXELS * ROW;            // v, then the normalised pixels; dead when E is first written
 constexpr int FOLD_BYTES = C * ROW;
@@ -234,21 +224,8 @@ DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const int
     }
 }
 
-// Step 4: the projection of chunk i, of this warp's rows. By Hopper's products it is only begun here.
+// Step 4: the projection of chunk i, of this warp's rows.
 DEVICE void project(int i, const Place& at, float (&sum)[ROWS][COLUMNS][4]) {
-#if PROJECT
-    const u32 g = G_AT + at.warp / 4 * ROWS * PAIRS * 1024, p = OUT_AT + (i & 1) * OUT_BYTES;
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) group_touch(sum[r]);
-    group_begin();
-#pragma unroll
-    for (int s = 0; s < CHUNK / 16; ++s)
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-            group_multiply_shared(sum[r], group_operand(g + (r * PAIRS + 2 * s) * 1024, 1024, 128),
-                                  PROJECT == 1 ? group_operand(p + s * 256, 128, P_COLUMN) : group_operand(p + s * 256, P_COLUMN, 128));
-    group_commit();
-#else
     u32 from = G_AT + ROWS * at.warp * PAIRS * 256 + at.lane * 8;
     u32 rows = OUT_AT + (i & 1) * OUT_BYTES + (at.lane & 15) * OUT_ROW + (at.lane >> 4) * 16;
 #pragma unroll
@@ -273,61 +250,10 @@ DEVICE void project(int i, const Place& at, float (&sum)[ROWS][COLUMNS][4]) {
             }
         }
     }
-#endif
 }
 
 // Step 2: the gates and values of chunk i, for this warp's groups of 16 pixels.
-#if WGMMA
-DEVICE void store_group(u32 to, int group, const float (&sum)[2 * PAIRS][4]) {
-    if (EXPAND_TILES % WARPS != 0 && group >= EXPAND_TILES) return;
-#pragma unroll
-    for (int t = 0; t < PAIRS; ++t)
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const float(&gate)[4] = sum[t];
-            const float(&value)[4] = sum[PAIRS + t];
-            store_shared2(to + r * E_ROW + t * 32, Vec2{pack(gate[2 * r], gate[2 * r + 1]), pack(value[2 * r], value[2 * r + 1])});
-        }
-}
-#endif
-
-// With PROJECT, what `beside` does is done between the first of its products and the waiting for them.
-template <class Beside>
-DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside, Beside beside) {
-#if WGMMA
-    static_assert(WARPS % 4 == 0, "whole groups of four warps");
-    u32 in = IN_AT + (i & 1) * IN_BYTES;
-    u32 to = (16 * at.warp + 2 * at.g) * E_ROW + at.j * 8;
-    float sum[FLYING][2 * PAIRS][4];  // products of one group of pixels are under way while those before are stored
-#pragma unroll
-    for (int m = 0; m < TILES; ++m) {
-        float(&mine)[2 * PAIRS][4] = sum[m % FLYING];
-        const bool have = WARPS * (m + 1) <= EXPAND_TILES || (at.warp & ~3) + m * WARPS < EXPAND_TILES;
-        if (have) {
-#pragma unroll
-            for (int t = 0; t < 2 * PAIRS; ++t) clear(mine[t]);
-            group_touch(mine);
-            group_begin();
-#pragma unroll
-            for (int s = 0; s < STEPS; ++s) group_multiply(mine, a[m][s], group_operand(in + 2 * s * W_COLUMN, W_COLUMN, 128));
-            group_commit();
-        }
-        if (PROJECT && m == 0) beside();
-        if (FLYING == 2 && m > 0) {
-            group_wait<1>();
-            group_touch(sum[(m - 1) % FLYING]);
-            store_group(to + 16 * (m - 1) * WARPS * E_ROW, at.warp + (m - 1) * WARPS, sum[(m - 1) % FLYING]);
-        }
-        if (FLYING == 1 || m == TILES - 1) {
-            if (PROJECT && m == 0)
-                group_wait<1>();
-            else
-                group_wait<0>();
-            group_touch(mine);
-            store_group(to + 16 * m * WARPS * E_ROW, at.warp + m * WARPS, mine);
-        }
-    }
-#else
+DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 outside) {
     u32 in = IN_AT + (i & 1) * IN_BYTES;
     u32 rows = in + ((at.lane & 7) + (at.lane >> 4) * CHUNK) * ROW + (at.lane >> 3 & 1) * 16;
     u32 to = at.j * 8;
@@ -357,7 +283,6 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
                     store_shared2(to + (16 * (at.warp + m * WARPS) + 2 * at.g + r) * E_ROW + t * 32, four);
                 }
     }
-#endif
     if (outside) {  // of the image: then what is missing to zero, over what this thread has just written
         u32 missing = IN_AT + (i & 1) * IN_BYTES + W_BYTES + at.j * 8;
         for (int k = 0; k < 2 * TILES; ++k)
@@ -368,13 +293,6 @@ DEVICE void expand(int i, const Place& at, const u32 (&a)[TILES][STEPS][4], u32 
     }
 }
 
-#if PROJECT
-// The place in G of 8 hidden channels of a row of 16 pixels: 8 pixels with even columns, 16 bytes each, then the others. Row r of
-// each of a group's four warps make the 64 rows of one product.
-DEVICE u32 g_place(int row, int pair) {
-    return ((row / (4 * ROWS) * ROWS + row % ROWS) * PAIRS + pair) * 1024 + row / ROWS % 4 * 256;
-}
-#endif
 
 // Step 3: a warp takes 8 hidden channels of STRETCH rows, a thread two of them and pixels 2g, 2g + 1, and goes down the
 // rows. The results lie in G as step 4 reads them: [row][pair][lane], two neighbouring pixels of two channels.
@@ -442,13 +360,7 @@ DEVICE void gated(int i, const Place& at) {
                 result[c] = pack(gelu(here[0]) * here[2], gelu(here[1]) * here[3]);
 #endif
             }
-#if PROJECT
-            u32 row = G_AT + g_place(first + y - 2, pair) + at.lane * 4;
-            store_shared(row, result[0]);
-            store_shared(row + 128, result[1]);
-#else
             store_shared2(to + (first + y - 2) * PAIRS * 256, Vec2{result[0], result[1]});
-#endif
         }
     }
 }
@@ -495,7 +407,6 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
         load_pixels(at, pairs[k], p[k], x);
     }
     wait_copies<0>();
-    publish_to_groups();
     block_barrier();
 
     float all[GROUPS][COLUMNS][4];
@@ -525,37 +436,19 @@ stream_ffn(const u16* x, const u16* v, const u16* fold, const float* fold_b, con
     if (CHUNKS > 1) fetch_in(1, image);
     fetch_out(0, image);
     commit_copies();
-    expand(0, at, a, outside, [&] {
-#if PROJECT
-        group_commit();  // of nothing: so that there is as much to wait for as beside a projection
-#endif
-    });
+    expand(0, at, a, outside);
 #pragma unroll 1
     for (int i = 0; i < CHUNKS; ++i) {
         wait_copies<0>();
-        publish_to_groups();
-        block_barrier();
+            block_barrier();
         if (i + 2 < CHUNKS) fetch_in(i + 2, image);
         if (i + 1 < CHUNKS) fetch_out(i + 1, image);
         commit_copies();
         gated(i, at);
-        publish_to_groups();
-        block_barrier();
-#if PROJECT
-        if (i + 1 < CHUNKS)
-            expand(i + 1, at, a, outside, [&] { project(i, at, sum); });
-        else
-            project(i, at, sum);
-#else
+            block_barrier();
         project(i, at, sum);
-        if (i + 1 < CHUNKS) expand(i + 1, at, a, outside, [] {});
-#endif
+        if (i + 1 < CHUNKS) expand(i + 1, at, a, outside);
     }
-#if PROJECT
-    group_wait<0>();
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) group_touch(sum[r]);
-#endif
 
     // Through shared memory, so that 16 bytes go out at a time.
     block_barrier();

@@ -17,47 +17,32 @@ MOST_CHANNELS = 192  # a warp's row of 16 pixels stays in registers, and that is
 
 
 def tiles(channels: int, capability: int) -> dict[str, int]:
-    """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
-
-    WGMMA 1: Hopper's products of four warps for the expansion, FLYING of them under way at once; PROJECT 1: for the
-    projection, too. Both are off: no GPU has run them yet, only the emulator of the tests.
-    """
-    hopper = {"WGMMA": 0, "FLYING": 1, "PROJECT": 0}
+    """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor."""
     if channels > 96:  # a row of 16 pixels fills a warp's registers
-        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, **hopper}
+        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1}
     if capability in (86, 89, 120):  # 100 KB a multiprocessor
-        return {"WARPS": 4, "TALL": 8, "BLOCKS": 1 if channels > 48 else 2, **hopper}
-    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2, **hopper}
+        return {"WARPS": 4, "TALL": 8, "BLOCKS": 1 if channels > 48 else 2}
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2}
 
 
-def layout(channels: int, capability: int) -> dict[str, int]:
-    """What `image` has to know of `tiles`."""
-    cut = tiles(channels, capability)
-    return {"wgmma": cut["WGMMA"], "project": cut["PROJECT"]}
-
-
-def shared_bytes(channels: int, tall: int, wgmma: int = 0, project: int = 0) -> int:
+def shared_bytes(channels: int, tall: int) -> int:
     """Shared memory of a block; kernel.cu asserts the same number."""
     pixels = (WIDE + 2) * (tall + 2)
     row = -(-channels // 16) * 32 + 16
     columns = channels // 8
     out_row = columns * 16 + 16 + columns % 2 * 16
     start = max(-(-pixels // 16) * 16 * (CHUNK * 4 + 16), pixels * row)
-    rows = -(-channels // 16) * 2 * (32 * CHUNK + 32) if wgmma else 2 * CHUNK * row
-    into = rows + 2 * CHUNK * 2
-    out = (columns * (16 * CHUNK + 32) if project else CHUNK * out_row) + 10 * CHUNK * 4
+    into = 2 * CHUNK * row + 2 * CHUNK * 2
+    out = CHUNK * out_row + 10 * CHUNK * 4
     return max(start + 2 * into + 2 * out + tall * CHUNK * 32, start + into + channels * row)
 
 
-def image(
-    w: Tensor, affine: Tensor, dw16: Tensor, out_w: Tensor, *, wgmma: int = 0, project: int = 0
-) -> Tensor:
+def image(w: Tensor, affine: Tensor, dw16: Tensor, out_w: Tensor) -> Tensor:
     """The weights as they are to lie in shared memory, (F / 32, bytes / 2) of w's type: a row for 32 hidden channels.
 
     Rows of W' for their gates and values, padded against bank conflicts; minus the shift of each as [2 channels] (2
     gates, 2 values); rows of the projection; taps and bias as [tap][2 channels] (2 gates, 2 values). The bias has the
-    shifts in it, by the sum of the taps: what the convolution reads lacks them. With `wgmma` (`project`) the rows of
-    W' (of the projection) are cut into columns of 8 channels.
+    shifts in it, by the sum of the taps: what the convolution reads lacks them.
     """
     import torch
 
@@ -66,22 +51,12 @@ def image(
     wide = steps * 16
     rows = torch.nn.functional.pad(w, (0, wide - channels)).reshape(2, chunks, CHUNK, wide)
     rows = rows.transpose(0, 1).reshape(chunks, 2 * CHUNK, wide)
-    if wgmma:
-        columns = rows.reshape(chunks, 2 * CHUNK, steps * 2, 8).transpose(1, 2).reshape(chunks, steps * 2, -1)
-        expansion = torch.nn.functional.pad(columns, (0, 16))
-    else:
-        expansion = torch.nn.functional.pad(rows, (0, 8))
+    expansion = torch.nn.functional.pad(rows, (0, 8))
     shift, taps = affine[1].double(), dw16.double()
     bias = taps[9] + shift * taps[:9].sum(0)
     missing = -shift.reshape(2, chunks, CHUNK // 2, 2).permute(1, 2, 0, 3)
     back = out_w.reshape(chunks, CHUNK, channels)
-    if project:
-        columns = (
-            back.reshape(chunks, CHUNK, channels // 8, 8).transpose(1, 2).reshape(chunks, channels // 8, -1)
-        )
-        projection = torch.nn.functional.pad(columns, (0, 16))
-    else:
-        projection = torch.nn.functional.pad(back, (0, 8 + channels // 8 % 2 * 8))
+    projection = torch.nn.functional.pad(back, (0, 8 + channels // 8 % 2 * 8))
     taps = torch.cat([taps[:9], bias[None]]).reshape(10, 2, chunks, CHUNK // 2, 2).permute(2, 0, 3, 1, 4)
     parts = (expansion, missing.to(w.dtype), projection, taps.to(w.dtype))
     return torch.cat([part.reshape(chunks, -1).contiguous().view(torch.int16) for part in parts], 1).view(
@@ -110,7 +85,7 @@ def launch(
 ) -> Launch:
     """A call of the kernel; reference.stream_ffn says what of. `out` must not overlap x or v.
 
-    `weights` is `image` of w, affine, dw16 and out_w for the same variant, made here if it is not given.
+    `weights` is `image` of w, affine, dw16 and out_w, made here if it is not given.
     x, v, out (N, H, W, C) float16 or bfloat16; dw16 the taps and bias (10, 2 F) in that type; biases that are None are
     zeros, at no cost. `packed`: the depthwise sums are kept in 16 bits, two to an instruction, and GELU comes from
     tanh.approx; otherwise both are float32. `variant` overrides `tiles`.
@@ -131,9 +106,9 @@ def launch(
         "BF16": int(brain),
         **cut,
     }
-    constants["SHARED"] = shared_bytes(channels, cut["TALL"], cut["WGMMA"], cut["PROJECT"])
+    constants["SHARED"] = shared_bytes(channels, cut["TALL"])
     if weights is None:
-        weights = image(w, affine, dw16, out_w, wgmma=cut["WGMMA"], project=cut["PROJECT"])
+        weights = image(w, affine, dw16, out_w)
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
     return Launch(
@@ -162,5 +137,5 @@ def worthwhile(pixels: int, channels: int, capability: int = 90) -> bool:
     if channels > MOST_CHANNELS:
         return False
     cut = tiles(channels, capability)
-    need = shared_bytes(channels, cut["TALL"], cut["WGMMA"], cut["PROJECT"])
+    need = shared_bytes(channels, cut["TALL"])
     return need <= SHARED_KIB.get(capability, 99) * 1024
