@@ -35,7 +35,7 @@ WEAKLY_TYPED: dict[str, dict[str, Any]] = {
 }
 """What a library without types is told where nothing else is asked for, by architecture: constraints in a precision,
 level, and whether sizes are fixed in the graph; `restort.export.form.WEAKLY_TYPED` is its graph. With all layers held
-TensorRT 8.6 finds no kernel for a Restormer ("Mismatched type for tensor"), and at its level 3 it takes minutes more."""
+TensorRT 8.6 finds no kernel for a Restormer ("Mismatched type for tensor"); at its level 3 that takes minutes more."""
 
 MOST_THREADS = 16  # more do not make a build faster, and each takes memory
 NOT_IN_KEYS = ("threads",)

@@ -25,7 +25,7 @@ def tiles(channels: int, capability: int) -> dict[str, int]:
     """
     cut = {"WARPS": 4, "TALL": 8, "CHUNK": 48, "FUSED": 1, "WGMMA": 0, "PART_K": 48 if channels <= 48 else 24}
     if channels > 96:
-        return {**cut, "WARPS": 12, "PART_K": 16, "BLOCKS": 1}
+        return {**cut, "WARPS": 12, "PART_K": 16, "BLOCKS": 1, "WGMMA": int(capability == 90)}
     if capability in (86, 89, 120):  # 99 KB a block, 100 KB a multiprocessor
         return {**cut, "CHUNK": 48 if channels <= 48 else 16, "BLOCKS": 1}
     return {**cut, "BLOCKS": 2}
