@@ -86,6 +86,13 @@ def main() -> int:
     torch.set_grad_enabled(False)
     weights = load_weights(args.weights)
     records: list[dict[str, Any]] = []
+    about = {
+        "device": torch.cuda.get_device_name(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "command": "python benchmarks/exact_gpu.py " + " ".join(sys.argv[1:]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     for size in [*args.sizes, *args.large]:
         height, width = map(int, size.split("x"))
         x = picture(weights.spec.in_channels, height, width)
@@ -94,7 +101,7 @@ def main() -> int:
             references["whole fp32"] = PlainNetwork(weights, torch.device("cuda")).run(x)[0]
             references["fused fp16"] = FusedRunner(weights, "fp16")(x)
             torch.cuda.empty_cache()
-        for precision in ("fp32", "fp16"):
+        for precision in ("fp16", "fp32"):
             try:
                 y, found = exact(weights, precision, x)
             except (RestortError, RuntimeError) as error:
@@ -111,16 +118,9 @@ def main() -> int:
                 "finite": bool(np.isfinite(y).all()),
                 "relative_l2": {name: distance(y, want) for name, want in references.items()},
             }
-            records.append(record)
+            records.append(record | about)
             print(record, flush=True)
-    about = {
-        "device": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "command": "python benchmarks/exact_gpu.py " + " ".join(sys.argv[1:]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"records": [r | about for r in records]}, indent=1) + "\n", "utf-8")
+            args.output.write_text(json.dumps({"records": records}, indent=1) + "\n", "utf-8")
     return 0 if records and all(r["relative_l2"].get("whole fp32", 0) < 1e-3 for r in records) else 1
 
 
