@@ -54,16 +54,19 @@ GRAM = [
     {"CHUNK": 32},
     {"PACKED": 0},
 ]
-GRAM_WIDE = [  # of restort.kernels.stream_gram.wide, on compute capability 9.0
-    {},
-    {"AHEAD": 1},
-    {"WARPS": 8, "TALL": 16, "BLOCKS": 1},
-    {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "AHEAD": 1},
-    {"WARPS": 8},  # for 192 channels
-    {"BLOCKS": 2},  # and 4: for 48
-    {"BLOCKS": 4},
-    {"GRAM": 1},
-    {"GRAM": 4},
+GRAM_WIDE = [  # of restort.kernels.stream_gram.wide, on compute capability 9.0; some for these channels only
+    ((48, 96, 192), {}),
+    ((48, 96), {"AHEAD": 1}),
+    ((96,), {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
+    ((96,), {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "AHEAD": 1}),
+    ((192,), {"WARPS": 8}),
+    ((192,), {"WARPS": 8, "AHEAD": 1}),
+    ((48,), {"BLOCKS": 2}),
+    ((48,), {"BLOCKS": 4}),
+    ((48,), {"TALL": 12}),
+    ((48,), {"TALL": 16, "BLOCKS": 2}),
+    ((48, 96, 192), {"GRAM": 1}),
+    ((48, 96, 192), {"GRAM": 4}),
 ]
 
 
@@ -149,16 +152,6 @@ def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int
     )
 
 
-def broad_gram(variants: list[dict[str, int]], channels: int) -> list[dict[str, int]]:
-    """Those of gram_wide that can be had for so many channels."""
-    return [
-        one
-        for one in variants
-        if (channels == 192) == (one == {"WARPS": 8}) or not {"WARPS", "BLOCKS"} & one.keys()
-        if channels == 48 or one.keys() != {"BLOCKS"}
-    ]
-
-
 def gram_wide_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
     n, h, w, c = case["x"].shape
     processors = torch.cuda.get_device_properties(0).multi_processor_count
@@ -205,7 +198,8 @@ def main() -> None:
     launches += [
         gram_wide_launch(small[c], small[c]["x"], heads, variant)
         for _, c, _, heads, _ in LEVELS
-        for variant in broad_gram(gram_broad, c)
+        for channels, variant in gram_broad
+        if c in channels
     ]
     wanted = {(one.kernel, tuple(one.constants.items())) for one in launches}
 
@@ -274,7 +268,9 @@ def main() -> None:
                     lambda sums=sums, out=out: (sums.sum(0), out),
                     (wanted_sums, wanted_v),
                 )  # fmt: skip
-            for variant in broad_gram(gram_broad, c):
+            for channels, variant in gram_broad:
+                if c not in channels:
+                    continue
                 one = gram_wide_launch(case, out.fill_(float("nan")), heads, variant)
                 sums = one.tensors["sums"]
                 attempt(

@@ -32,6 +32,7 @@ def weights(c: int, dtype: Any) -> tuple[Any, Any, Any]:
         (1, 19, 18, 96, 2, 1, HALF, True, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
         (2, 11, 19, 48, 1, 3, HALF, True, {}),
         (1, 41, 33, 48, 1, 1, BRAIN, True, {"GRAM": 1}),
+        (1, 25, 18, 48, 1, 2, HALF, False, {"TALL": 12}),
         (1, 1, 33, 48, 1, 2, BRAIN, False, {}),
         (1, 9, 17, 192, 4, 1, HALF, True, {}),
         (1, 17, 9, 192, 2, 2, BRAIN, False, {}),
