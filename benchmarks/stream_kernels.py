@@ -59,6 +59,7 @@ GRAM_WIDE = [  # of restort.kernels.stream_gram.wide, on compute capability 9.0;
     ((48, 96), {"AHEAD": 1}),
     ((96,), {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
     ((96,), {"WARPS": 8, "TALL": 16, "BLOCKS": 1, "AHEAD": 1}),
+    ((96,), {"WARPS": 12, "TALL": 16, "BLOCKS": 1}),
     ((192,), {"WARPS": 8}),
     ((192,), {"WARPS": 8, "AHEAD": 1}),
     ((48,), {"BLOCKS": 2}),

@@ -30,6 +30,8 @@ def weights(c: int, dtype: Any) -> tuple[Any, Any, Any]:
         (2, 9, 17, 96, 2, 3, BRAIN, False, {"AHEAD": 1}),
         (1, 19, 33, 96, 1, 2, HALF, True, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
         (1, 19, 18, 96, 2, 1, HALF, True, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
+        (1, 33, 19, 96, 1, 2, HALF, True, {"WARPS": 12, "TALL": 16, "BLOCKS": 1}),
+        (1, 19, 18, 96, 2, 1, BRAIN, True, {"WARPS": 12, "TALL": 16, "BLOCKS": 1}),
         (2, 11, 19, 48, 1, 3, HALF, True, {}),
         (1, 41, 33, 48, 1, 1, BRAIN, True, {"GRAM": 1}),
         (1, 25, 18, 48, 1, 2, HALF, False, {"TALL": 12}),

@@ -22,8 +22,8 @@
 // s * (sum of the taps), which wide.py adds to the depthwise bias. Tiles at the edge, where it is 0 for some, add it themselves.
 //
 // Races: A is written in step 1, after the barrier before step 5 of the tile before, by when every warp has waited for its
-// products; it is read after the barrier that follows. Units of v lie in QK where the same warp has one of q or k in a later pass.
-// QK is read by other warps in step 5 alone, between these two barriers. Squares (S) are added to by one warp a tile.
+// products; it is read after the barrier that follows. Units of v lie in QK where the same warp has one of q or k in a later
+// pass, or, where that cannot be said, in a place of their own (V). QK is read by other warps in step 5 alone, between these two barriers. Squares (S) are added to by one warp a tile.
 
 constexpr int WIDE = 16;
 constexpr int THREADS = 32 * WARPS;
@@ -50,8 +50,10 @@ constexpr int T_UNIT = 6 * 128;
 constexpr int QK_AT = COLUMNS * A_UNIT;
 constexpr int T_AT = QK_AT + 2 * OF_V * QK_UNIT;
 constexpr int S_AT = T_AT + UNITS * T_UNIT;
-constexpr int BYTES = S_AT + 8 * C;
-static_assert(C % 16 == 0 && TALL % 4 == 0 && WARPS % 4 == 0 && LATER < PASSES - (LAST < WARPS), "channel counts");
+constexpr bool V_APART = LATER >= PASSES - (LAST < WARPS ? 1 : 0);  // no pass after those with v has every warp
+constexpr int V_AT = S_AT + 8 * C;
+constexpr int BYTES = V_AT + (V_APART ? (OF_V < WARPS ? OF_V : WARPS) * QK_UNIT : 0);
+static_assert(C % 16 == 0 && TALL % 4 == 0 && WARPS % 4 == 0, "channel counts");
 #ifdef SHARED
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
@@ -294,18 +296,18 @@ DEVICE void add_squares(const Place& at, u32 from, int unit, bool turned) {
 
 // Step 4 for v.
 DEVICE void store_v(const Place& at, u32 from, int unit, u16* v) {
-    const int column = at.left + at.g / 2 * 4 + at.g % 2;
-    const bool there[2] = {column < at.w, column + 2 < at.w};
+    const int column = at.left + at.g / 2 * 4 + at.g % 2, rows = at.h - at.top;
+    const int left_rows = column < at.w ? rows : 0, right_rows = column + 2 < at.w ? rows : 0;
     u16* to = v + (((u64)at.n * at.h + at.top) * at.w + column) * C + unit * 16 + at.j * 4;
+    const u64 line = (u64)at.w * C;
 #pragma unroll
     for (int y = 0; y < TALL; ++y) {
         const Vec4 four = load_shared4(from + y * 512);
         const Vec2 left = {transpose_matrix(four.x), transpose_matrix(four.y)};
         const Vec2 right = {transpose_matrix(four.z), transpose_matrix(four.w)};
-        const bool row = at.top + y < at.h;
-        store_global2_if(to, left, row && there[0]);
-        store_global2_if(to + 2 * C, right, row && there[1]);
-        to += (u64)at.w * C;
+        store_global2_if(to, left, y < left_rows);
+        store_global2_if(to + 2 * C, right, y < right_rows);
+        to += line;
     }
 }
 
@@ -398,7 +400,8 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
 #pragma unroll 1
         for (int pass = 0; pass < PASSES; ++pass) {
             const bool turned = unit >= 2 * OF_V, active = LAST == WARPS || unit < UNITS;
-            const u32 to = QK_AT + (unit < OF_V ? LATER * WARPS + at.warp - OF_V : unit - OF_V) * QK_UNIT + at.lane * 16;
+            const u32 own = V_APART ? V_AT + at.warp * QK_UNIT : QK_AT + (LATER * WARPS + at.warp - OF_V) * QK_UNIT;
+            const u32 to = (unit < OF_V ? own : QK_AT + (unit - OF_V) * QK_UNIT) + at.lane * 16;
             u32 tap[20];  // of the first half, of the second, biases: each twice in a word
 #pragma unroll
             for (int q = 0; q < 5; ++q) {
@@ -428,9 +431,11 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
 #endif
                 if (AHEAD || !last) {
                     group_touch(e);
-                    group_begin();
-                    expand_piece(last ? 0 : piece + 1, e, a);  // after the last pass once more, for nothing
-                    group_commit();
+                    if (!last || pass + 1 < PASSES) {
+                        group_begin();
+                        expand_piece(last ? 0 : piece + 1, e, a);
+                        group_commit();
+                    }
                 } else {
                     load_w(a, at, there, w);
                 }
@@ -441,9 +446,11 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
                 if (last) {
 #if !AHEAD
                     group_touch(e);
-                    group_begin();
-                    expand_piece(0, e, a);
-                    group_commit();
+                    if (pass + 1 < PASSES) {
+                        group_begin();
+                        expand_piece(0, e, a);
+                        group_commit();
+                    }
 #endif
                     if (unit < OF_V) {
                         store_v(at, to, unit, v);

@@ -82,20 +82,25 @@ def part_k(channels: int, heads: int, warps: int) -> int:
     return 0
 
 
-def shared_bytes(channels: int, tall: int) -> int:
+def shared_bytes(channels: int, tall: int, warps: int) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
+    of_v = channels // 16
+    later, passes, last = -(-of_v // warps), -(-3 * of_v // warps), 3 * of_v % warps
+    apart = min(of_v, warps) if later >= passes - (last > 0) else 0
     normalised = channels // 8 * (128 * 5 * (tall + 2) // 2 + 32)
-    return normalised + channels // 8 * 512 * tall + channels // 16 * 3 * 768 + 8 * channels
+    return normalised + (2 * of_v + apart) * 512 * tall + 3 * of_v * 768 + 8 * channels
 
 
 def fits(channels: int, heads: int, capability: int) -> bool:
     """Whether the kernel takes such a block."""
+    cut = tiles(channels)
     return (
         capability == CAPABILITY
         and channels in (48, 96, 192)
         and channels % heads == 0
         and channels // heads in (48, 96)
-        and part_k(channels, heads, tiles(channels)["WARPS"]) > 0
+        and part_k(channels, heads, cut["WARPS"]) > 0
+        and shared_bytes(channels, cut["TALL"], cut["WARPS"]) <= SHARED_BYTES
     )
 
 
@@ -134,7 +139,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         **cut,
-        "SHARED": shared_bytes(channels, cut["TALL"]),
+        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"]),
     }
     pixels = n * h * width
     return Launch(
