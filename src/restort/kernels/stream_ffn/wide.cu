@@ -8,16 +8,17 @@
 //   2. The expansion turned over: rows are channels, columns are pixels. A warp has 16 rows: the gates and the values of 8
 //      hidden channels; its weights stay in registers for a pass over all pixels, 40 a product: two rows of 16, and four
 //      of the halo. Columns are ordered so that lane 4 g + j gets the gate and the value of channel g of pixels
-//      4j .. 4j + 3 of every row; of the halo lane j = 0 has what is left of the two rows and j = 3 what is right.
+//      4j .. 4j + 3 of every row, as pairs 0 and 2, 1 and 3; of the halo lane j = 0 has what is left of the two rows and
+//      j = 3 what is right.
 //   3. Depthwise 3x3 and gate down the rows, in the same registers: neighbours beyond a lane's four come from the next
 //      lane. The products of the next two rows are under way meanwhile. Results go to G, 8 bytes of a channel at a time.
-//   4. Once for every CHUNK hidden channels, the projection of G onto the sums, begun after a barrier and beside the
-//      second piece of the next chunk, with which it is waited for.
+//   4. Once for every CHUNK hidden channels, the projection of G onto the sums, begun after a barrier and beside a piece of
+//      the next chunk (PROJECTS: the first has less to do), with which it is waited for.
 // Products are always waited for all at once, before the next are begun, and never across the end of the loop: otherwise
 // ptxas gives up and waits for each (its message C7514).
 //
 // A shift s of an expanded channel is no part of the products: inside of the image it adds s * (sum of the taps), which
-// wide.py adds to the depthwise bias. Tiles at the edge, where it is 0 for some, add it themselves.
+// wide.py adds to the depthwise bias. What is outside of the image is minus the shift then, which tiles at the edge put there.
 //
 // Races: A and the fold are written in step 1 and read by products after a barrier. The fold's place is that of G[0], first
 // written after another barrier, which every warp passes when it has waited for its products with the fold. G[k mod 2]
@@ -37,6 +38,7 @@ constexpr int OWN = CORE / GROUPS;                  // of them a group's
 constexpr int RING = 2 * (WIDE + 2) + 2 * TALL;     // pixels of the halo
 constexpr int RINGS = (RING + 63) / 64;
 constexpr int PIECES = (TALL + 2) / 2;              // of two rows
+constexpr int PROJECTS = 1;                         // the piece of a chunk beside which the projection is
 constexpr int TILES = 5 * PIECES;                   // of 8 columns of the expansion's products
 constexpr int STEPS = C / 16;
 constexpr int COLUMNS = C / 8;
@@ -77,8 +79,8 @@ DEVICE u64 position(const Place& at, int row, int column) {
 // Where 8 channels of a pixel lie among those of all pixels in A.
 DEVICE u32 column_place(int row, int column) {
     int x = column - 1;
-    int tile = column == 0 || column == WIDE + 1 ? 4 : 2 * (row & 1) + (x >> 1 & 1);
-    int slot = column == 0 ? row & 1 : column == WIDE + 1 ? 6 + (row & 1) : 2 * (x >> 2) + (x & 1);
+    int tile = column == 0 || column == WIDE + 1 ? 4 : 2 * (row & 1) + (x & 1);
+    int slot = column == 0 ? row & 1 : column == WIDE + 1 ? 6 + (row & 1) : 2 * (x >> 2) + (x >> 1 & 1);
     return (5 * (row >> 1) + tile) * 128 + slot * 16;
 }
 
@@ -128,22 +130,23 @@ DEVICE void store_fold(const Vec4 (&four)[BATCH], int first) {
 
 struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two of a group's 64
 
-// A run of each of these pixels: pairs[2 i .. of run r][pixel].
+// A run of each of these pixels: pairs[2 i .. of run r][pixel]. For a pixel outside of the image, whatever its nearest has.
 DEVICE void load_runs(const Place& at, u32 (&pairs)[COLUMNS][2], const Pixels& mine, const u16* from) {
+    const u16* corner = from + (((u64)at.n * at.h + at.top) * at.w + at.left) * C;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        bool valid = inside(at, mine.row[i], mine.column[i]);
-        const u16* pixel = from + position(at, mine.row[i], mine.column[i]) * C + at.j * RUN;
+        const int above = 1 - mine.row[i], before = 1 - mine.column[i];
+        const int row = at.top < above ? 0 : at.top - above >= at.h ? at.h - 1 - at.top : -above;
+        const int column = at.left < before ? 0 : at.left - before >= at.w ? at.w - 1 - at.left : -before;
+        const u16* pixel = corner + ((row * at.w + column) * C + at.j * RUN);
 #pragma unroll
         for (int r = 0; r < RUNS; ++r) {
             if constexpr (RUN == 8) {
-                Vec4 four = {0, 0, 0, 0};
-                if (valid) four = *(const Vec4*)(pixel + r * 4 * RUN);
+                const Vec4 four = *(const Vec4*)(pixel + r * 4 * RUN);
                 pairs[r * WORDS][i] = four.x, pairs[r * WORDS + 1][i] = four.y;
                 pairs[r * WORDS + WORDS - 2][i] = four.z, pairs[r * WORDS + WORDS - 1][i] = four.w;
             } else {
-                Vec2 two = {0, 0};
-                if (valid) two = *(const Vec2*)(pixel + r * 4 * RUN);
+                const Vec2 two = *(const Vec2*)(pixel + r * 4 * RUN);
                 pairs[r * WORDS][i] = two.x, pairs[r * WORDS + 1][i] = two.y;
             }
         }
@@ -151,6 +154,7 @@ DEVICE void load_runs(const Place& at, u32 (&pairs)[COLUMNS][2], const Pixels& m
 }
 
 // sum = x + fold_b + v fold^T of 64 pixels of this group of warps. sum[n][2 i + k]: pixel i, channel k of pair n of the runs.
+// There when residual_end has been called.
 DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&x)[COLUMNS][2], const u32 (&v)[COLUMNS][2],
                      const float* fold_b) {
 #pragma unroll
@@ -181,6 +185,10 @@ DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&x)[C
 #pragma unroll
     for (int s = 0; s < STEPS; ++s) group_multiply(sum, a[s], group_operand(FOLD_AT + 2 * s * FOLD_UNIT, FOLD_UNIT, 128));
     group_commit();
+#endif
+}
+DEVICE void residual_end(float (&sum)[COLUMNS][4]) {
+#if APPLY
     group_wait<0>();
     group_touch(sum);
 #endif
@@ -224,10 +232,10 @@ DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const Pix
     }
 }
 
-// Pixels of 64 of the tile itself: a row each warp, columns g and g + 8.
+// Pixels of 64 of the tile itself: a row each warp, columns in the order of G, in which each four are 0, 2, 1, 3.
 DEVICE Pixels core_pixels(const Place& at, int which) {
-    int row = 4 * which + at.warp % 4 + 1;
-    return {{row, row}, {at.g + 1, at.g + 9}, {true, true}};
+    int row = 4 * which + at.warp % 4 + 1, column = (at.g & 4) + 2 * (at.g & 1) + (at.g >> 1 & 1) + 1;
+    return {{row, row}, {column, column + 8}, {true, true}};
 }
 // And of the halo; what is beyond it stands for its first pixel.
 DEVICE Pixels ring_pixels(const Place& at, int which) {
@@ -262,24 +270,8 @@ DEVICE void expand_piece(int piece, float (&e)[5][4], const u32 (&a)[STEPS][4]) 
     for (int s = 1; s < STEPS; ++s) group_multiply(e, a[s], group_operand_at(from, 2 * s * A_UNIT));
 }
 
-// At the edge of the image: the shift, of what is inside of it.
-DEVICE void shift_piece(int piece, const Place& at, float (&e)[5][4], u32 taps) {
-    const Vec4 last = load_shared4(taps + 5 * 128);
-    const float shift[2] = {as_float(last.z), as_float(last.w)};
-#pragma unroll
-    for (int t = 0; t < 5; ++t)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            int row = 2 * piece + (t < 4 ? t / 2 : k);
-            int column = t < 4 ? 4 * at.j + t % 2 * 2 + k + 1 : at.j == 0 ? 0 : WIDE + 1;
-            bool there = inside(at, row, column);
-            e[t][k] += there ? shift[0] : 0;
-            e[t][2 + k] += there ? shift[1] : 0;
-        }
-}
-
-// Two rows of E, packed: the gates and values of this lane's four pixels, and in `halo` the gate (low) and value of the
-// pixel left of the tile (j = 0) or right of it (j = 3).
+// Two rows of E, packed: the gates and values of this lane's four pixels, 0 and 2, 1 and 3, and in `halo` the gate (low)
+// and value of the pixel left of the tile (j = 0) or right of it (j = 3).
 struct Rows { u32 gate[2][2], value[2][2], halo[2]; };
 
 DEVICE Rows pack_piece(const float (&e)[5][4]) {
@@ -296,17 +288,55 @@ DEVICE Rows pack_piece(const float (&e)[5][4]) {
     return rows;
 }
 
+// At the edge of the image: minus the shift, of what is outside of it. `out` has 1 for what is so in every row.
+struct Outside { u32 pair[2], halo; };
+DEVICE Outside outside(const Place& at) {
+    const int x = at.left + 4 * at.j, beside = at.j == 0 ? at.left - 1 : at.left + WIDE;
+    Outside out;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) out.pair[c] = (x + c >= at.w ? 0xffffu : 0) | (x + c + 2 >= at.w ? 0xffff0000u : 0);
+    out.halo = beside < 0 || beside >= at.w ? 0xffffffffu : 0;
+    return out;
+}
+DEVICE void mend_piece(int piece, const Place& at, const Outside& out, Rows& rows, u32 taps) {
+    const Vec2 shift = load_shared2(taps + 5 * 128);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int y = at.top - 1 + 2 * piece + r;
+        const u32 all = y < 0 || y >= at.h ? 0xffffffffu : 0;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            const u32 which = all | out.pair[c];
+            rows.gate[r][c] = (rows.gate[r][c] & ~which) | (shift.x & which);
+            rows.value[r][c] = (rows.value[r][c] & ~which) | (shift.y & which);
+        }
+        const u32 which = all | out.halo;
+        rows.halo[r] = (rows.halo[r] & ~which) | (pick(shift.x, shift.y, 0x5410) & which);
+    }
+}
+
+// 2 gelu(x) value: the value has been halved.
+DEVICE u32 gated(u32 x, u32 value) {
+#if GELU == 2
+    u32 s = minimum2(multiply2(x, x), pack(16.0f, 16.0f));  // as gelu_pair
+    u32 p = fma2(s, pack(-3.515353e-4f, -3.515353e-4f), pack(0.0370058f, 0.0370058f));
+    return multiply2(fma2(x, tanh2_fast(multiply2(x, fma2(s, p, pack(0.7975091f, 0.7975091f)))), x), value);
+#else
+    return multiply2(pack(2 * gelu(low(x)), 2 * gelu(high(x))), value);
+#endif
+}
+
 struct Sums { u32 gate[3][2], value[3][2]; };  // of rows y, y - 1, y - 2, at their number mod 3
 
-// Step 3 for row y of E.
+// Step 3 for row y of E. Sums begin with what the lane itself has.
 DEVICE void gated_row(int y, const Place& at, Sums& sums, const u32 (&gate)[2], const u32 (&value)[2], u32 halo,
                       const u32 (&tap)[20], u32 to) {
     u32 before = shuffle_before(pick(gate[1], value[1], 0x7632)), after = shuffle_after(pick(gate[0], value[0], 0x5410));
     before = at.j == 0 ? halo : before;
     after = at.j == 3 ? halo : after;
-    const u32 middle[2] = {pick(gate[0], gate[1], 0x5432), pick(value[0], value[1], 0x5432)};
-    const u32 g[5] = {pick(before, gate[0], 0x5410), gate[0], middle[0], gate[1], pick(gate[1], after, 0x5432)};
-    const u32 v[5] = {pick(before, value[0], 0x5432), value[0], middle[1], value[1], pick(value[1], after, 0x7632)};
+    // Of pixels -1 and 1, 0 and 2, 1 and 3, 2 and 4.
+    const u32 g[4] = {pick(before, gate[1], 0x5410), gate[0], gate[1], pick(gate[0], after, 0x5432)};
+    const u32 v[4] = {pick(before, value[1], 0x5432), value[0], value[1], pick(value[0], after, 0x7632)};
 #pragma unroll
     for (int dy = 0; dy < 3; ++dy) {
         const int row = y - dy;
@@ -315,16 +345,17 @@ DEVICE void gated_row(int y, const Place& at, Sums& sums, const u32 (&gate)[2], 
         for (int c = 0; c < 2; ++c) {
             u32 &gs = sums.gate[row % 3][c], &vs = sums.value[row % 3][c];
 #pragma unroll
-            for (int dx = 0; dx < 3; ++dx) {
-                gs = fma2(g[2 * c + dx], tap[dy * 3 + dx], dy + dx == 0 ? tap[18] : gs);
-                vs = fma2(v[2 * c + dx], tap[9 + dy * 3 + dx], dy + dx == 0 ? tap[19] : vs);
+            for (int k = 0; k < 3; ++k) {
+                const int dx = c == 0 ? (k + 1) % 3 : k;
+                gs = fma2(g[c + dx], tap[dy * 3 + dx], dy + k == 0 ? tap[18] : gs);
+                vs = fma2(v[c + dx], tap[9 + dy * 3 + dx], dy + k == 0 ? tap[19] : vs);
             }
         }
     }
     if (y >= 2) {
         const int row = (y - 2) % 3;
-        store_shared2(to + (y - 2) * 256, Vec2{multiply2(gelu2(sums.gate[row][0]), sums.value[row][0]),
-                                               multiply2(gelu2(sums.gate[row][1]), sums.value[row][1])});
+        store_shared2(to + (y - 2) * 256, Vec2{gated(sums.gate[row][0], sums.value[row][0]),
+                                               gated(sums.gate[row][1], sums.value[row][1])});
     }
 }
 
@@ -354,7 +385,7 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
     fetch_t(1, t);
     commit_copies();
     // All that registers can hold is asked for before anything is waited for.
-    constexpr bool ALL = C <= 96;
+    constexpr bool ALL = C <= 96 && RINGS == GROUPS;
     Vec4 four[BATCH];
     if (APPLY) {
 #pragma unroll
@@ -381,19 +412,28 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
         publish_to_groups();
         block_barrier();
     }
-    if (have) {
+    float sum[OWN][COLUMNS][4];
+    if (ALL) {  // what has been summed up is normalised beside the next products
         float ring[COLUMNS][4];
         residual(at, ring, ring_x, ring_v, fold_b);
+        residual_end(ring);
+        residual(at, sum[0], own_x[0], own_v[0], fold_b);
+        normalise(at, ring, ring_pixels(at, at.group));
+    } else if (have) {
+        float ring[COLUMNS][4];
+        residual(at, ring, ring_x, ring_v, fold_b);
+        residual_end(ring);
         normalise(at, ring, ring_pixels(at, at.group));
     }
-    float sum[OWN][COLUMNS][4];
 #pragma unroll
     for (int r = 0; r < OWN; ++r) {
         if (!ALL) {
             load_runs(at, own_x[r], core_pixels(at, at.group * OWN + r), x);
             if (APPLY) load_runs(at, own_v[r], core_pixels(at, at.group * OWN + r), v);
+            residual(at, sum[r], own_x[r], own_v[r], fold_b);
         }
-        residual(at, sum[r], own_x[r], own_v[r], fold_b);
+        residual_end(sum[r]);
+        if (ALL && r + 1 < OWN) residual(at, sum[r + 1], own_x[r + 1], own_v[r + 1], fold_b);
         normalise(at, sum[r], core_pixels(at, at.group * OWN + r));
     }
     u32 a[STEPS][4];
@@ -405,6 +445,7 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
     block_barrier();
 
     const bool edge = at.top == 0 || at.left == 0 || at.top + TALL >= h || at.left + WIDE >= w_pixels;
+    const Outside out_of = outside(at);
     u32 taps = T_AT + at.warp * T_UNIT + at.g * 16;
     float e[5][4];
     group_touch(e);
@@ -413,20 +454,15 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
     group_commit();
     group_wait<0>();
     group_touch(e);
-    if (edge) shift_piece(0, at, e, taps);
     Rows rows = pack_piece(e);
 #pragma unroll 1
     for (int i = 0; i < CHUNKS; ++i) {
-        const u32 to = g_place(i) + at.warp * G_UNIT + (at.j >> 1) * 128 + at.g * 16 + (at.j & 1) * 8;
+        const u32 to = hidden(g_place(i) + at.warp * G_UNIT + (at.j >> 1) * 128 + at.g * 16 + (at.j & 1) * 8);
         u32 tap[20];  // of gates, of values, biases: each twice in a word
 #pragma unroll
         for (int q = 0; q < 5; ++q) {
             Vec4 four = load_shared4(taps + q * 128);
             tap[4 * q] = four.x, tap[4 * q + 1] = four.y, tap[4 * q + 2] = four.z, tap[4 * q + 3] = four.w;
-        }
-        if (edge) {
-            Vec2 bias = load_shared2(taps + 5 * 128);
-            tap[18] = bias.x, tap[19] = bias.y;
         }
 #if AHEAD
         u32 next[STEPS][4];
@@ -435,7 +471,7 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
         Sums sums;
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece) {
-            const bool last = piece + 1 == PIECES;
+            const bool last = piece + 1 == PIECES, projects = piece == PROJECTS;
 #if AHEAD
             if (last)
 #pragma unroll
@@ -445,16 +481,18 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
 #endif
             if (AHEAD || !last) {
                 group_touch(e);
-                if (piece == 0)
+                if (projects)
 #pragma unroll
                     for (int r = 0; r < OWN; ++r) group_touch(sum[r]);
                 group_begin();
                 expand_piece(last ? 0 : piece + 1, e, a);  // after the last chunk once more, for nothing
-                if (piece == 0) projection(i - 1, at, sum);
+                if (projects) projection(i - 1, at, sum);
                 group_commit();
             } else {
                 load_w(a, at, i + 1 < CHUNKS ? i + 1 : i, w);
             }
+            // A branch here also keeps ptxas from beginning the products late, among what follows.
+            if (edge) mend_piece(piece, at, out_of, rows, taps);
 #pragma unroll
             for (int r = 0; r < 2; ++r)
                 gated_row(2 * piece + r, at, sums, rows.gate[r], rows.value[r], rows.halo[r], tap, to);
@@ -475,10 +513,9 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
             }
             group_wait<0>();
             group_touch(e);
-            if (piece == 0)
+            if (projects)
 #pragma unroll
                 for (int r = 0; r < OWN; ++r) group_touch(sum[r]);
-            if (edge) shift_piece(last ? 0 : piece + 1, at, e, taps);
             rows = pack_piece(e);
         }
     }

@@ -25,8 +25,9 @@ class Weights(NamedTuple):
     w  (F/8, C/16, 32, 8) T       the A operands of the expansion: [octet][step][lane][4 pairs]
     p  (F/8, C/8, 8, 8) T         the B operands of the projection: [octet][tile][column][hidden channel]
     t  (F/8, 6, 8, 4) int32       [octet][quarter][hidden channel][word], of these 24 words of a hidden channel:
-                                  9 taps of the gate, 9 of the value, biases of both with the shift in them, biases
-                                  without (all of these twice in a word), shifts of both as float32
+                                  9 taps of the gate, 9 of the value, biases of both with the shift in them, minus the
+                                  shifts of both (all of these twice in a word, and of the value taps and bias the
+                                  half), and 2 that are not used
     """
 
     w: Tensor
@@ -52,9 +53,11 @@ def pack(w: Tensor, affine: Tensor, dw16: Tensor, out_w: Tensor) -> Weights:
     shift = affine[1].double()
     bias = dw16[9].double()
     inside = (bias + shift * dw16[:9].double().sum(0)).to(dw16.dtype)
-    words = torch.stack([*_twice(dw16[:9, :hidden]), *_twice(dw16[:9, hidden:]),
-                         *_twice(inside.view(2, hidden)), *_twice(dw16[9].view(2, hidden)),
-                         *affine[1].float().contiguous().view(2, hidden).view(torch.int32)])  # fmt: skip
+    inside, taps = inside.view(2, hidden), dw16[:9]
+    words = torch.stack([*_twice(taps[:, :hidden]), *_twice(taps[:, hidden:] / 2),
+                         *_twice(inside[:1]), *_twice(inside[1:] / 2),
+                         *_twice(-affine[1].to(dw16.dtype).view(2, hidden)),
+                         *torch.zeros(2, hidden, dtype=torch.int32, device=dw16.device)])  # fmt: skip
     table = words.view(6, 4, octets, 8).permute(2, 0, 3, 1)
     return Weights(fragments.contiguous(), tiles.contiguous(), table.contiguous())
 
