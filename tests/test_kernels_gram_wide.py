@@ -26,7 +26,7 @@ def weights(c: int, dtype: Any) -> tuple[Any, Any, Any]:
     "n, h, w, c, heads, splits, dtype, centred, variant",
     [
         (1, 25, 49, 96, 1, 5, HALF, True, {}),  # has tiles that touch no edge
-        (1, 8, 16, 96, 1, 1, BRAIN, True, {}),
+        (1, 8, 16, 96, 1, 2, BRAIN, True, {}),  # the second block has no tile
         (2, 9, 17, 96, 2, 3, BRAIN, False, {"AHEAD": 1}),
         (1, 19, 33, 96, 1, 2, HALF, True, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),
         (1, 19, 18, 96, 2, 1, HALF, True, {"WARPS": 8, "TALL": 16, "BLOCKS": 1}),

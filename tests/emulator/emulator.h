@@ -282,6 +282,9 @@ DEVICE void store_global2_if(void* to, Vec2 value, bool valid) {
     if (valid) *(Vec2*)to = value;
 }
 DEVICE void store_shared4(u32 offset, Vec4 value) { emulator::put(offset, value); }
+DEVICE void store_shared4_if(u32 offset, Vec4 value, bool valid) {
+    if (valid) store_shared4(offset, value);
+}
 DEVICE void store_shared_float(u32 offset, float value) { emulator::put(offset, value); }
 DEVICE void load_matrices(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, false); }
 DEVICE void load_matrices_transposed(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, true); }

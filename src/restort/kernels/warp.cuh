@@ -81,6 +81,10 @@ DEVICE void store_shared4(u32 offset, Vec4 value) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
                  :: "r"(window(offset)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
 }
+DEVICE void store_shared4_if(u32 offset, Vec4 value, bool valid) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p st.shared.v4.u32 [%0], {%1, %2, %3, %4};}"
+                 :: "r"(window(offset)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"((u32)valid) : "memory");
+}
 DEVICE void store_shared_float(u32 offset, float value) { store_shared(offset, __float_as_uint(value)); }
 
 // Four 8 x 8 matrices of 16-bit numbers; lane 8 i + r gives the address of row r of matrix i.

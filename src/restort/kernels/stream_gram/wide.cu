@@ -73,15 +73,14 @@ DEVICE bool inside(const Place& at, int row, int column) {
     int y = at.top - 1 + row, x = at.left - 1 + column;
     return y >= 0 && y < at.h && x >= 0 && x < at.w;
 }
-DEVICE u64 position(const Place& at, int row, int column) {
-    return ((u64)at.n * at.h + (at.top - 1 + row)) * at.w + (at.left - 1 + column);
-}
-// Where 8 channels of a pixel lie among those of all pixels in A.
+// Where 8 channels of a pixel lie among those of all pixels in A. Without branches, as all of step 1: what its threads
+// compute of their pixels is to overlap.
 DEVICE u32 column_place(int row, int column) {
-    int x = column - 1;
-    int tile = column == 0 || column == WIDE + 1 ? 4 : 2 * (row & 1) + (x >> 1 & 1);
-    int slot = column == 0 ? row & 1 : column == WIDE + 1 ? 6 + (row & 1) : 2 * (x >> 2) + (x & 1);
-    return (5 * (row >> 1) + tile) * 128 + slot * 16;
+    const int x = column - 1;
+    const bool halo = (u32)x >= (u32)WIDE;
+    const int tile = 2 * (row & 1) + (x >> 1 & 1), slot = 2 * (x >> 2) + (x & 1);
+    const int halo_slot = (column & 1) * 6 + (row & 1);  // columns 0 and 17
+    return (5 * (row >> 1) + (halo ? 4 : tile)) * 128 + (halo ? halo_slot : slot) * 16;
 }
 
 struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two of a group's 64
@@ -89,18 +88,16 @@ struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two o
 // Pixels of 64 of the tile itself: a row each warp, columns g and g + 8; or of the halo, beyond which its first stands for others.
 DEVICE Pixels set_pixels(const Place& at, int set) {
     Pixels mine;
-    if (set >= RINGS) {
-        int row = 4 * (set - RINGS) + at.warp % 4 + 1;
-        return {{row, row}, {at.g + 1, at.g + 9}, {set < SETS, set < SETS}};
-    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        int k = 64 * set + 16 * (at.warp % 4) + at.g + 8 * i;
-        mine.store[i] = k < RING;
-        if (k >= RING) k = 0;
-        int side = k - 2 * (WIDE + 2);
-        mine.row[i] = k < WIDE + 2 ? 0 : side < 0 ? TALL + 1 : 1 + (side >> 1);
-        mine.column[i] = k < WIDE + 2 ? k : side < 0 ? k - (WIDE + 2) : (side & 1) * (WIDE + 1);
+        const int mine_of_set = 16 * (at.warp % 4) + at.g + 8 * i, number = 64 * set + mine_of_set, k = number < RING ? number : 0;
+        const int side = k - 2 * (WIDE + 2);
+        const int row = k < WIDE + 2 ? 0 : side < 0 ? TALL + 1 : 1 + (side >> 1);
+        const int column = k < WIDE + 2 ? k : side < 0 ? k - (WIDE + 2) : (side & 1) * (WIDE + 1);
+        const bool core = set >= RINGS && set < SETS;
+        mine.row[i] = core ? 4 * (set - RINGS) + at.warp % 4 + 1 : row;
+        mine.column[i] = core ? at.g + 8 * i + 1 : column;
+        mine.store[i] = core || number < RING;
     }
     return mine;
 }
@@ -108,22 +105,24 @@ DEVICE Pixels set_pixels(const Place& at, int set) {
 // A thread's part of its two pixels: the runs, in pairs.
 struct Part { u32 pair[2][COLUMNS]; };
 
-DEVICE void load_pixels(const Place& at, Part& part, int set, const u16* from) {
+// Of pixels outside of the image those beside them: they are multiplied by 0 later.
+DEVICE void load_pixels(Place at, Part& part, int set, const u16* from) {
+    if (C > 96) at.g = hidden(at.g);  // as in normalise
     const Pixels mine = set_pixels(at, set);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        bool valid = mine.store[i] && inside(at, mine.row[i], mine.column[i]);
-        const u16* pixel = from + position(at, mine.row[i], mine.column[i]) * C + at.j * RUN;
+        int y = at.top - 1 + mine.row[i], x = at.left - 1 + mine.column[i];
+        y = y < 0 ? 0 : y < at.h ? y : at.h - 1;
+        x = x < 0 ? 0 : x < at.w ? x : at.w - 1;
+        const u16* pixel = from + (((u64)at.n * at.h + y) * at.w + x) * C + at.j * RUN;
 #pragma unroll
         for (int r = 0; r < RUNS; ++r) {
             u32* to = part.pair[i] + r * WORDS;
             if constexpr (RUN == 8) {
-                Vec4 four = {0, 0, 0, 0};
-                if (valid) four = *(const Vec4*)(pixel + r * 4 * RUN);
+                const Vec4 four = *(const Vec4*)(pixel + r * 4 * RUN);
                 to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
             } else {
-                Vec2 two = {0, 0};
-                if (valid) two = *(const Vec2*)(pixel + r * 4 * RUN);
+                const Vec2 two = *(const Vec2*)(pixel + r * 4 * RUN);
                 to[0] = two.x, to[1] = two.y;
             }
         }
@@ -131,31 +130,35 @@ DEVICE void load_pixels(const Place& at, Part& part, int set, const u16* from) {
 }
 
 // Step 1.
-DEVICE void normalise(const Place& at, const Part& part, int set) {
+DEVICE void normalise(Place at, const Part& part, int set) {
+    if (GROUPS == 1 || C > 96) at.g = hidden(at.g);  // places are worked out again for each tile: registers are full
     const Pixels mine = set_pixels(at, set);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        float mean = 0, square = 0;
+        if (C > 96) warp_barrier();  // here there are no registers for both pixels at once
+        float means[4] = {}, squares[4] = {};  // in four chains or, for want of registers, two
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
             const float first = low(part.pair[i][n]), second = high(part.pair[i][n]);
-            mean += first, mean += second;
-            square += first * first, square += second * second;
+            const int k = C > 96 ? 0 : n % 2 * 2;
+            means[k] += first, means[k + 1] += second;
+            squares[k] += first * first, squares[k + 1] += second * second;
         }
+        float mean = (means[0] + means[1]) + (means[2] + means[3]);
+        float square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
         mean += shuffle_xor(mean, 1);
-        mean += shuffle_xor(mean, 2);
-        mean *= 1.0f / C;
         square += shuffle_xor(square, 1);
+        mean += shuffle_xor(mean, 2);
         square += shuffle_xor(square, 2);
-        float scale =
-            inside(at, mine.row[i], mine.column[i]) ? rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f) : 0;
+        mean *= 1.0f / C;
+        const float inverse = rsqrt_fast(fmaxf(square * (1.0f / C) - mean * mean, 0) + 1e-5f);
+        const float scale = inside(at, mine.row[i], mine.column[i]) ? inverse : 0;
 #if CENTRED
         const float shift = -mean * scale;
 #else
         const float shift = 0;
 #endif
-        if (!mine.store[i]) continue;
-        u32 to = column_place(mine.row[i], mine.column[i]);
+        const u32 to = column_place(mine.row[i], mine.column[i]);
 #pragma unroll
         for (int r = 0; r < RUNS; ++r) {
             u32 four[4];
@@ -165,9 +168,9 @@ DEVICE void normalise(const Place& at, const Part& part, int set) {
                 four[k] = pack(low(pair) * scale + shift, high(pair) * scale + shift);
             }
             if constexpr (RUN == 8)
-                store_shared4(to + (4 * r + at.j) * A_UNIT, Vec4{four[0], four[1], four[2], four[3]});
+                store_shared4_if(to + (4 * r + at.j) * A_UNIT, Vec4{four[0], four[1], four[2], four[3]}, mine.store[i]);
             else
-                store_shared2(to + (2 * r + at.j / 2) * A_UNIT + at.j % 2 * 8, Vec2{four[0], four[1]});
+                store_shared2_if(to + (2 * r + at.j / 2) * A_UNIT + at.j % 2 * 8, Vec2{four[0], four[1]}, mine.store[i]);
         }
     }
 }
@@ -311,9 +314,20 @@ DEVICE void store_v(const Place& at, u32 from, int unit, u16* v) {
     }
 }
 
-// Step 5. `part_k`: this warp's columns of a Gram matrix, PART_K of them from the unit at k_at.
+struct Share { int part, segment, head, q, k; };  // of a warp in step 5
+
+DEVICE Share share_of(int warp) {
+    const int part = warp % PARTS;
+    return {part, warp / PARTS, part / (SPLIT * SPLIT_K), part / SPLIT_K % SPLIT, part % SPLIT_K};
+}
+
+// Step 5.
 DEVICE u32 half_unit(int number) { return number / 2 * QK_UNIT + number % 2 * 8; }
-DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4], u32 q_at, u32 k_at, int part_k) {
+DEVICE void multiply_parts(const Place& at, float (&sums)[QUADS][4]) {
+    const Share mine = share_of(GROUPS == 1 ? at.warp : hidden(at.warp));
+    const int part_k = mine.k;
+    const u32 rows_at = QK_AT + mine.segment * (TALL / SEGMENTS) * 512 + at.lane * 16;
+    u32 q_at = rows_at + (mine.head * CH + mine.q * PART) / 16 * QK_UNIT, k_at = rows_at + (OF_V + mine.head * CH / 16) * QK_UNIT;
 #pragma unroll GRAM
     for (int y = 0; y < TALL / SEGMENTS; ++y) {
         Vec4 a[GM];
@@ -352,15 +366,10 @@ DEVICE int unit_of(const Place& at, int pass, int turn) {
 KERNEL(THREADS, BLOCKS)
 stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partial, int h, int width) {
     Place at;
-    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = at.warp / 4;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = GROUPS == 1 ? 0 : at.warp / 4;
     at.g = at.lane >> 2, at.j = at.lane & 3;
     at.n = block_index(1), at.h = h, at.w = width;
     const int across = (width + WIDE - 1) / WIDE, tiles = across * ((h + TALL - 1) / TALL);
-    const int part = at.warp % PARTS, segment = at.warp / PARTS;
-    const int head = part / (SPLIT * SPLIT_K), part_q = part / SPLIT_K % SPLIT, part_k = part % SPLIT_K;
-    const u32 rows_at = QK_AT + segment * (TALL / SEGMENTS) * 512 + at.lane * 16;
-    const u32 q_at = rows_at + (head * CH + part_q * PART) / 16 * QK_UNIT;
-    const u32 k_at = rows_at + (OF_V + head * CH / 16) * QK_UNIT;
 
     for (int k = thread_index() * 16; k < UNITS * T_UNIT; k += 16 * THREADS) copy16(T_AT + k, (const char*)t + k, true);
     commit_copies();
@@ -472,25 +481,26 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
         at.top = following / across * TALL, at.left = following % across * WIDE;
 #pragma unroll
         for (int r = 0; r < OWN; ++r) load_pixels(at, pixels[r], r * GROUPS + at.group, x);
-        multiply_parts(at, sums, q_at, k_at, part_k);
+        multiply_parts(at, sums);
         turn += LAST;
         turn -= turn < WARPS ? 0 : WARPS;
     }
 
+    const Share mine = share_of(at.warp);
     // Warps with the same part add up, the first one last: one partial sum a block.
     if (SEGMENTS > 1) {
         block_barrier();
-        if (segment > 0) {
-            u32 to = (((segment - 1) * PARTS + part) * QUADS * 32 + at.lane) * 16;
+        if (mine.segment > 0) {
+            u32 to = (((mine.segment - 1) * PARTS + mine.part) * QUADS * 32 + at.lane) * 16;
 #pragma unroll
             for (int c = 0; c < QUADS; ++c)
 #pragma unroll
                 for (int k = 0; k < 4; ++k) store_shared_float(to + 512 * c + 4 * k, sums[c][k]);
         }
         block_barrier();
-        if (segment == 0)
+        if (mine.segment == 0)
             for (int s = 0; s < SEGMENTS - 1; ++s) {
-                u32 from = ((s * PARTS + part) * QUADS * 32 + at.lane) * 16;
+                u32 from = ((s * PARTS + mine.part) * QUADS * 32 + at.lane) * 16;
 #pragma unroll
                 for (int c = 0; c < QUADS; ++c)
 #pragma unroll
@@ -500,16 +510,16 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
     float* image = partial + ((u64)block_index(0) * image_count() + at.n) * HEADS * (CH * (CH + 2));
     for (int c = thread_index(); c < 2 * C; c += THREADS)
         image[c % C / CH * (CH * (CH + 2)) + CH * CH + c / C * CH + c % CH] = load_shared_float(S_AT + 4 * c);
-    if (segment > 0) return;
-    float* to = image + head * (CH * (CH + 2));
+    if (mine.segment > 0) return;
+    float* to = image + mine.head * (CH * (CH + 2));
 #pragma unroll
     for (int m = 0; m < GM; ++m)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            float* row = to + (part_q * PART + m * 16 + at.g / 2 * 4 + at.g % 2 + 2 * i) * CH + 4 * at.j;
+            float* row = to + (mine.q * PART + m * 16 + at.g / 2 * 4 + at.g % 2 + 2 * i) * CH + 4 * at.j;
 #pragma unroll
             for (int n = 0; n < GN; ++n) {
-                const int number = part_k * GN + n, column = number / 2 * 16 + number % 2 * 2;
+                const int number = mine.k * GN + n, column = number / 2 * 16 + number % 2 * 2;
                 row[column] = sums[m * GN + n][2 * i];
                 row[column + 1] = sums[m * GN + n][2 * i + 1];
             }
