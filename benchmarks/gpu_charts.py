@@ -1,0 +1,362 @@
+"""The charts of benchmarks/gpu_report.py, as SVG, and how records are grouped for them and for its tables.
+
+Text stays text, so that Chinese needs no font here; the same data gives the same file.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpu_workloads import TASKS
+
+from restort.measure.extras import need
+from restort.measure.plots import _svg
+
+if TYPE_CHECKING:
+    from gpu_report import Report
+
+BACKENDS = (
+    ("fused", "fp16"),
+    ("fused", "bf16"),
+    ("torch", "fp32"),
+    ("torch", "fp16"),
+    ("torch-compile", "fp16"),
+    ("onnxruntime-cuda", "fp32"),
+    ("onnxruntime-cuda", "fp16"),
+    ("tensorrt", "fp16"),
+)
+KINDS = (  # of a TensorRT layer: what its name begins with or else contains, and the kind in both languages
+    ("reformatting", "reformatting", "格式转换（Reformatting）"),
+    ("{foreignnode|__myl|myelin", "Myelin (ForeignNode)", "Myelin（ForeignNode）"),
+    ("conv", "convolution", "卷积"),
+    ("matmul|gemm|fully", "matrix product", "矩阵乘"),
+    ("softmax|reduce|normalization", "softmax, norm, reduction", "softmax、归一化、归约"),
+    ("gather|slice|concat|copy|pad|split|roll", "gather, slice, concatenation", "gather、切片、拼接"),
+    ("shuffle|reshape|transpose|depthtospace|spacetodepth", "reshape, transpose", "变形、转置"),
+    ("pwn|add|mul|sub|div|relu|gelu|erf|cast|sqrt|pow|constant", "elementwise, cast", "逐元素、类型转换"),
+    ("", "other", "其他"),
+)
+Record = dict[str, Any]
+
+COLOURS = (  # distinguishable by the colour-blind (Okabe and Ito), then lighter ones of the same
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"),
+    *("#F0E442", "#7F6BB0", "#88C4B4", "#B8860B", "#A9C5E0"),
+)
+OF_KINDS = ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#7F6BB0", "#BBBBBB")
+DARK = {"#0072B2", "#009E73", "#D55E00", "#7F6BB0"}
+OURS, THEIRS, REST = "#D55E00", "#8FA3B5", "#BBBBBB"
+DASH = "–"
+
+Bar = tuple[str, float | None, str, bool]  # name, milliseconds, what is written beside it, whether it is ours
+Curve = tuple[str, list[tuple[int, float]], bool]  # name, (batch, value), whether it is ours
+Part = tuple[str, float]  # kind, milliseconds
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three digits or so; a dash for None."""
+    if value is None:
+        return DASH
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f}{unit}"
+
+
+def percent(part: float | None, whole: float | None) -> str:
+    return DASH if part is None or not whole else f"{100 * part / whole:.1f} %"
+
+
+def pictures_s(r: Record) -> float | None:
+    return 1e3 * r.get("batch", 1) / r["median_ms"] if r else None
+
+
+def kind_of(layer: str) -> int:
+    """The place in KINDS: a fused layer, 'conv_3 + relu_4', is of its first part that has a kind."""
+    name = layer.lower()
+    for i, (words, *_) in enumerate(KINDS[:2]):
+        if name.startswith(tuple(words.split("|"))):
+            return i
+    for part in name.split(" + "):
+        last = "pwn" if part.startswith("pwn(") else part.rsplit("/", 1)[-1]  # without the modules it lies in
+        for i, (words, *_) in enumerate(KINDS[2:-1], 2):
+            if any(word in last for word in words.split("|")):
+                return i
+    return len(KINDS) - 1
+
+
+def batched(report: Report) -> dict[tuple[str, str], list[Record]]:
+    """Records at 256 x 256 by batch: fused fp16, and what else was measured with more than one picture."""
+    found: dict[tuple[str, str], list[Record]] = {("fused", "fp16"): []}
+    every = [r for r in report.found.values() if r["workload"] == "restormer-256x256" and not r["variant"]]
+    for r in sorted(every, key=lambda r: r["batch"]):
+        found.setdefault((r["backend"], r["precision"]), []).append(r)
+    return {k: rs for k, rs in found.items() if k == ("fused", "fp16") or any(r["batch"] > 1 for r in rs)}
+
+
+def by_kernel(result: Record) -> list[Record]:
+    """Steps of a pass summed by kernel, the longest first; rates are of all bytes and operations together."""
+    groups: dict[str, Record] = {}
+    for step in result["steps"]:
+        names = ("total_ms", "count", "floor_ms", "gb", "tflop")
+        into = groups.setdefault(step["kernel"], {"name": step["kernel"]} | dict.fromkeys(names, 0))
+        seconds = step["ms"] * step["count"] / 1e3
+        parts = (
+            step["total_ms"],
+            step["count"],
+            step["floor_ms"],
+            step["gb_per_s"] * seconds,
+            step["tflops"] * seconds,
+        )
+        for name, value in zip(names, parts):
+            into[name] += value
+    return sorted(groups.values(), key=lambda g: -g["total_ms"])
+
+
+def by_kind(layers: list[Record]) -> dict[int, tuple[float, int]]:
+    found: dict[int, tuple[float, int]] = {}
+    for layer in layers:
+        ms, count = found.get(kind_of(layer["name"]), (0.0, 0))
+        found[kind_of(layer["name"])] = ms + layer["ms"], count + 1
+    return found
+
+
+def before_and_after(report: Report) -> dict[str, list[tuple[str, list[Record]]]]:
+    """By workload, (name, layers) of the plain engine in fp16 with one picture, if there is one, and of the usual."""
+    found: dict[str, list[tuple[str, list[Record]]]] = defaultdict(list)
+    for tail, name in ((" (plain)", report.say("before", "之前")), ("", report.say("after", "之后"))):
+        for case, layers in report.layers.items():
+            if case.endswith(f" x1 fp16{tail}"):
+                found[case.split(" ")[0]].append((name, layers))
+    return dict(found)
+
+
+def charts(report: Report) -> dict[str, bytes]:
+    """File names and their SVG; none where there is nothing to draw."""
+    say, made, end = report.say, {}, ".zh-CN.svg" if report.chinese else ".svg"
+    shown = [b for b in BACKENDS if any(report.one(place, *b) for place in TASKS)]
+    panels = []
+    for place in TASKS:
+        bars: list[Bar] = []
+        for b in shown:
+            r, ours = report.one(place, *b), report.one(place)
+            label = number(r.get("median_ms"))
+            if r and ours and b != BACKENDS[0]:
+                label += f" ({report.times(r['median_ms'] / ours['median_ms'])})"
+            label += " *" if r.get("finite") is False else ""
+            bars.append((report.backend(*b), r.get("median_ms"), label, b[0] == "fused"))
+        panels.append((report.title(place), bars))
+    if shown:
+        note = say(
+            "Median, batch 1. In brackets, how many\ntimes fused fp16 is faster.",
+            "中位数，批大小 1。\n括号内为 fused fp16 快多少倍。",
+        )
+        if any("*" in label for _, bars in panels for _, _, label, _ in bars):
+            note += say("\n* The output holds NaN or infinity.", "\n* 输出含有 NaN 或无穷。")
+        made["speed"] = draw_bars(panels, say("ms", "毫秒"), f"{report.device}\n\n{note}")
+    quantities: tuple[tuple[str, Callable[[Record], float | None]], ...] = (
+        (say("pictures a second", "每秒图片数"), pictures_s),
+        (say("peak memory (MiB)", "显存峰值（MiB）"), lambda r: r.get("peak_mib")),
+    )
+    curves = []
+    for quantity, of in quantities:
+        lines: list[Curve] = []
+        for (backend, precision), rs in batched(report).items():
+            points = [(r["batch"], value) for r in rs if (value := of(r)) is not None]
+            if points:
+                lines.append((report.backend(backend, precision), points, backend == "fused"))
+        if any(len(points) > 1 for _, points, _ in lines):
+            curves.append((f"{report.title('restormer-256x256')}{say(': ', '：')}{quantity}", lines))
+    if curves:
+        made["batches"] = draw_curves(curves, say("batch", "批大小"))
+    rest, rows = say("other kernels", "其他内核"), []
+    for result in report.steps:
+        groups = by_kernel(result)
+        total = sum(g["total_ms"] for g in groups)
+        parts: dict[str, float] = defaultdict(float)
+        for g in groups:
+            parts[g["name"].strip("_") if g["total_ms"] > 0.02 * total else rest] += g["total_ms"]
+        name = report.title(result["workload"])
+        if result["precision"] != "fp16":
+            name += say(", ", "，") + result["precision"]
+        rows.append((name, f"{number(total)} {say('ms', '毫秒')}", list(parts.items())))
+    if rows:
+        made["kernels"] = draw_stacks(rows, rest, say("share of the time (%)", "占用时间（%）"))
+    kinds = [say(*names) for _, *names in KINDS]
+    timelines = [
+        (
+            report.title(w),
+            [(n, [(kinds[kind_of(x["name"])], x["ms"]) for x in layers]) for n, layers in engines],
+        )
+        for w, engines in before_and_after(report).items()
+    ]
+    if timelines:
+        unit = say("layers one after another (ms)", "各层依次运行（毫秒）")
+        made["tensorrt_layers"] = draw_timelines(
+            timelines, kinds, unit, say("{:.1f} ms, {} layers", "{:.1f} 毫秒，{} 层")
+        )
+    return {f"{name}{end}": data for name, data in made.items()}
+
+
+def _figure(width: float, height: float) -> Any:
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    return need("matplotlib.figure", "plotting").Figure(figsize=(width, height), layout="constrained")
+
+
+def _saved(figure: Any) -> bytes:
+    with warnings.catch_warnings():  # the viewer has the glyphs that the font measured with here lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        return _svg(figure)
+
+
+def _plain(axes: Any, grid: str = "x") -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.3, axis=grid)
+
+
+def draw_bars(panels: Sequence[tuple[str, list[Bar]]], unit: str, note: str) -> bytes:
+    """A panel a workload, each with a scale of its own from zero; a bar a backend, a dash where there is none."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(11.5, 0.9 + rows * (0.7 + 0.28 * len(panels[0][1])))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(panels):
+            axes.set_axis_off()
+            axes.text(0.02, 0.95, note, va="top", fontsize=9, transform=axes.transAxes)
+            continue
+        title, found = panels[i]
+        most = max([value for _, value, _, _ in found if value] or [1.0])
+        for y, (_, value, label, ours) in enumerate(found):
+            axes.barh(y, value or 0, color=OURS if ours else THEIRS, height=0.7)
+            axes.text((value or 0) + 0.02 * most, y, label, va="center", fontsize=8)
+        axes.set_yticks(
+            range(len(found)), [name for name, *_ in found] if i % columns == 0 else [], fontsize=9
+        )
+        axes.set(ylim=(len(found) - 0.4, -0.6), xlim=(0, 1.45 * most), xlabel=unit)
+        axes.set_title(title, fontsize=10, fontweight="bold")
+        axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=5)
+        _plain(axes)
+    if len(panels) == rows * columns:
+        figure.supxlabel(note, fontsize=9)
+    return _saved(figure)
+
+
+def draw_curves(panels: Sequence[tuple[str, list[Curve]]], batch: str) -> bytes:
+    """A panel a quantity, over the batch."""
+    figure = _figure(10, 3.8)
+    for axes, (title, found) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        theirs = iter(COLOURS)
+        batches: set[int] = set()
+        for name, points, ours in found:
+            x, y = zip(*points)
+            batches |= set(x)
+            colour = OURS if ours else next(theirs)
+            axes.plot(
+                x, y, marker="o", color=colour, label=name, linestyle="-" if ours else "--", zorder=2 + ours
+            )
+            if ours:
+                for place, value in points:
+                    axes.annotate(
+                        f"{value:,.0f}",
+                        (place, value),
+                        xytext=(0, 6),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=8,
+                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
+                    )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(batches), [str(b) for b in sorted(batches)])
+        axes.set_xlabel(batch)
+        axes.set_title(title, fontsize=10, fontweight="bold")
+        axes.set_ylim(0, 1.15 * max(value for _, points, _ in found for _, value in points))
+        axes.margins(x=0.08)
+        axes.legend(fontsize=8, loc="best")
+        _plain(axes, "both")
+    return _saved(figure)
+
+
+def _legend(figure: Any, colours: dict[str, str], columns: int = 4) -> None:
+    patch = need("matplotlib.patches", "plotting").Patch
+    handles = [patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def draw_stacks(rows: Sequence[tuple[str, str, list[Part]]], rest: str, unit: str) -> bytes:
+    """A bar a row, parts as shares of the whole: (name, what is written at the end, parts)."""
+    total: dict[str, float] = defaultdict(float)
+    for _, _, parts in rows:
+        for kind, ms in parts:
+            total[kind] += ms / (sum(p for _, p in parts) or 1.0)
+    order = sorted(total.keys() - {rest}, key=lambda k: (-total[k], k))
+    colours = dict(zip(order, COLOURS))
+    if len(total) > len(colours):
+        colours[rest] = REST
+    figure = _figure(10, 1.5 + 0.42 * len(rows) + 0.22 * -(-len(colours) // 4))
+    axes = figure.subplots()
+    for y, (_, end, parts) in enumerate(rows):
+        left, whole = 0.0, sum(ms for _, ms in parts) or 1.0
+        for kind in colours:
+            ms = sum(ms for name, ms in parts if name == kind or (kind == rest and name not in colours))
+            share = 100 * ms / whole
+            if not share:
+                continue
+            axes.barh(y, share, left=left, color=colours[kind], height=0.7, edgecolor="white", linewidth=0.5)
+            if share >= 4:
+                axes.text(
+                    left + share / 2,
+                    y,
+                    f"{share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if colours[kind] in DARK else "black",
+                )
+            left += share
+        axes.text(101, y, end, va="center", fontsize=9)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 112), xlabel=unit)
+    axes.set_xticks(range(0, 101, 20))
+    axes.tick_params(axis="y", length=0)
+    _plain(axes)
+    _legend(figure, colours)
+    return _saved(figure)
+
+
+def draw_timelines(
+    groups: Sequence[tuple[str, list[tuple[str, list[Part]]]]], kinds: Sequence[str], unit: str, end: str
+) -> bytes:
+    """A panel a network, a bar an engine: its layers one after another as they run, coloured by kind."""
+    seen = {kind for _, engines in groups for _, parts in engines for kind, _ in parts}
+    colours = {kind: colour for kind, colour in zip(kinds, OF_KINDS) if kind in seen}
+    heights = [0.6 + 0.45 * len(engines) for _, engines in groups]
+    figure = _figure(10, 0.9 + sum(heights) + 0.22 * -(-len(colours) // 4))
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, engines) in zip(panels, groups):
+        longest = max([sum(ms for _, ms in parts) for _, parts in engines] or [1.0]) or 1.0
+        for y, (_, parts) in enumerate(engines):
+            spans: list[tuple[float, float]] = []
+            faces: list[str] = []
+            left = 0.0
+            for kind, ms in parts:
+                if faces and faces[-1] == colours[kind]:  # one piece for neighbours of a kind
+                    spans[-1] = (spans[-1][0], spans[-1][1] + ms)
+                else:
+                    spans.append((left, ms))
+                    faces.append(colours[kind])
+                left += ms
+            axes.broken_barh(spans, (y - 0.35, 0.7), facecolors=faces, linewidth=0)
+            axes.text(left + 0.01 * longest, y, end.format(left, len(parts)), va="center", fontsize=9)
+        axes.set_yticks(range(len(engines)), [name for name, _ in engines])
+        axes.set(ylim=(len(engines) - 0.4, -0.6), xlim=(0, 1.2 * longest))
+        axes.set_title(title, fontsize=10, fontweight="bold", loc="left")
+        axes.tick_params(axis="y", length=0)
+        _plain(axes)
+    panels[-1].set_xlabel(unit)
+    _legend(figure, colours)
+    return _saved(figure)
