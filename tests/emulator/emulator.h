@@ -275,6 +275,9 @@ DEVICE Vec4 load_shared4(u32 offset) { return emulator::get<Vec4>(offset); }
 DEVICE float load_shared_float(u32 offset) { return emulator::get<float>(offset); }
 DEVICE void store_shared(u32 offset, u32 value) { emulator::put(offset, value); }
 DEVICE void store_shared2(u32 offset, Vec2 value) { emulator::put(offset, value); }
+DEVICE void store_shared_if(u32 offset, u32 value, bool valid) {
+    if (valid) store_shared(offset, value);
+}
 DEVICE void store_shared2_if(u32 offset, Vec2 value, bool valid) {
     if (valid) store_shared2(offset, value);
 }

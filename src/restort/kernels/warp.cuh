@@ -69,6 +69,10 @@ DEVICE void store_shared(u32 offset, u32 value) {
 DEVICE void store_shared2(u32 offset, Vec2 value) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" :: "r"(window(offset)), "r"(value.x), "r"(value.y) : "memory");
 }
+DEVICE void store_shared_if(u32 offset, u32 value, bool valid) {  // without a branch
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; @p st.shared.u32 [%0], %1;}"
+                 :: "r"(window(offset)), "r"(value), "r"((u32)valid) : "memory");
+}
 DEVICE void store_shared2_if(u32 offset, Vec2 value, bool valid) {  // without a branch
     asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p st.shared.v2.u32 [%0], {%1, %2};}"
                  :: "r"(window(offset)), "r"(value.x), "r"(value.y), "r"((u32)valid) : "memory");

@@ -96,35 +96,44 @@ DEVICE void fetch_p(int i, const u16* p) { fetch<P_BYTES>(P_AT + (i & 1) * P_BYT
 DEVICE void fetch_t(int i, const int* t) { fetch<T_BYTES>(T_AT + (i & 1) * T_BYTES, t + (u64)i * (T_BYTES / 4)); }
 
 // The fold as B: both its rows and its columns in the order of a thread's runs. A thread takes 16 bytes of rows that are
-// LINES apart, a power of two, as all divisors here are: the places of these differ by constants.
-constexpr int UNITS = C / 8;
+// LINES apart and of columns that are 8 ACROSS apart: the places of these differ by constants. If threads are left, no branch
+// keeps them from storing what others do as well: ptxas would ask for x and v after that.
+constexpr int ACROSS = RUN == 8 ? 4 : C / 8;
 DEVICE constexpr int power(int most) { return most < 2 ? 1 : 2 * power(most / 2); }
-constexpr int LINES = power(THREADS / UNITS);
+constexpr int MOST = power(THREADS / ACROSS);
+constexpr int LINES = MOST < (C & -C) ? MOST : C & -C;
+constexpr int SHARES = C / 8 / ACROSS;
+constexpr int TURNS = SHARES * (C / LINES);
+constexpr int BATCH = TURNS > 12 ? TURNS / 2 : TURNS;  // asked for at once
+static_assert(TURNS % BATCH == 0 && C % LINES == 0 && (RUN == 4 || LINES >= 32), "whole batches");
 DEVICE constexpr u32 fold_row(int row) {
     return (row / (4 * RUN) * WORDS + row % RUN / 2) * 128 + (row % (4 * RUN) / RUN * 2 + row % 2) * 16;
 }
-constexpr int TURNS = (C + LINES - 1) / LINES;
-constexpr int BATCH = TURNS < 12 ? TURNS : 12;      // asked for at once
-static_assert(TURNS % BATCH == 0, "whole batches");
-DEVICE bool fold_line(int turn, int line) { return line < LINES && (C % LINES == 0 || turn * LINES + line < C); }
+DEVICE int fold_line() {
+    const int k = thread_index() / ACROSS % LINES;  // by 8: the rows of a warp that share no banks
+    return RUN == 8 ? (k & 1) + (k & 6) * 4 + (k >> 3 & 3) * 2 + (k & ~31) : k;
+}
 DEVICE void load_fold(Vec4 (&four)[BATCH], const Place& at, int first, const u16* fold) {
-    const int line = thread_index() / UNITS, unit = thread_index() % UNITS;
-    const u16* from = fold + (u64)at.n * C * C + (first * LINES + line) * C + unit * 8;
+    const u16* from = fold + (u64)at.n * C * C + fold_line() * C + thread_index() % ACROSS * 8;
 #pragma unroll
     for (int k = 0; k < BATCH; ++k)
-        if (fold_line(first + k, line)) four[k] = *(const Vec4*)(from + k * LINES * C);
+        four[k] = *(const Vec4*)(from + (first + k) / SHARES * LINES * C + (first + k) % SHARES * ACROSS * 8);
 }
 DEVICE void store_fold(const Vec4 (&four)[BATCH], int first) {
-    const int line = thread_index() / UNITS, unit = thread_index() % UNITS;
-    u32 to = FOLD_AT + fold_row(line);
-    to += RUN == 8 ? unit / 4 * WORDS * FOLD_UNIT + unit % 4 * 4 : unit / 2 * WORDS * FOLD_UNIT + unit % 2 * 8;
+    const int unit = thread_index() % ACROSS;
+    const u32 to = FOLD_AT + fold_row(fold_line()) + (RUN == 8 ? unit * 4 : unit / 2 * WORDS * FOLD_UNIT + unit % 2 * 8);
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
         const u32 value[4] = {four[k].x, four[k].y, four[k].z, four[k].w};
-        if (fold_line(first + k, line))
+        const u32 turn = fold_row((first + k) / SHARES * LINES) + (first + k) % SHARES * WORDS * FOLD_UNIT;
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                store_shared(to + fold_row((first + k) * LINES) + i % WORDS * FOLD_UNIT + (RUN == 8 ? 0 : i / 2 * 4), value[i]);
+        for (int i = 0; i < 4; ++i) {
+            const u32 place = to + turn + i % WORDS * FOLD_UNIT + (RUN == 8 ? 0 : i / 2 * 4);
+            if constexpr (ACROSS * LINES == THREADS)
+                store_shared(place, value[i]);
+            else
+                store_shared_if(place, value[i], thread_index() < ACROSS * LINES);
+        }
     }
 }
 
@@ -374,7 +383,7 @@ KERNEL(THREADS, BLOCKS)
 stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b, const u16* w, const u16* p, const int* t,
                 const float* out_b, u16* out, int h, int w_pixels) {
     Place at;
-    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = at.warp / 4;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = GROUPS == 1 ? 0 : at.warp / 4;
     at.g = at.lane >> 2, at.j = at.lane & 3;
     at.n = block_index(2), at.top = block_index(1) * TALL, at.left = block_index(0) * WIDE;
     at.h = h, at.w = w_pixels;
