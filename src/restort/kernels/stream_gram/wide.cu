@@ -6,7 +6,8 @@
 //   2. The expansion turned over, by products of four warps (wgmma): rows are channels, columns are pixels. A warp has a
 //      unit of 16 channels, whose weights stay in registers for a pass over all pixels, 40 a product: two rows of 16, and four
 //      of the halo. Columns are ordered so that lane 4 g + j gets channels g of both halves of the unit, of pixels
-//      4j .. 4j + 3 of every row; of the halo lane j = 0 has what is left of the two rows and j = 3 what is right.
+//      4j .. 4j + 3 of every row, as pairs 0 and 2, 1 and 3; of the halo lane j = 0 has what is left of the two rows and
+//      j = 3 what is right.
 //   3. Depthwise 3x3 down the rows, in the same registers: neighbours beyond a lane's four come from the next lane. The
 //      products of the next two rows are under way meanwhile. What comes of it is a fragment of products over 16 pixels
 //      (in an order that is the same for all channels), 16 bytes a lane, and goes to shared memory QK as it is.
@@ -19,11 +20,13 @@
 //
 // Products are waited for before the next are begun, and never across the end of a loop: otherwise ptxas gives up and waits
 // for each (its message C7514). A shift s of an expanded channel is no part of the products: inside of the image it adds
-// s * (sum of the taps), which wide.py adds to the depthwise bias. Tiles at the edge, where it is 0 for some, add it themselves.
+// s * (sum of the taps), which wide.py adds to the depthwise bias. What is outside of the image is minus the shift then, which
+// tiles at the edge put there.
 //
 // Races: A is written in step 1, after the barrier before step 5 of the tile before, by when every warp has waited for its
 // products; it is read after the barrier that follows. Units of v lie in QK where the same warp has one of q or k in a later
-// pass, or, where that cannot be said, in a place of their own (V). QK is read by other warps in step 5 alone, between these two barriers. Squares (S) are added to by one warp a tile.
+// pass, or, where that cannot be said, in a place of their own (V). QK is read by other warps in step 5 alone, between these
+// two barriers. Squares (S) are added to by one warp a tile.
 
 constexpr int WIDE = 16;
 constexpr int THREADS = 32 * WARPS;
@@ -78,19 +81,19 @@ DEVICE bool inside(const Place& at, int row, int column) {
 DEVICE u32 column_place(int row, int column) {
     const int x = column - 1;
     const bool halo = (u32)x >= (u32)WIDE;
-    const int tile = 2 * (row & 1) + (x >> 1 & 1), slot = 2 * (x >> 2) + (x & 1);
+    const int tile = 2 * (row & 1) + (x & 1), slot = 2 * (x >> 2) + (x >> 1 & 1);
     const int halo_slot = (column & 1) * 6 + (row & 1);  // columns 0 and 17
     return (5 * (row >> 1) + (halo ? 4 : tile)) * 128 + (halo ? halo_slot : slot) * 16;
 }
 
 struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two of a group's 64
 
-// Pixels of 64 of the tile itself: a row each warp, columns g and g + 8; or of the halo, beyond which its first stands for others.
+// Pixels of 64 of the tile itself: a row each warp, columns g and g + 8; or of the halo, whose first stands for what is beyond it.
 DEVICE Pixels set_pixels(const Place& at, int set) {
     Pixels mine;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const int mine_of_set = 16 * (at.warp % 4) + at.g + 8 * i, number = 64 * set + mine_of_set, k = number < RING ? number : 0;
+        const int number = 64 * set + 16 * (at.warp % 4) + at.g + 8 * i, k = number < RING ? number : 0;
         const int side = k - 2 * (WIDE + 2);
         const int row = k < WIDE + 2 ? 0 : side < 0 ? TALL + 1 : 1 + (side >> 1);
         const int column = k < WIDE + 2 ? k : side < 0 ? k - (WIDE + 2) : (side & 1) * (WIDE + 1);
@@ -107,7 +110,7 @@ struct Part { u32 pair[2][COLUMNS]; };
 
 // Of pixels outside of the image those beside them: they are multiplied by 0 later.
 DEVICE void load_pixels(Place at, Part& part, int set, const u16* from) {
-    if (C > 96) at.g = hidden(at.g);  // as in normalise
+    if (C > 96) at.g = hidden(at.g);  // places are worked out again for each tile: registers are full
     const Pixels mine = set_pixels(at, set);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -131,7 +134,7 @@ DEVICE void load_pixels(Place at, Part& part, int set, const u16* from) {
 
 // Step 1.
 DEVICE void normalise(Place at, const Part& part, int set) {
-    if (GROUPS == 1 || C > 96) at.g = hidden(at.g);  // places are worked out again for each tile: registers are full
+    if (GROUPS == 1) at.g = hidden(at.g);  // as in load_pixels
     const Pixels mine = set_pixels(at, set);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -193,25 +196,8 @@ DEVICE void expand_piece(int piece, float (&e)[5][4], const u32 (&a)[STEPS][4]) 
     for (int s = 1; s < STEPS; ++s) group_multiply(e, a[s], group_operand_at(from, 2 * s * A_UNIT));
 }
 
-// At the edge of the image: the shift, of what is inside of it. What that is is not to be worked out for tiles elsewhere.
-DEVICE void shift_piece(int piece, Place at, float (&e)[5][4], u32 taps) {
-    at.top = hidden(at.top), at.left = hidden(at.left);
-    const Vec4 last = load_shared4(taps + 5 * 128);
-    const float shift[2] = {as_float(last.z), as_float(last.w)};
-#pragma unroll
-    for (int t = 0; t < 5; ++t)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            int row = 2 * piece + (t < 4 ? t / 2 : k);
-            int column = t < 4 ? 4 * at.j + t % 2 * 2 + k + 1 : at.j == 0 ? 0 : WIDE + 1;
-            bool there = inside(at, row, column);
-            e[t][k] += there ? shift[0] : 0;
-            e[t][2 + k] += there ? shift[1] : 0;
-        }
-}
-
-// Two rows of E, packed: of both halves of the unit this lane's four pixels, and in `halo` the first (low) and second half's
-// pixel left of the tile (j = 0) or right of it (j = 3).
+// Two rows of E, packed: of both halves of the unit this lane's four pixels, 0 and 2, 1 and 3, and in `halo` the first (low)
+// and second half's pixel left of the tile (j = 0) or right of it (j = 3).
 struct Rows { u32 first[2][2], second[2][2], halo[2]; };
 
 DEVICE Rows pack_piece(const float (&e)[5][4]) {
@@ -228,17 +214,46 @@ DEVICE Rows pack_piece(const float (&e)[5][4]) {
     return rows;
 }
 
+// At the edge of the image: minus the shift, of what is outside of it. Bits of `Outside` are 1 for what is so in every row.
+struct Outside { u32 pair[2], halo; };
+DEVICE Outside outside(const Place& at) {
+    const int x = at.left + 4 * at.j, beside = at.j == 0 ? at.left - 1 : at.left + WIDE;
+    Outside out;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) out.pair[c] = (x + c >= at.w ? 0xffffu : 0) | (x + c + 2 >= at.w ? 0xffff0000u : 0);
+    out.halo = beside < 0 || beside >= at.w ? ~0u : 0;
+    return out;
+}
+DEVICE void mend_piece(int piece, const Place& at, Rows& rows, u32 taps) {
+    const Vec2 shift = load_shared2(taps + 5 * 128);
+    const Outside out = outside(at);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int y = at.top - 1 + 2 * piece + r;
+        const u32 all = y < 0 || y >= at.h ? ~0u : 0;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            const u32 which = all | out.pair[c];
+            rows.first[r][c] = (rows.first[r][c] & ~which) | (shift.x & which);
+            rows.second[r][c] = (rows.second[r][c] & ~which) | (shift.y & which);
+        }
+        const u32 which = all | out.halo;
+        rows.halo[r] = (rows.halo[r] & ~which) | (pick(shift.x, shift.y, 0x5410) & which);
+    }
+}
+
 struct Sums { u32 first[3][2], second[3][2]; };  // of rows y, y - 1, y - 2, at their number mod 3
 
-// Step 3 for row y of E. Fragments of k (`turned`) are pairs for B: of the first half of the unit, then of the second; those of q, A.
+// Step 3 for row y of E. Fragments of k (`turned`) are pairs for B, of the first half of the unit, then of the second; those of
+// q, and v's, are for A.
 DEVICE void convolve_row(int y, const Place& at, Sums& sums, const u32 (&first)[2], const u32 (&second)[2], u32 halo,
                          const u32 (&tap)[20], u32 to, bool turned) {
     u32 before = shuffle_before(pick(first[1], second[1], 0x7632)), after = shuffle_after(pick(first[0], second[0], 0x5410));
     before = at.j == 0 ? halo : before;
     after = at.j == 3 ? halo : after;
-    const u32 middle[2] = {pick(first[0], first[1], 0x5432), pick(second[0], second[1], 0x5432)};
-    const u32 p[5] = {pick(before, first[0], 0x5410), first[0], middle[0], first[1], pick(first[1], after, 0x5432)};
-    const u32 q[5] = {pick(before, second[0], 0x5432), second[0], middle[1], second[1], pick(second[1], after, 0x7632)};
+    // Of pixels -1 and 1, 0 and 2, 1 and 3, 2 and 4.
+    const u32 p[4] = {pick(before, first[1], 0x5410), first[0], first[1], pick(first[0], after, 0x5432)};
+    const u32 q[4] = {pick(before, second[1], 0x5432), second[0], second[1], pick(second[0], after, 0x7632)};
 #pragma unroll
     for (int dy = 0; dy < 3; ++dy) {
         const int row = y - dy;
@@ -247,9 +262,10 @@ DEVICE void convolve_row(int y, const Place& at, Sums& sums, const u32 (&first)[
         for (int c = 0; c < 2; ++c) {
             u32 &ps = sums.first[row % 3][c], &qs = sums.second[row % 3][c];
 #pragma unroll
-            for (int dx = 0; dx < 3; ++dx) {
-                ps = fma2(p[2 * c + dx], tap[dy * 3 + dx], dy + dx == 0 ? tap[18] : ps);
-                qs = fma2(q[2 * c + dx], tap[9 + dy * 3 + dx], dy + dx == 0 ? tap[19] : qs);
+            for (int k = 0; k < 3; ++k) {
+                const int dx = c == 0 ? (k + 1) % 3 : k;  // first what the lane itself has
+                ps = fma2(p[c + dx], tap[dy * 3 + dx], dy + k == 0 ? tap[18] : ps);
+                qs = fma2(q[c + dx], tap[9 + dy * 3 + dx], dy + k == 0 ? tap[19] : qs);
             }
         }
     }
@@ -261,8 +277,8 @@ DEVICE void convolve_row(int y, const Place& at, Sums& sums, const u32 (&first)[
 
 // Pixels outside of the image count for nothing.
 DEVICE void clear_outside(const Place& at, u32 from, bool turned) {
-    const int columns = at.w - at.left - 4 * at.j;  // of this lane's four inside of the image
-    const u32 left = columns >= 2 ? ~0u : columns == 1 ? 0xffff : 0, right = columns >= 4 ? ~0u : columns == 3 ? 0xffff : 0;
+    const Outside out = outside(at);
+    const u32 left = ~out.pair[0], right = ~out.pair[1];
 #pragma unroll 1
     for (int y = 0; y < TALL; ++y) {
         const bool there = at.top + y < at.h;
@@ -299,8 +315,8 @@ DEVICE void add_squares(const Place& at, u32 from, int unit, bool turned) {
 
 // Step 4 for v.
 DEVICE void store_v(const Place& at, u32 from, int unit, u16* v) {
-    const int column = at.left + at.g / 2 * 4 + at.g % 2, rows = at.h - at.top;
-    const int left_rows = column < at.w ? rows : 0, right_rows = column + 2 < at.w ? rows : 0;
+    const int column = at.left + 2 * at.g, rows = at.h - at.top;
+    const int left_rows = column < at.w ? rows : 0, right_rows = column + 1 < at.w ? rows : 0;
     u16* to = v + (((u64)at.n * at.h + at.top) * at.w + column) * C + unit * 16 + at.j * 4;
     const u64 line = (u64)at.w * C;
 #pragma unroll
@@ -309,7 +325,7 @@ DEVICE void store_v(const Place& at, u32 from, int unit, u16* v) {
         const Vec2 left = {transpose_matrix(four.x), transpose_matrix(four.y)};
         const Vec2 right = {transpose_matrix(four.z), transpose_matrix(four.w)};
         store_global2_if(to, left, y < left_rows);
-        store_global2_if(to + 2 * C, right, y < right_rows);
+        store_global2_if(to + C, right, y < right_rows);
         to += line;
     }
 }
@@ -404,7 +420,6 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
         group_commit();
         group_wait<0>();
         group_touch(e);
-        if (edge) shift_piece(0, at, e, taps);
         Rows rows = pack_piece(e);
 #pragma unroll 1
         for (int pass = 0; pass < PASSES; ++pass) {
@@ -416,10 +431,6 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
             for (int q = 0; q < 5; ++q) {
                 Vec4 four = load_shared4(taps + q * 128);
                 tap[4 * q] = four.x, tap[4 * q + 1] = four.y, tap[4 * q + 2] = four.z, tap[4 * q + 3] = four.w;
-            }
-            if (edge) {
-                Vec2 bias = load_shared2(taps + 5 * 128);
-                tap[18] = bias.x, tap[19] = bias.y;
             }
             const int next = unit_of(at, pass + 1 < PASSES ? pass + 1 : 0, turn);
             const int there = LAST == WARPS || next < UNITS ? next : 0;  // of a warp without a unit, whatever
@@ -448,6 +459,8 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
                 } else {
                     load_w(a, at, there, w);
                 }
+                // A branch here also keeps ptxas from beginning the products late, among what follows.
+                if (edge) mend_piece(piece, at, rows, taps);
                 if (active)
 #pragma unroll
                     for (int r = 0; r < 2; ++r)
@@ -471,7 +484,6 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
                 }
                 group_wait<0>();
                 group_touch(e);
-                if (edge) shift_piece(last ? 0 : piece + 1, at, e, taps);
                 rows = pack_piece(e);
             }
             unit = next;

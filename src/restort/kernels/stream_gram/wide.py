@@ -26,7 +26,7 @@ class Weights(NamedTuple):
     w  (3 C/16, C/16, 32, 8) T    the A operands of the expansion: [unit][step][lane][4 pairs]
     t  (3 C/16, 6, 8, 4) int32    [unit][quarter][number in its half][word], of these 24 words:
                                   9 taps of the channel of the first half, 9 of the second, biases of both with the
-                                  shift in them, biases without (all of these twice in a word), shifts as float32
+                                  shift in them, minus the shifts of both (all of these twice in a word), 2 of 0
     """
 
     w: Tensor
@@ -48,10 +48,10 @@ def pack(w: Tensor, affine: Tensor, dw16: Tensor) -> Weights:
         split = numbers.roll(channels, 1).view(-1, units, 4, 2, 2)
         return split.permute(3, 0, 1, 2, 4).reshape(2, -1, units, 8)
 
+    outside = _twice(halves(-shift.to(dw16.dtype)[None]))[:, 0]
     taps = _twice(halves(dw16[:9]))
     words = torch.cat([taps[0], taps[1],
-                       _twice(halves(inside[None]))[:, 0], _twice(halves(bias[None]))[:, 0],
-                       halves(shift.float()[None])[:, 0].contiguous().view(torch.int32)])  # fmt: skip
+                       _twice(halves(inside[None]))[:, 0], outside, torch.zeros_like(outside)])  # fmt: skip
     table = words.view(6, 4, units, 8).permute(2, 0, 3, 1)
     return Weights(fragments.contiguous(), table.contiguous())
 
