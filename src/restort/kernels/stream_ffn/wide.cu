@@ -192,7 +192,8 @@ DEVICE void residual(const Place& at, float (&sum)[COLUMNS][4], const u32 (&x)[C
     group_touch(sum);
     group_begin();
 #pragma unroll
-    for (int s = 0; s < STEPS; ++s) group_multiply(sum, a[s], group_operand(FOLD_AT + 2 * s * FOLD_UNIT, FOLD_UNIT, 128));
+    for (int s = 0; s < STEPS; ++s)
+        group_multiply(sum, a[s], group_operand_at(group_operand(FOLD_AT, FOLD_UNIT, 128), 2 * s * FOLD_UNIT));
     group_commit();
 #endif
 }
@@ -207,12 +208,15 @@ DEVICE void residual_end(float (&sum)[COLUMNS][4]) {
 DEVICE void normalise(const Place& at, const float (&sum)[COLUMNS][4], const Pixels& mine) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        float mean = 0, square = 0;
+        float means[2] = {0, 0}, squares[2] = {0, 0};
 #pragma unroll
-        for (int n = 0; n < COLUMNS; ++n) {
-            mean += sum[n][2 * i] + sum[n][2 * i + 1];
-            square += sum[n][2 * i] * sum[n][2 * i] + sum[n][2 * i + 1] * sum[n][2 * i + 1];
-        }
+        for (int n = 0; n < COLUMNS; ++n)
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                means[k] += sum[n][2 * i + k];
+                squares[k] += sum[n][2 * i + k] * sum[n][2 * i + k];
+            }
+        float mean = means[0] + means[1], square = squares[0] + squares[1];
         mean += shuffle_xor(mean, 1);
         mean += shuffle_xor(mean, 2);
         mean *= 1.0f / C;
@@ -453,7 +457,8 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
     publish_to_groups();
     block_barrier();
 
-    const bool edge = at.top == 0 || at.left == 0 || at.top + TALL >= h || at.left + WIDE >= w_pixels;
+    const bool outer = at.top == 0 || at.left == 0 || at.top + TALL >= h || at.left + WIDE >= w_pixels;
+    const bool edge = C > 96 ? outer : hidden(outer);  // where a register is cheaper than a predicate
     const Outside out_of = outside(at);
     u32 taps = T_AT + at.warp * T_UNIT + at.g * 16;
     float e[5][4];
