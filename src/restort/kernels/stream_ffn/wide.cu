@@ -503,7 +503,8 @@ stream_ffn_wide(const u16* x, const u16* v, const u16* fold, const float* fold_b
                 if (projects) projection(i - 1, at, sum);
                 group_commit();
             } else {
-                load_w(a, at, i + 1 < CHUNKS ? i + 1 : i, w);
+                w += i + 1 < CHUNKS ? WARPS * STEPS * 32 * 8 : 0;
+                load_w(a, at, 0, w);
             }
             // A branch here also keeps ptxas from beginning the products late, among what follows.
             if (edge) mend_piece(piece, at, out_of, rows, taps);
