@@ -28,6 +28,7 @@ from restort.kernels.pointwise import kernel as pointwise
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import kernel as stream_gram
+from restort.kernels.stream_gram import wide as gram_wide
 from restort.kernels.workspace import Workspace
 
 Tensor = Any
@@ -109,24 +110,38 @@ class BlockPlanner:
         """`attend` in one kernel."""
         h, w, channels, heads = self.h >> level, self.w >> level, block.channels, block.heads
         v = self.take(level, channels)
-        splits = stream_gram.splits(self.n, h, w, channels, self.processors, self.capability)
+        broad = gram_wide.fits(channels, heads, self.capability)
+        if broad:
+            splits = gram_wide.splits(self.n, h, w, channels, self.processors)
+        else:
+            splits = stream_gram.splits(self.n, h, w, channels, self.processors, self.capability)
         sums = self.workspace.take(depthwise_gram.sums_shape(self.n, heads, channels, splits), torch.float32)
-        weights = block.qkv
-        self.steps.append(
-            lambda get: [
-                stream_gram.launch(
-                    get(x),
-                    weights.w,
-                    weights.affine,
-                    weights.dw16,
-                    get(v),
-                    get(sums),
-                    centred=self.centred,
-                    capability=self.capability,
-                    label=f"{label}.attn",
-                )
-            ]
-        )
+        if broad:
+            packed = block.qkv_wide
+            self.steps.append(
+                lambda get: [
+                    gram_wide.launch(
+                        get(x), packed, get(v), get(sums), centred=self.centred, label=f"{label}.attn"
+                    )
+                ]
+            )
+        else:
+            weights = block.qkv
+            self.steps.append(
+                lambda get: [
+                    stream_gram.launch(
+                        get(x),
+                        weights.w,
+                        weights.affine,
+                        weights.dw16,
+                        get(v),
+                        get(sums),
+                        centred=self.centred,
+                        capability=self.capability,
+                        label=f"{label}.attn",
+                    )
+                ]
+            )
         return v, sums, splits
 
     def feed_streamed(

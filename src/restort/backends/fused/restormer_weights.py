@@ -43,6 +43,7 @@ import torch
 from restort.errors import RestortError
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
+from restort.kernels.stream_gram import wide as gram_wide
 from restort.models.blocks import block_names
 from restort.models.checkpoint import Weights
 from restort.models.spec import RestormerSpec
@@ -89,6 +90,11 @@ class Block:
     def ffn_wide(self) -> wide.Weights:
         """The feed-forward weights as restort.kernels.stream_ffn.wide reads them."""
         return wide.pack(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
+
+    @functools.cached_property
+    def qkv_wide(self) -> gram_wide.Weights:
+        """The attention's expansion as restort.kernels.stream_gram.wide reads it."""
+        return gram_wide.pack(self.qkv.w, self.qkv.affine, self.qkv.dw16)
 
 
 @dataclass(frozen=True)
