@@ -178,3 +178,19 @@ def test_two_tiles_cover_the_channels(channels: int) -> None:
     first, second = halves(channels)
     assert channels <= first + second <= power(channels)
     assert first == power(first) and (second == 0 or second == power(second) >= 16)
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("channels", [24, 48, 96, 192, 384])
+def test_an_expansion_fits_shared_memory(channels: int, capability: int) -> None:
+    """A 368x552 picture once did not: 128 rows of the weights, twice, at 384 channels."""
+    from restort.kernels.common import halves
+    from restort.kernels.machine import SHARED_KIB
+    from restort.kernels.norm_expand.kernel import tiles
+
+    for pixels in (16, 256, 1024, 3174, 4096, 4097, 14400, 57600, 1 << 20):
+        for rows in (3 * channels, 1024, 2048):
+            for attends in (False, True):
+                cut = tiles(channels, rows, pixels, capability, 132, attends)
+                need = 2 * sum(halves(channels)) * (cut["BM"] + cut["stages"] * cut["BN"])
+                assert need <= SHARED_KIB.get(capability, 99) * 1024, (pixels, rows, attends, cut)

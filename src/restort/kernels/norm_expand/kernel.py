@@ -153,7 +153,7 @@ def tiles(
     bm = 64 if channels > 96 or pixels <= 64 * 4 * processors else 128
     bn = 64 if rows % 64 == 0 and not (channels > 192 and small) else 32
     warps = 8 if channels > 192 else 4
-    if channels > 96 and not small and not attends:  # benchmarks/restormer_tiles.py on an H100
+    if channels > 96 and capability in (90, 100) and not attends:  # benchmarks/restormer_tiles.py on an H100
         if pixels <= 64 * 64:
             bn, warps = (128 if rows % 64 == 0 else bn), 4
         elif channels > 192:
@@ -164,6 +164,8 @@ def tiles(
     while share > 1 and programs * divide(steps, share) < (1 if attends else 2) * processors:
         share = divide(share, 2)
     stages = min(share, 2 if channels > 96 or small else 3)
+    if channels > 192 and bn == 128:  # two of them would be 250 KB
+        stages = 1
     return {"BM": bm, "BN": bn, "COLUMNS": share * bn, "warps": warps, "stages": stages}
 
 

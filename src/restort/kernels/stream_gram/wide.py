@@ -70,7 +70,8 @@ def tiles(channels: int) -> dict[str, int]:
     """
     if channels > 96:
         return {"WARPS": 12, "TALL": 8, "BLOCKS": 1, "AHEAD": 0, "GRAM": 2}
-    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2 if channels > 48 else 3, "AHEAD": 0, "GRAM": 2}
+    few = channels <= 48
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 3 if few else 2, "AHEAD": int(not few), "GRAM": 2}
 
 
 def part_k(channels: int, heads: int, warps: int) -> int:
