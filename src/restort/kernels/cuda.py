@@ -1,7 +1,8 @@
 """Kernels in CUDA C++, compiled when first used (NVRTC) and kept on disk; called as Triton's are: kernel[grid](...).
 
 For stencils that read neighbours' values on chip, which Triton cannot say. The source of a kernel is warp.cuh, then
-its own file; every constant of a launch becomes a #define. Constants that each of these kernels has:
+headers that it names, then its own file; every constant of a launch becomes a #define. Constants that each of these
+kernels has:
     WARPS   warps in a block          SHARED  bytes of dynamic shared memory of a block
     BLOCKS  blocks a multiprocessor is to hold (bounds the registers)
     BF16    1 for bfloat16, 0 for float16
@@ -33,16 +34,19 @@ OPTIONS = ("--std=c++17", "--use_fast_math")
 class CudaKernel:
     """One kernel's source, and what has been compiled of it. Safe to use from several threads."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, *headers: str) -> None:
+        """`headers` lie beside warp.cuh."""
         self.__name__ = name
         self.path = path
+        self.headers = ("warp.cuh", *headers)
         self._functions: dict[Any, Any] = {}
         self._lock = threading.Lock()
 
     def source(self, constants: Mapping[str, Any]) -> str:
         """The whole source for these constants."""
         defines = "".join(f"#define {key} {int(value)}\n" for key, value in constants.items())
-        return defines + (HERE / "warp.cuh").read_text() + self.path.read_text()
+        headers = "".join((HERE / name).read_text() for name in self.headers)
+        return defines + headers + self.path.read_text()
 
     def compile(self, constants: Mapping[str, Any], capability: int) -> bytes:
         """The cubin for a compute capability such as 90 for 9.0; from the disk cache if it is there. Needs no GPU."""

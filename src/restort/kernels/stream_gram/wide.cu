@@ -28,35 +28,19 @@
 // pass, or, where that cannot be said, in a place of their own (V). QK is read by other warps in step 5 alone, between these
 // two barriers. Squares (S) are added to by one warp a tile.
 
-constexpr int WIDE = 16;
-constexpr int THREADS = 32 * WARPS;
-constexpr int GROUPS = WARPS / 4;
-constexpr int CORE = TALL / 4;                      // times 64 pixels of the tile itself
-constexpr int RING = 2 * (WIDE + 2) + 2 * TALL;     // pixels of the halo
-constexpr int RINGS = (RING + 63) / 64;
 constexpr int SETS = RINGS + CORE;                  // of 64 pixels
 constexpr int OWN = (SETS + GROUPS - 1) / GROUPS;   // of them a group's
-constexpr int PIECES = (TALL + 2) / 2;              // of two rows
-constexpr int TILES = 5 * PIECES;                   // of 8 columns of the expansion's products
-constexpr int STEPS = C / 16;
-constexpr int COLUMNS = C / 8;
-constexpr int RUN = C % 32 == 0 ? 8 : 4;            // neighbouring channels of a pixel that a thread has
-constexpr int WORDS = RUN / 2;
-constexpr int RUNS = C / (4 * RUN);
 constexpr int OF_V = C / 16, UNITS = 3 * OF_V;
 constexpr int PASSES = (UNITS + WARPS - 1) / WARPS;
 constexpr int LAST = UNITS - (PASSES - 1) * WARPS;  // units of the last pass
 constexpr int LATER = (OF_V + WARPS - 1) / WARPS;   // the first pass without any of v
-constexpr int A_UNIT = 128 * TILES + 32;            // bytes from 8 channels of all pixels to the next 8
 constexpr int QK_UNIT = 512 * TALL;
-constexpr int T_UNIT = 6 * 128;
 constexpr int QK_AT = COLUMNS * A_UNIT;
 constexpr int T_AT = QK_AT + 2 * OF_V * QK_UNIT;
 constexpr int S_AT = T_AT + UNITS * T_UNIT;
 constexpr bool V_APART = LATER >= PASSES - (LAST < WARPS ? 1 : 0);  // no pass after those with v has every warp
 constexpr int V_AT = S_AT + 8 * C;
 constexpr int BYTES = V_AT + (V_APART ? (OF_V < WARPS ? OF_V : WARPS) * QK_UNIT : 0);
-static_assert(C % 16 == 0 && TALL % 4 == 0 && WARPS % 4 == 0, "channel counts");
 #ifdef SHARED
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
@@ -69,13 +53,6 @@ constexpr int GM = PART / 16, GN = PART_K / 8, QUADS = GM * GN;
 static_assert(CH % PART == 0 && CH % PART_K == 0 && PART_K % 8 == 0 && WARPS % PARTS == 0 && TALL % SEGMENTS == 0, "heads");
 static_assert(S_AT >= (SEGMENTS - 1) * PARTS * 32 * QUADS * 16, "other warps' sums fit");
 
-struct Place { int lane, g, j, warp, group, n, top, left, h, w; };
-
-// By row and column of the tile with its halo, that is from 0 to TALL + 1 and from 0 to 17.
-DEVICE bool inside(const Place& at, int row, int column) {
-    int y = at.top - 1 + row, x = at.left - 1 + column;
-    return y >= 0 && y < at.h && x >= 0 && x < at.w;
-}
 // Where 8 channels of a pixel lie among those of all pixels in A. Without branches, as all of step 1: what its threads
 // compute of their pixels is to overlap.
 DEVICE u32 column_place(int row, int column) {
@@ -85,8 +62,6 @@ DEVICE u32 column_place(int row, int column) {
     const int halo_slot = (column & 1) * 6 + (row & 1);  // columns 0 and 17
     return (5 * (row >> 1) + (halo ? 4 : tile)) * 128 + (halo ? halo_slot : slot) * 16;
 }
-
-struct Pixels { int row[2], column[2]; bool store[2]; };  // this thread's two of a group's 64
 
 // Pixels of 64 of the tile itself: a row each warp, columns g and g + 8; or of the halo, whose first stands for what is beyond it.
 DEVICE Pixels set_pixels(const Place& at, int set) {
@@ -178,97 +153,11 @@ DEVICE void normalise(Place at, const Part& part, int set) {
     }
 }
 
-// A unit's rows of W', as A.
-DEVICE void load_w(u32 (&a)[STEPS][4], const Place& at, int unit, const u16* w) {
-    const Vec4* from = (const Vec4*)w + unit * STEPS * 32 + at.lane;
-#pragma unroll
-    for (int s = 0; s < STEPS; ++s) {
-        Vec4 four = from[s * 32];
-        a[s][0] = four.x, a[s][1] = four.y, a[s][2] = four.z, a[s][3] = four.w;
-    }
-}
-
-// Step 2, between group_begin and group_commit: two rows of pixels.
-DEVICE void expand_piece(int piece, float (&e)[5][4], const u32 (&a)[STEPS][4]) {
-    const auto from = group_operand_at(group_operand(0, A_UNIT, 128), piece * 5 * 128);
-    group_product(e, a[0], from);
-#pragma unroll
-    for (int s = 1; s < STEPS; ++s) group_multiply(e, a[s], group_operand_at(from, 2 * s * A_UNIT));
-}
-
-// Two rows of E, packed: of both halves of the unit this lane's four pixels, 0 and 2, 1 and 3, and in `halo` the first (low)
-// and second half's pixel left of the tile (j = 0) or right of it (j = 3).
-struct Rows { u32 first[2][2], second[2][2], halo[2]; };
-
-DEVICE Rows pack_piece(const float (&e)[5][4]) {
-    Rows rows;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            rows.first[r][c] = pack(e[2 * r + c][0], e[2 * r + c][1]);
-            rows.second[r][c] = pack(e[2 * r + c][2], e[2 * r + c][3]);
-        }
-        rows.halo[r] = pack(e[4][r], e[4][2 + r]);
-    }
-    return rows;
-}
-
-// At the edge of the image: minus the shift, of what is outside of it. Bits of `Outside` are 1 for what is so in every row.
-struct Outside { u32 pair[2], halo; };
-DEVICE Outside outside(const Place& at) {
-    const int x = at.left + 4 * at.j, beside = at.j == 0 ? at.left - 1 : at.left + WIDE;
-    Outside out;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) out.pair[c] = (x + c >= at.w ? 0xffffu : 0) | (x + c + 2 >= at.w ? 0xffff0000u : 0);
-    out.halo = beside < 0 || beside >= at.w ? ~0u : 0;
-    return out;
-}
-DEVICE void mend_piece(int piece, const Place& at, Rows& rows, u32 taps) {
-    const Vec2 shift = load_shared2(taps + 5 * 128);
-    const Outside out = outside(at);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        const int y = at.top - 1 + 2 * piece + r;
-        const u32 all = y < 0 || y >= at.h ? ~0u : 0;
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            const u32 which = all | out.pair[c];
-            rows.first[r][c] = (rows.first[r][c] & ~which) | (shift.x & which);
-            rows.second[r][c] = (rows.second[r][c] & ~which) | (shift.y & which);
-        }
-        const u32 which = all | out.halo;
-        rows.halo[r] = (rows.halo[r] & ~which) | (pick(shift.x, shift.y, 0x5410) & which);
-    }
-}
-
-struct Sums { u32 first[3][2], second[3][2]; };  // of rows y, y - 1, y - 2, at their number mod 3
-
-// Step 3 for row y of E. Fragments of k (`turned`) are pairs for B, of the first half of the unit, then of the second; those of
-// q, and v's, are for A.
+// Row y of E, and the row before the last as fragments. Those of k (`turned`) are pairs for B, of the first half of the unit,
+// then of the second; those of q, and v's, are for A.
 DEVICE void convolve_row(int y, const Place& at, Sums& sums, const u32 (&first)[2], const u32 (&second)[2], u32 halo,
                          const u32 (&tap)[20], u32 to, bool turned) {
-    u32 before = shuffle_before(pick(first[1], second[1], 0x7632)), after = shuffle_after(pick(first[0], second[0], 0x5410));
-    before = at.j == 0 ? halo : before;
-    after = at.j == 3 ? halo : after;
-    // Of pixels -1 and 1, 0 and 2, 1 and 3, 2 and 4.
-    const u32 p[4] = {pick(before, first[1], 0x5410), first[0], first[1], pick(first[0], after, 0x5432)};
-    const u32 q[4] = {pick(before, second[1], 0x5432), second[0], second[1], pick(second[0], after, 0x7632)};
-#pragma unroll
-    for (int dy = 0; dy < 3; ++dy) {
-        const int row = y - dy;
-        if (row < 0 || row >= TALL) continue;
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-            u32 &ps = sums.first[row % 3][c], &qs = sums.second[row % 3][c];
-#pragma unroll
-            for (int k = 0; k < 3; ++k) {
-                const int dx = c == 0 ? (k + 1) % 3 : k;  // first what the lane itself has
-                ps = fma2(p[c + dx], tap[dy * 3 + dx], dy + k == 0 ? tap[18] : ps);
-                qs = fma2(q[c + dx], tap[9 + dy * 3 + dx], dy + k == 0 ? tap[19] : qs);
-            }
-        }
-    }
+    convolve(y, at, sums, first, second, halo, tap);
     if (y >= 2) {
         const u32(&a)[2] = sums.first[(y - 2) % 3], (&b)[2] = sums.second[(y - 2) % 3];
         store_shared4(to + (y - 2) * 512, Vec4{a[0], turned ? a[1] : b[0], turned ? b[0] : a[1], b[1]});
@@ -460,7 +349,10 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
                     load_w(a, at, there, w);
                 }
                 // A branch here also keeps ptxas from beginning the products late, among what follows.
-                if (edge) mend_piece(piece, at, rows, taps);
+                if (edge) {
+                    const Vec2 shift = shifts(taps);
+                    mend_piece(piece, at, outside(at), rows, shift);
+                }
                 if (active)
 #pragma unroll
                     for (int r = 0; r < 2; ++r)

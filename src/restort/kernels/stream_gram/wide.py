@@ -12,7 +12,7 @@ from restort.kernels.launch import Launch
 
 Tensor = Any
 
-KERNEL = CudaKernel("stream_gram_wide", Path(__file__).with_name("wide.cu"))
+KERNEL = CudaKernel("stream_gram_wide", Path(__file__).with_name("wide.cu"), "turned.cuh")
 WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
