@@ -91,7 +91,7 @@ def measure(case: Case, plain: Path | None) -> Record:
     lane = next(iter(engine._lanes.values()))
     supply: Supply = runner._supplies[case.precision]
     (stored,) = [s for s in supply.cache.entries() if s.key == supply.key(profile).to_json()]
-    floors = floor_ms(NETWORKS[case.network], case.batch, case.height, case.width)
+    floors = floor_ms(NETWORKS[case.network], case.batch, case.height, case.width, runner.device)
     about = stored.about
     record: Record = {
         "workload": case.workload,
@@ -201,17 +201,23 @@ def rounded(value: float) -> float:
 
 
 def by_kind(record: Record) -> str:
-    """The layers of a record in short: the share of the time by what their names begin with."""
+    """The layers of a record in short: the share of the time by what their names begin with, or else hold."""
     total = sum(layer["ms"] for layer in record["layers"]) or 1.0
     kinds: dict[str, float] = {}
     for layer in record["layers"]:
-        name = layer["name"].lower()
-        kind = next(
-            (k for k in ("myelin", "reformat", "conv", "softmax", "gather", "shuffle") if k in name), "other"
-        )
+        kind = kind_of(layer["name"].lower())
         kinds[kind] = kinds.get(kind, 0.0) + layer["ms"]
     parts = sorted(kinds.items(), key=lambda item: -item[1])
     return f"{len(record['layers'])} layers: " + ", ".join(f"{k} {100 * ms / total:.0f} %" for k, ms in parts)
+
+
+def kind_of(name: str) -> str:
+    """Myelin's layers are '{ForeignNode[first...last]}', and a reformatting names the layer that it is for."""
+    if name.startswith("reformat"):
+        return "reformat"
+    if name.startswith("{foreignnode") or "myelin" in name:
+        return "myelin"
+    return next((k for k in ("conv", "softmax", "gather", "shuffle") if k in name), "other")
 
 
 def versions() -> Record:
