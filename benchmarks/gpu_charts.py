@@ -1,4 +1,4 @@
-"""The charts of benchmarks/gpu_report.py, as SVG, and how records are grouped for them and for its tables.
+"""The charts of benchmarks/gpu_report.py, as SVG, and how results are grouped and written for them and for its tables.
 
 Text stays text, so that Chinese needs no font here; the same data gives the same file.
 """
@@ -64,10 +64,6 @@ def number(value: float | None, unit: str = "") -> str:
     return f"{value:.{digits}f}{unit}"
 
 
-def percent(part: float | None, whole: float | None) -> str:
-    return DASH if part is None or not whole else f"{100 * part / whole:.1f} %"
-
-
 def pictures_s(r: Record) -> float | None:
     return 1e3 * r.get("batch", 1) / r["median_ms"] if r else None
 
@@ -84,15 +80,6 @@ def kind_of(layer: str) -> int:
             if any(word in last for word in words.split("|")):
                 return i
     return len(KINDS) - 1
-
-
-def batched(report: Report) -> dict[tuple[str, str], list[Record]]:
-    """Records at 256 x 256 by batch: fused fp16, and what else was measured with more than one picture."""
-    found: dict[tuple[str, str], list[Record]] = {("fused", "fp16"): []}
-    every = [r for r in report.found.values() if r["workload"] == "restormer-256x256" and not r["variant"]]
-    for r in sorted(every, key=lambda r: r["batch"]):
-        found.setdefault((r["backend"], r["precision"]), []).append(r)
-    return {k: rs for k, rs in found.items() if k == ("fused", "fp16") or any(r["batch"] > 1 for r in rs)}
 
 
 def by_kernel(result: Record) -> list[Record]:
@@ -112,24 +99,6 @@ def by_kernel(result: Record) -> list[Record]:
         for name, value in zip(names, parts):
             into[name] += value
     return sorted(groups.values(), key=lambda g: -g["total_ms"])
-
-
-def by_kind(layers: list[Record]) -> dict[int, tuple[float, int]]:
-    found: dict[int, tuple[float, int]] = {}
-    for layer in layers:
-        ms, count = found.get(kind_of(layer["name"]), (0.0, 0))
-        found[kind_of(layer["name"])] = ms + layer["ms"], count + 1
-    return found
-
-
-def before_and_after(report: Report) -> dict[str, list[tuple[str, list[Record]]]]:
-    """By workload, (name, layers) of the plain engine in fp16 with one picture, if there is one, and of the usual."""
-    found: dict[str, list[tuple[str, list[Record]]]] = defaultdict(list)
-    for tail, name in ((" (plain)", report.say("before", "之前")), ("", report.say("after", "之后"))):
-        for case, layers in report.layers.items():
-            if case.endswith(f" x1 fp16{tail}"):
-                found[case.split(" ")[0]].append((name, layers))
-    return dict(found)
 
 
 def charts(report: Report) -> dict[str, bytes]:
@@ -152,6 +121,8 @@ def charts(report: Report) -> dict[str, bytes]:
             "Median, batch 1. In brackets, how many\ntimes fused fp16 is faster.",
             "中位数，批大小 1。\n括号内为 fused fp16 快多少倍。",
         )
+        if any(value is None for _, bars in panels for _, value, _, _ in bars):
+            note += say(f"\n{DASH} No result is recorded.", f"\n{DASH} 没有记录的结果。")
         if any("*" in label for _, bars in panels for _, _, label, _ in bars):
             note += say("\n* The output holds NaN or infinity.", "\n* 输出含有 NaN 或无穷。")
         made["speed"] = draw_bars(panels, say("ms", "毫秒"), f"{report.device}\n\n{note}")
@@ -162,7 +133,7 @@ def charts(report: Report) -> dict[str, bytes]:
     curves = []
     for quantity, of in quantities:
         lines: list[Curve] = []
-        for (backend, precision), rs in batched(report).items():
+        for (backend, precision), rs in report.batched().items():
             points = [(r["batch"], value) for r in rs if (value := of(r)) is not None]
             if points:
                 lines.append((report.backend(backend, precision), points, backend == "fused"))
@@ -189,7 +160,7 @@ def charts(report: Report) -> dict[str, bytes]:
             report.title(w),
             [(n, [(kinds[kind_of(x["name"])], x["ms"]) for x in layers]) for n, layers in engines],
         )
-        for w, engines in before_and_after(report).items()
+        for w, engines in report.before_and_after().items()
     ]
     if timelines:
         unit = say("layers one after another (ms)", "各层依次运行（毫秒）")
@@ -201,7 +172,9 @@ def charts(report: Report) -> dict[str, bytes]:
 
 def _figure(width: float, height: float) -> Any:
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    return need("matplotlib.figure", "plotting").Figure(figsize=(width, height), layout="constrained")
+    figure = need("matplotlib.figure", "plotting").Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # a viewer's text may be wider than it was measured here
+    return figure
 
 
 def _saved(figure: Any) -> bytes:

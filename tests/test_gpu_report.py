@@ -332,4 +332,41 @@ def test_steps_of_records(
     ],
 )
 def test_kinds_of_layers(script: Any, layer: str, kind: str) -> None:
-    assert script.KINDS[importlib.import_module("gpu_charts").kind_of(layer)][1] == kind
+    charts = importlib.import_module("gpu_charts")
+    assert charts.KINDS[charts.kind_of(layer)][1] == kind
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        ("Reformatting CopyNode for Input Tensor 0 to {ForeignNode[conv_1]}", "reformat"),
+        ("{ForeignNode[body.0.1/transpose_112...body.0.1/conv_126]}", "myelin"),
+        ("body.0.0/conv_13 + body.0.0/relu_14", "conv"),
+        ("mystery", "other"),
+    ],
+)
+def test_kinds_in_the_summary_of_an_engine(script: Any, layer: str, kind: str) -> None:
+    summary = importlib.import_module("tensorrt86").by_kind({"layers": [{"name": layer, "ms": 2.0}]})
+    assert summary == f"1 layers: {kind} 100 %"
+
+
+def test_an_engine_with_nothing_before_it(
+    script: Any, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = {case: layers for case, layers in LAYERS.items() if "plain" not in case}
+    (tmp_path / "layers.json").write_text(json.dumps(alone), "utf-8")
+    script.main([*arguments, "--no-charts", "--only", "7"])
+    found = capsys.readouterr().out
+    assert "TensorRT 8.6 fp16, ms" in found and "after, ms" not in found
+
+
+def test_published_weights_have_a_name_of_their_own(
+    script: Any, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (digest,) = importlib.import_module("gpu_tables").PUBLISHED
+    (shipped, _) = ACCURACY["models"]
+    models = [{**shipped, "weights_sha256": digest}, {**shipped, "weights_sha256": "of the shipped file"}]
+    (tmp_path / "accuracy.json").write_text(json.dumps({"models": models}), "utf-8")
+    script.main([*arguments, "--no-charts", "--only", "8"])
+    names = [row[0] for row in rows_of(capsys.readouterr().out) if row[1] in ("set5", "photographs")]
+    assert names == ["elan-light-x4 (published weights)"] * 2 + ["elan-light-x4"] * 2
