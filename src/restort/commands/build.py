@@ -284,3 +284,5 @@ def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> 
             f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
             f"layers by type: {', '.join(counts)}"
         )
+        if report.get("unchecked"):
+            choice.say(f"whether it computes in {report['precision']} is not sure: {report['unchecked']}")

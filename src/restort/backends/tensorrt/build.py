@@ -154,7 +154,9 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     if here is not None and (
         not options.compute_capabilities or here.compute_capability in report["targets"]
     ):
-        layers = inspect.information(flavour, inspect.opened(flavour, plan))
+        layers, why = inspect.told(flavour, inspect.opened(flavour, plan))
+        if why:
+            report["unchecked"] = why
         if layers:
             low = {name for name, kind in kinds.items() if kind != "float32" or constraints == "pinned"}
             inspect.check(options.precision, layers, low)

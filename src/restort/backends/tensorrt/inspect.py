@@ -21,12 +21,18 @@ KINDS = (
 
 def information(flavour: Flavour, engine: Any) -> list[dict[str, Any]]:
     """The layers of an engine as its inspector tells them; [] where it tells nothing but names."""
+    return told(flavour, engine)[0]
+
+
+def told(flavour: Flavour, engine: Any) -> tuple[list[dict[str, Any]], str]:
+    """The same, and why there are none."""
     text = engine.create_engine_inspector().get_engine_information(flavour.module.LayerInformationFormat.JSON)
-    try:
-        layers = json.loads(text).get("Layers", [])
-    except (ValueError, AttributeError):
-        return []
-    return [layer for layer in layers if isinstance(layer, dict)]
+    try:  # 8.6 separates the names in its metadata by control characters as they are
+        layers = json.loads(text, strict=False).get("Layers", [])
+    except (ValueError, AttributeError) as error:
+        return [], f"its description cannot be read ({error})"
+    found = [layer for layer in layers if isinstance(layer, dict)]
+    return found, "" if found else "the library tells nothing but their names"
 
 
 def opened(flavour: Flavour, plan: bytes) -> Any:

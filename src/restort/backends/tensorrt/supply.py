@@ -130,6 +130,10 @@ class Supply:
         if stored.built:
             about = stored.about
             self.say(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
+            if "unchecked" in about["layers"]:
+                self.say(
+                    f"whether it computes in {self.precision} is not sure: {about['layers']['unchecked']}"
+                )
         return stored
 
     def _build(self, profile: Profile) -> Built:
