@@ -106,7 +106,9 @@ DEVICE void start_successor() {
 DEVICE u32 stage_barrier(int i) { return window(BARRIERS_AT + i % SLOTS * 8); }
 #if CLUSTER > 1
 #define CLUSTERED __cluster_dims__(1, CLUSTER, 1)
-DEVICE void stage_end() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// Relaxed: nothing written is passed on, and what has been read is in registers, or will be long before a copy can come. A
+// release would wait for all that this thread has stored to global memory.
+DEVICE void stage_end() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void stage_ended() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #else
 #define CLUSTERED
@@ -121,7 +123,9 @@ DEVICE void stages_begin() {
         asm volatile("fence.proxy.async;" ::: "memory");
     }
     __syncwarp();
-    stage_end();
+#if CLUSTER > 1
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
     stage_ended();
 }
 DEVICE void fetch(int i, const int* blob) {
@@ -155,7 +159,7 @@ DEVICE void stage_await(int i) {
 
 // While stage i's products are under way: the slot of the stage before is free when all have ended that.
 DEVICE void refill(int i, const int* blob) {
-    if (i == 0) return;
+    if (i == 0 || CLUSTER == 1 && i - 1 + SLOTS >= STAGES) return;
     stage_ended();
     if (i - 1 + SLOTS < STAGES) fetch(i - 1 + SLOTS, blob);
 }
@@ -185,6 +189,14 @@ DEVICE void fetch_tile(const Place& at, const u16* x) {
             copy8(to + p * 16 + 8, pixel + 4 + move1);
         }
     }
+}
+
+// Left operands, before products with them are begun: the compiler is not to make them among those.
+template <int N> DEVICE void operand_touch(u32 (&a)[N][4]) {
+#ifndef EMULATE
+#pragma unroll
+    for (int s = 0; s < N; ++s) asm volatile("" : "+r"(a[s][0]), "+r"(a[s][1]), "+r"(a[s][2]), "+r"(a[s][3]) :: "memory");
+#endif
 }
 
 // Between group_begin and group_commit: the hidden channels of a part.
@@ -305,6 +317,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
         stage_await(i);
         group_touch(h);
         group_touch(sum);
+        operand_touch(a);
         group_begin();
         expand(i, at, h, weights + W1_BYTES);
         reduce(sum, a, weights);
@@ -319,6 +332,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
     }
     stage_await(5);
     group_touch(sum);
+    operand_touch(a);
     group_begin();
     reduce(sum, a, slot(5));
     group_commit();
@@ -336,10 +350,11 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
     u32 pairs[2][SHARE];
 #pragma unroll
     for (int i = 0; i < PIECES; ++i) {
-        float y[SHARE][4], bias[SHARE][2];
+        float y[SHARE][4];
         stage_await(6 + i);
         const auto b = group_operand(slot(6 + i), SHARE * 128, 128);
         group_touch(y);
+        operand_touch(made);
         group_begin();
         group_product(y, made[0], b);
 #pragma unroll
@@ -358,15 +373,16 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
             }
         } else
             store_piece(i - 1, at, pairs, v, q);
-        load_bias(bias, at, slot(6 + i) + P_BYTES);
         group_wait<0>();
         group_touch(y);
+#pragma unroll
+        for (int t = 0; t < SHARE; ++t) {
+            Vec2 bias = load_shared2(slot(6 + i) + P_BYTES + t * 32 + at.j * 8);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) pairs[r][t] = pack(y[t][2 * r] + as_float(bias.x), y[t][2 * r + 1] + as_float(bias.y));
+        }
         stage_end();
-#pragma unroll
-        for (int t = 0; t < SHARE; ++t)
-#pragma unroll
-            for (int r = 0; r < 2; ++r) pairs[r][t] = pack(y[t][2 * r] + bias[t][0], y[t][2 * r + 1] + bias[t][1]);
     }
     store_piece(PIECES - 1, at, pairs, v, q);
-    stage_ended();
+    if (CLUSTER > 1) stage_ended();
 }
