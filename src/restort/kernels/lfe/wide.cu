@@ -53,9 +53,9 @@ constexpr int LARGEST = FIRST_BYTES > MOST ? FIRST_BYTES : MOST;
 constexpr int SLOT = (LARGEST + 127) / 128 * 128;
 constexpr int SLOTS_AT = (2 * STEPS * X_UNIT + 127) / 128 * 128;
 constexpr int BARRIERS_AT = SLOTS_AT + SLOTS * SLOT;
-static_assert(PART % 4 == 0 && C % 5 == 0 && 2 * C % 40 == 0 && GROUPS % 2 == 0, "parts in halves of 16 bytes, and of 8 hidden channels");
+static_assert(PART % 4 == 0 && C % 5 == 0 && 2 * C % 40 == 0 && GROUPS % 2 == 0 && (CLUSTER == 1 || GROUPS == 2), "parts in halves of 16 bytes, and of 8 hidden channels");
 static_assert(MADE % SHARES == 0 && (SHARES == 1 || SHARE % 4 == 0) && SLOTS > 1, "whole pieces");
-static_assert(2 * STEPS * 8 <= WIDE && (HIDDEN * 32) % 32 == 0, "halves of stages of whole 16 bytes");
+static_assert(2 * STEPS * 8 <= WIDE && FIRST_BYTES % 32 == 0 && PART_BYTES % 32 == 0 && SHARE_BYTES % 32 == 0, "halves of stages of whole 16 bytes");
 #ifdef SHARED
 static_assert(BARRIERS_AT + 64 == SHARED && SLOTS <= 8, "the binding computes the same number of bytes");
 #endif
@@ -69,6 +69,7 @@ DEVICE constexpr u32 slot(int i) { return SLOTS_AT + i % SLOTS * SLOT; }
 #define CLUSTERED
 DEVICE void copy8(u32 to, const void* from) { emulator::launch_copy(to, from, 8, true); }
 DEVICE u32 pack_positive(float first, float second) { return pack(std::fmax(first, 0.0f), std::fmax(second, 0.0f)); }
+DEVICE int uniform(int value) { return value; }
 DEVICE void await_predecessor() {}
 DEVICE void start_successor() {}
 DEVICE void stages_begin() {}
@@ -92,6 +93,7 @@ DEVICE u32 pack_positive(float first, float second) {
     asm("cvt.rn.relu." PAIR_TYPE ".f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
 }
+DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }  // the same in a warp, as the compiler then knows
 // Where launches overlap (PDL): what the launch before wrote may be read after this; weights may before.
 DEVICE void await_predecessor() {
 #if OVERLAP
@@ -164,7 +166,7 @@ DEVICE void refill(int i, const int* blob) {
     if (i - 1 + SLOTS < STAGES) fetch(i - 1 + SLOTS, blob);
 }
 
-struct Place { int lane, g, j, warp, column, row, n, top, left, h, w; };  // row, column: of this thread's first pixel in the tile
+struct Place { int lane, g, j, warp, group, column, row, n, top, left, h, w; };  // row, column: of this thread's first pixel in the tile
 
 // d(part).
 DEVICE int down(int part) { return part == 2 ? 1 : part == 3 ? -1 : 0; }
@@ -201,7 +203,7 @@ template <int N> DEVICE void operand_touch(u32 (&a)[N][4]) {
 
 // Between group_begin and group_commit: the hidden channels of a part.
 DEVICE void expand(int part, const Place& at, float (&h)[HIDDEN][4], u32 weights) {
-    const int group = at.warp / 4;
+    const int group = at.group;
     const u32 from = ((group / 2 * 8 + 1 + down(part)) * ACROSS + group % 2 * 8 + 1 + right(part)) * 16;
     const auto a = group_operand(from, X_UNIT, ACROSS * 16), b = group_operand(weights, HIDDEN * 128, 128);
     group_product_straight(h, a, b);
@@ -257,6 +259,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
     Place at;
     at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
     at.g = at.lane >> 2, at.j = at.lane & 3;
+    at.group = uniform(at.warp / 4);
     at.row = at.warp / 8 * 8 + at.warp % 4 * 2, at.column = at.warp / 4 % 2 * 8 + at.g;
     at.n = block_index(2), at.top = block_index(1) * TALL, at.left = block_index(0) * 16;
     at.h = h_pixels, at.w = w_pixels;

@@ -67,13 +67,13 @@ def _share(part: int) -> int:
     return made // 2 if made > 12 else made
 
 
-def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
+def tiles(channels: int) -> dict[str, int]:
     """Warps (8: 16 x 8 pixels, 16: 16 x 16), slots for weights, blocks a multiprocessor, and blocks that share weights.
 
     CLUSTER 2 needs 8 warps.
     """
     if channels <= 64:
-        return {"WARPS": 8, "SLOTS": 2, "BLOCKS": 3, "CLUSTER": 1}
+        return {"WARPS": 8, "SLOTS": 8, "BLOCKS": 2, "CLUSTER": 1}
     return {"WARPS": 8, "SLOTS": 2, "BLOCKS": 1, "CLUSTER": 2}
 
 
@@ -110,7 +110,7 @@ def launch(
     label: str = "",
     **variant: int,
 ) -> Launch:
-    """The launch; arrays as in reference.lfe, `blob` from `pack`. `variant` overrides `tiles`. `out` must not be `x`."""
+    """The launch; arrays as in reference.lfe, `blob` from `pack`. `variant` overrides `tiles`; `out` is not `x`."""
     n, h, w, _ = x.shape
     h, w = h - 4, w - 4
     part = v.shape[3] // 3
