@@ -38,7 +38,15 @@ TILED = {  # of restort.kernels.lfe.tile: WARPS, STAGES, BLOCKS
 NAMES = ("WARPS", "STAGES", "BLOCKS")
 WIDE_NAMES = ("WARPS", "SLOTS", "BLOCKS", "CLUSTER")
 WIDE = {  # of restort.kernels.lfe.wide, on compute capability 9.0
-    "light": [(8, 8, 2, 1), (8, 4, 2, 1), (8, 2, 2, 1), (8, 2, 2, 2), (8, 8, 1, 1), (16, 8, 1, 1), (16, 2, 1, 1)],
+    "light": [
+        (8, 8, 2, 1),
+        (8, 4, 2, 1),
+        (8, 2, 2, 1),
+        (8, 2, 2, 2),
+        (8, 8, 1, 1),
+        (16, 8, 1, 1),
+        (16, 2, 1, 1),
+    ],
     "full": [(8, 2, 1, 2), (8, 2, 1, 1)],
 }
 ATTENTION_TILED = {  # of restort.kernels.window_attention.tile: WARPS, BLOCKS, EARLY
