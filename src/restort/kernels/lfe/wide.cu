@@ -201,21 +201,24 @@ template <int N> DEVICE void operand_touch(u32 (&a)[N][4]) {
 #endif
 }
 
-// Between group_begin and group_commit: the hidden channels of a part.
-DEVICE void expand(int part, const Place& at, float (&h)[HIDDEN][4], u32 weights) {
-    const int group = at.group;
-    const u32 from = ((group / 2 * 8 + 1 + down(part)) * ACROSS + group % 2 * 8 + 1 + right(part)) * 16;
-    const auto a = group_operand(from, X_UNIT, ACROSS * 16), b = group_operand(weights, HIDDEN * 128, 128);
-    group_product_straight(h, a, b);
+// Between group_begin and group_commit: the hidden channels of a part, and (REDUCE) those of another onto the result. With
+// MIX the two alternate: the first are limited by shared memory, the others by the products themselves.
+template <bool EXPAND, bool REDUCE>
+DEVICE void products(int part, const Place& at, float (&h)[HIDDEN][4], u32 w0, float (&sum)[TILES][4],
+                     const u32 (&left)[HIDDEN_STEPS][4], u32 w1) {
+    const u32 from = ((at.group / 2 * 8 + 1 + down(part)) * ACROSS + at.group % 2 * 8 + 1 + right(part)) * 16;
+    const auto a = group_operand(from, X_UNIT, ACROSS * 16), b = group_operand(w0, HIDDEN * 128, 128);
+    const auto second = group_operand(w1, TILES * 128, 128);
+    if (EXPAND) group_product_straight(h, a, b);
 #pragma unroll
-    for (int s = 1; s < STEPS; ++s)
-        group_multiply_straight(h, group_operand_at(a, 2 * s * X_UNIT), group_operand_at(b, 2 * s * HIDDEN * 128));
-}
-// The same: a part's hidden channels onto the result.
-DEVICE void reduce(float (&sum)[TILES][4], const u32 (&a)[HIDDEN_STEPS][4], u32 weights) {
-    const auto b = group_operand(weights, TILES * 128, 128);
+    for (int s = 1; s < STEPS; ++s) {
+        if (EXPAND) group_multiply_straight(h, group_operand_at(a, 2 * s * X_UNIT), group_operand_at(b, 2 * s * HIDDEN * 128));
+        if (EXPAND && REDUCE && MIX && s % 2 && s / 2 < HIDDEN_STEPS)
+            group_multiply(sum, left[s / 2], group_operand_at(second, 2 * (s / 2) * TILES * 128));
+    }
 #pragma unroll
-    for (int s = 0; s < HIDDEN_STEPS; ++s) group_multiply(sum, a[s], group_operand_at(b, 2 * s * TILES * 128));
+    for (int s = EXPAND && MIX ? STEPS / 2 : 0; s < HIDDEN_STEPS; ++s)
+        if (REDUCE) group_multiply(sum, left[s], group_operand_at(second, 2 * s * TILES * 128));
 }
 template <int N> DEVICE void load_bias(float (&bias)[N][2], const Place& at, u32 from) {
 #pragma unroll
@@ -297,7 +300,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
         stage_await(0);
         group_touch(h);
         group_begin();
-        expand(0, at, h, slot(0));
+        products<true, false>(0, at, h, slot(0), sum, a, 0);
         group_commit();
         // The sum starts as x and the bias.
 #pragma unroll
@@ -322,8 +325,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
         group_touch(sum);
         operand_touch(a);
         group_begin();
-        expand(i, at, h, weights + W1_BYTES);
-        reduce(sum, a, weights);
+        products<true, true>(i, at, h, weights + W1_BYTES, sum, a, weights);
         group_commit();
         refill(i, blob);
         load_bias(bias, at, weights + W1_BYTES + W0_BYTES);
@@ -337,7 +339,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
     group_touch(sum);
     operand_touch(a);
     group_begin();
-    reduce(sum, a, slot(5));
+    products<false, true>(0, at, h, 0, sum, a, slot(5));
     group_commit();
     refill(5, blob);
     group_wait<0>();

@@ -124,6 +124,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         "OVERLAP": 0,
+        "MIX": 1,
         **cut,
         "SHARED": shared_bytes(channels, part, cut["WARPS"], cut["SLOTS"]),
     }
