@@ -36,19 +36,17 @@ TILED = {  # of restort.kernels.lfe.tile: WARPS, STAGES, BLOCKS
     "full": [(8, 3, 1), (8, 2, 1), (4, 3, 1), (4, 2, 1), (4, 2, 2)],
 }
 NAMES = ("WARPS", "STAGES", "BLOCKS")
-WIDE_NAMES = ("WARPS", "SLOTS", "BLOCKS", "CLUSTER")
+WIDE_NAMES = ("WARPS", "SLOTS", "BLOCKS", "CLUSTER", "PERSIST", "MIX")
 WIDE = {  # of restort.kernels.lfe.wide, on compute capability 9.0
     "light": [
-        (8, 8, 2, 1),
-        (8, 4, 2, 1),
-        (8, 2, 2, 1),
-        (8, 2, 2, 2),
-        (8, 8, 1, 1),
-        (16, 8, 1, 1),
-        (16, 2, 1, 1),
+        (8, 8, 2, 1, 0, 1), (8, 4, 2, 1, 0, 1), (8, 2, 2, 1, 0, 1), (8, 2, 2, 2, 0, 1), (8, 8, 1, 1, 0, 1),
+        (16, 8, 1, 1, 0, 1), (8, 8, 2, 1, 0, 0),
     ],
-    "full": [(8, 2, 1, 2), (8, 2, 1, 1)],
-}
+    "full": [
+        (8, 2, 1, 2, 1, 1), (8, 2, 1, 2, 1, 0), (8, 2, 1, 1, 1, 1), (8, 2, 1, 2, 0, 1), (8, 2, 1, 2, 0, 0),
+        (8, 2, 1, 1, 0, 1),
+    ],
+}  # fmt: skip
 ATTENTION_TILED = {  # of restort.kernels.window_attention.tile: WARPS, BLOCKS, EARLY
     "light": [(8, 2, 1), (8, 2, 0), (8, 3, 0), (8, 3, 1), (8, 1, 1), (16, 1, 1), (16, 1, 0)],
     "full": [(8, 2, 0), (8, 1, 0), (8, 1, 1), (16, 1, 0)],

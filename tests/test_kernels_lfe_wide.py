@@ -18,10 +18,10 @@ HALF, BRAIN = torch.float16, torch.bfloat16
     "n, h, w, channels, padded, part, dtype, variant",
     [
         (1, 32, 48, 60, 32, 24, HALF, {"SLOTS": 2}),  # has tiles that touch no edge
-        (2, 16, 16, 60, 32, 24, BRAIN, {"WARPS": 16, "SLOTS": 3}),
+        (2, 16, 16, 60, 32, 24, BRAIN, {"WARPS": 16, "SLOTS": 3, "MIX": 0}),
         (1, 16, 16, 60, 32, 24, HALF, {}),
-        (1, 16, 32, 180, 80, 64, HALF, {}),
-        (1, 16, 16, 180, 80, 64, BRAIN, {"CLUSTER": 1, "OVERLAP": 1}),
+        (1, 16, 32, 180, 80, 64, HALF, {"processors": 2}),
+        (1, 16, 16, 180, 80, 64, BRAIN, {"CLUSTER": 1, "OVERLAP": 1, "PERSIST": 0}),
     ],
 )
 def test_wide(n, h, w, channels, padded, part, dtype, variant) -> None:  # type: ignore[no-untyped-def]

@@ -15,7 +15,8 @@
 // The weights come in the order of use as `blob`, in stages: the first part's hidden channels; for each part its second product
 // and the next part's hidden channels; pieces of the projections. Thread 0 asks for a stage whole (cp.async.bulk), to come into
 // one of SLOTS slots; its barrier tells that it is there. With CLUSTER 2 two blocks above one another each ask for a
-// half of it, for both.
+// half of it, for both. With PERSIST a block makes several tiles after one another: the first stages of the next come during the
+// last ones, and so do its pixels, when the projections need no tile any more.
 //
 // Races: stage i is read by products that each thread waits for, and after which it arrives (stage_end). The slot is filled
 // again by thread 0 (of either block) after stage_ended, that is when all threads of the cluster have arrived. No block ends
@@ -35,6 +36,7 @@ constexpr int TILES = (C + 7) / 8;                  // of 8 channels
 constexpr int WIDE = (C + 63) / 64 * 64;            // channels of a pixel in memory
 constexpr int HIDDEN = 2 * C / 5 / 8;               // tiles of hidden channels of a part
 constexpr int HIDDEN_STEPS = (HIDDEN + 1) / 2;
+static_assert(!PERSIST || SLOTS == 2, "a barrier in every stage");
 constexpr int X_UNIT = PIXELS * 16 + 16;            // bytes from 8 channels of all pixels to the next 8
 constexpr int W0_BYTES = 2 * STEPS * HIDDEN * 128;
 constexpr int W1_BYTES = 2 * HIDDEN_STEPS * TILES * 128;
@@ -48,6 +50,7 @@ constexpr int PART_BYTES = W1_BYTES + W0_BYTES + B0_BYTES;
 constexpr int SHARE_BYTES = P_BYTES + SHARE * 32;
 constexpr int PIECES = SHARES * (HAS_Q ? 2 : 1);
 constexpr int STAGES = 6 + PIECES;
+static_assert(!PERSIST || STAGES % SLOTS == 0, "in every tile");
 constexpr int MOST = PART_BYTES > SHARE_BYTES ? PART_BYTES : SHARE_BYTES;
 constexpr int LARGEST = FIRST_BYTES > MOST ? FIRST_BYTES : MOST;
 constexpr int SLOT = (LARGEST + 127) / 128 * 128;
@@ -78,7 +81,7 @@ DEVICE void fetch(int i, const int* blob) {
     for (int k = 0; k < stage_begin(i + 1) - stage_begin(i); k += 16) copy16(slot(i) + k, (const char*)blob + stage_begin(i) + k, true);
     commit_copies();
 }
-DEVICE void stage_await(int) {
+DEVICE void stage_await(int, int) {
     if (thread_index() == 0) wait_copies<0>();
     block_barrier();
 }
@@ -107,7 +110,7 @@ DEVICE void start_successor() {
 }
 DEVICE u32 stage_barrier(int i) { return window(BARRIERS_AT + i % SLOTS * 8); }
 #if CLUSTER > 1
-#define CLUSTERED __cluster_dims__(1, CLUSTER, 1)
+#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
 // Relaxed: nothing written is passed on, and what has been read is in registers, or will be long before a copy can come. A
 // release would wait for all that this thread has stored to global memory.
 DEVICE void stage_end() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
@@ -148,8 +151,8 @@ DEVICE void fetch(int i, const int* blob) {
     }
     __syncwarp();
 }
-DEVICE void stage_await(int i) {
-    const u32 barrier = stage_barrier(i), parity = i / SLOTS & 1;
+DEVICE void stage_await(int i, int phase) {
+    const u32 barrier = stage_barrier(i), parity = i / SLOTS + phase & 1;
     u32 there;
     do {
         asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
@@ -159,11 +162,14 @@ DEVICE void stage_await(int i) {
 }
 #endif
 
-// While stage i's products are under way: the slot of the stage before is free when all have ended that.
-DEVICE void refill(int i, const int* blob) {
-    if (i == 0 || CLUSTER == 1 && i - 1 + SLOTS >= STAGES) return;
+// While stage i's products are under way: the slot of the stage before is free when all have ended that. Beyond a tile's last
+// stage come the first ones of the next tile.
+DEVICE void refill(int i, bool first, bool last, const int* blob) {
+    const int next = i - 1 + SLOTS;
+    if (i == 0 && first || CLUSTER == 1 && next >= STAGES && !PERSIST) return;
     stage_ended();
-    if (i - 1 + SLOTS < STAGES) fetch(i - 1 + SLOTS, blob);
+    if (next < STAGES) fetch(next, blob);
+    else if (PERSIST && !last) fetch(next - STAGES, blob);
 }
 
 struct Place { int lane, g, j, warp, group, column, row, n, top, left, h, w; };  // row, column: of this thread's first pixel in the tile
@@ -250,22 +256,31 @@ template <int N> DEVICE void store_rows(const u32 (&pairs)[N], const Place& at, 
     for (int t = 0; t < REMAIN; ++t) *(u32*)(to + FULL * 32 + 2 * REMAIN * at.j + 2 * t) = pairs[4 * FULL + t];
 }
 // Step 3: piece i of the projections.
-DEVICE void store_piece(int i, const Place& at, const u32 (&pairs)[2][SHARE], u16* v, u16* q) {
+DEVICE void store_piece(int i, const Place& at, u64 pixel, const u32 (&pairs)[2][SHARE], u16* v, u16* q) {
     u16* to = (i >= SHARES ? q : v) + i % SHARES * SHARE * 8;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-        store_rows(pairs[r], at, to + ((u64)(at.n * at.h + at.top + at.row + r) * at.w + at.left + at.column) * (3 * DS));
+        store_rows(pairs[r], at, to + (pixel + r * at.w) * (3 * DS));
+}
+
+// Tile number `tile` of those of a block's place in its cluster; those of a cluster are above one another.
+DEVICE void place(Place& at, int tile) {
+    const int across = at.w / 16, rows = at.h / TALL;
+    const int row = tile / across * CLUSTER + block_index(0) % CLUSTER;
+    at.left = tile % across * 16, at.n = row / rows, at.top = row % rows * TALL;
 }
 
 KERNEL(THREADS, BLOCKS) CLUSTERED
-lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, int w_pixels) {
+lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int images, int h_pixels, int w_pixels) {
     Place at;
     at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
     at.g = at.lane >> 2, at.j = at.lane & 3;
     at.group = uniform(at.warp / 4);
     at.row = at.warp / 8 * 8 + at.warp % 4 * 2, at.column = at.warp / 4 % 2 * 8 + at.g;
-    at.n = block_index(2), at.top = block_index(1) * TALL, at.left = block_index(0) * 16;
     at.h = h_pixels, at.w = w_pixels;
+    const int tiles = images * (at.h / TALL) * (at.w / 16) / CLUSTER, stride = block_count() / CLUSTER;
+    int tile = block_index(0) / CLUSTER;
+    place(at, tile);
     start_successor();
     stages_begin();
 #pragma unroll
@@ -273,121 +288,136 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int h_pixels, 
     await_predecessor();
     fetch_tile(at, x);
     commit_copies();
-
-    constexpr int FULL = TILES / 4, REMAIN = TILES % 4;
     const int across = at.w + 4;
-    const u64 place = ((u64)(at.n * (at.h + 4) + at.top + at.row + 2) * across + at.left + at.column + 2) * WIDE;
-    u32 own[2][TILES];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        const u16* from = x + place + r * across * WIDE;
-#pragma unroll
-        for (int part = 0; part < FULL; ++part) {
-            Vec4 four = *(const Vec4*)(from + part * 32 + at.j * 8);
-            own[r][4 * part] = four.x, own[r][4 * part + 1] = four.y, own[r][4 * part + 2] = four.z, own[r][4 * part + 3] = four.w;
-        }
-#pragma unroll
-        for (int t = 0; t < REMAIN; ++t) own[r][4 * FULL + t] = *(const u32*)(from + FULL * 32 + 2 * REMAIN * at.j + 2 * t);
-    }
-    wait_copies<0>();
-    publish_to_groups();
-    block_barrier();
-
-    float h[HIDDEN][4], sum[TILES][4];
-    u32 a[HIDDEN_STEPS][4];
-    {
-        float bias[HIDDEN][2];
-        stage_await(0);
-        group_touch(h);
-        group_begin();
-        products<true, false>(0, at, h, slot(0), sum, a, 0);
-        group_commit();
-        // The sum starts as x and the bias.
-#pragma unroll
-        for (int t = 0; t < TILES; ++t) {
-            Vec2 b = load_shared2(slot(0) + W0_BYTES + B0_BYTES + t * 32 + at.j * 8);
-#pragma unroll
-            for (int r = 0; r < 2; ++r)
-                sum[t][2 * r] = low(own[r][t]) + as_float(b.x), sum[t][2 * r + 1] = high(own[r][t]) + as_float(b.y);
-        }
-        load_bias(bias, at, slot(0) + W0_BYTES);
-        group_wait<0>();
-        group_touch(h);
-        stage_end();
-        rectify(0, at, a, h, bias);
-    }
+    bool first = true;
+    int phase = 0;
 #pragma unroll 1
-    for (int i = 1; i < 5; ++i) {
-        float bias[HIDDEN][2];
-        const u32 weights = slot(i);
-        stage_await(i);
-        group_touch(h);
+    for (;;) {
+        const bool last = !PERSIST || tile + stride >= tiles;
+        wait_copies<0>();
+        publish_to_groups();
+        block_barrier();
+        constexpr int FULL = TILES / 4, REMAIN = TILES % 4;
+        const u64 place_own = ((u64)(at.n * (at.h + 4) + at.top + at.row + 2) * across + at.left + at.column + 2) * WIDE;
+        const u64 pixel = (u64)(at.n * at.h + at.top + at.row) * at.w + at.left + at.column;
+        u32 own[2][TILES];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const u16* from = x + place_own + r * across * WIDE;
+#pragma unroll
+            for (int part = 0; part < FULL; ++part) {
+                Vec4 four = *(const Vec4*)(from + part * 32 + at.j * 8);
+                own[r][4 * part] = four.x, own[r][4 * part + 1] = four.y, own[r][4 * part + 2] = four.z, own[r][4 * part + 3] = four.w;
+            }
+#pragma unroll
+            for (int t = 0; t < REMAIN; ++t) own[r][4 * FULL + t] = *(const u32*)(from + FULL * 32 + 2 * REMAIN * at.j + 2 * t);
+        }
+
+        float h[HIDDEN][4], sum[TILES][4];
+        u32 a[HIDDEN_STEPS][4];
+        {
+            float bias[HIDDEN][2];
+            stage_await(0, phase);
+            group_touch(h);
+            group_begin();
+            products<true, false>(0, at, h, slot(0), sum, a, 0);
+            group_commit();
+            refill(0, first, last, blob);
+            // The sum starts as x and the bias.
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+                Vec2 b = load_shared2(slot(0) + W0_BYTES + B0_BYTES + t * 32 + at.j * 8);
+#pragma unroll
+                for (int r = 0; r < 2; ++r)
+                    sum[t][2 * r] = low(own[r][t]) + as_float(b.x), sum[t][2 * r + 1] = high(own[r][t]) + as_float(b.y);
+            }
+            load_bias(bias, at, slot(0) + W0_BYTES);
+            group_wait<0>();
+            group_touch(h);
+            stage_end();
+            rectify(0, at, a, h, bias);
+        }
+#pragma unroll 2  // not 1: ptxas would wait for each product (its message C7513)
+        for (int i = 1; i < 5; ++i) {
+            float bias[HIDDEN][2];
+            const u32 weights = slot(i);
+            stage_await(i, phase);
+            group_touch(h);
+            group_touch(sum);
+            operand_touch(a);
+            group_begin();
+            products<true, true>(i, at, h, weights + W1_BYTES, sum, a, weights);
+            group_commit();
+            refill(i, first, last, blob);
+            load_bias(bias, at, weights + W1_BYTES + W0_BYTES);
+            group_wait<0>();
+            group_touch(h);
+            group_touch(sum);
+            stage_end();
+            rectify(i, at, a, h, bias);
+        }
+        stage_await(5, phase);
         group_touch(sum);
         operand_touch(a);
         group_begin();
-        products<true, true>(i, at, h, weights + W1_BYTES, sum, a, weights);
+        products<false, true>(0, at, h, 0, sum, a, slot(5));
         group_commit();
-        refill(i, blob);
-        load_bias(bias, at, weights + W1_BYTES + W0_BYTES);
+        refill(5, first, last, blob);
+        if (!last) {  // all have ended stage 4, and with it this tile's pixels
+            place(at, tile + stride);
+            fetch_tile(at, x);
+            commit_copies();
+        }
         group_wait<0>();
-        group_touch(h);
         group_touch(sum);
         stage_end();
-        rectify(i, at, a, h, bias);
-    }
-    stage_await(5);
-    group_touch(sum);
-    operand_touch(a);
-    group_begin();
-    products<false, true>(0, at, h, 0, sum, a, slot(5));
-    group_commit();
-    refill(5, blob);
-    group_wait<0>();
-    group_touch(sum);
-    stage_end();
 
-    u32 made[STEPS][4];
+        u32 made[STEPS][4];
 #pragma unroll
-    for (int t = 0; t < 2 * STEPS; ++t)
+        for (int t = 0; t < 2 * STEPS; ++t)
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-            made[t / 2][t % 2 * 2 + r] = t < TILES ? pack(sum[t < TILES ? t : 0][2 * r], sum[t < TILES ? t : 0][2 * r + 1]) : 0;
-    u32 pairs[2][SHARE];
+            for (int r = 0; r < 2; ++r)
+                made[t / 2][t % 2 * 2 + r] = t < TILES ? pack(sum[t < TILES ? t : 0][2 * r], sum[t < TILES ? t : 0][2 * r + 1]) : 0;
+        u32 pairs[2][SHARE];
 #pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-        float y[SHARE][4];
-        stage_await(6 + i);
-        const auto b = group_operand(slot(6 + i), SHARE * 128, 128);
-        group_touch(y);
-        operand_touch(made);
-        group_begin();
-        group_product(y, made[0], b);
+        for (int i = 0; i < PIECES; ++i) {
+            float y[SHARE][4];
+            stage_await(6 + i, phase);
+            const auto b = group_operand(slot(6 + i), SHARE * 128, 128);
+            group_touch(y);
+            operand_touch(made);
+            group_begin();
+            group_product(y, made[0], b);
 #pragma unroll
-        for (int s = 1; s < STEPS; ++s) group_multiply(y, made[s], group_operand_at(b, 2 * s * SHARE * 128));
-        group_commit();
-        refill(6 + i, blob);
-        if (i == 0) {
+            for (int s = 1; s < STEPS; ++s) group_multiply(y, made[s], group_operand_at(b, 2 * s * SHARE * 128));
+            group_commit();
+            refill(6 + i, first, last, blob);
+            if (i == 0) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                u16* to = out + place + r * across * WIDE;
-                u32 row[TILES];
+                for (int r = 0; r < 2; ++r) {
+                    u16* to = out + place_own + r * across * WIDE;
+                    u32 row[TILES];
 #pragma unroll
-                for (int t = 0; t < TILES; ++t) row[t] = made[t / 2][t % 2 * 2 + r];
-                store_rows(row, at, to);
-                if (TILES * 8 + at.j * 8 < WIDE) *(Vec4*)(to + TILES * 8 + at.j * 8) = Vec4{0, 0, 0, 0};
+                    for (int t = 0; t < TILES; ++t) row[t] = made[t / 2][t % 2 * 2 + r];
+                    store_rows(row, at, to);
+                    if (TILES * 8 + at.j * 8 < WIDE) *(Vec4*)(to + TILES * 8 + at.j * 8) = Vec4{0, 0, 0, 0};
+                }
+            } else
+                store_piece(i - 1, at, pixel, pairs, v, q);
+            group_wait<0>();
+            group_touch(y);
+#pragma unroll
+            for (int t = 0; t < SHARE; ++t) {
+                Vec2 bias = load_shared2(slot(6 + i) + P_BYTES + t * 32 + at.j * 8);
+#pragma unroll
+                for (int r = 0; r < 2; ++r) pairs[r][t] = pack(y[t][2 * r] + as_float(bias.x), y[t][2 * r + 1] + as_float(bias.y));
             }
-        } else
-            store_piece(i - 1, at, pairs, v, q);
-        group_wait<0>();
-        group_touch(y);
-#pragma unroll
-        for (int t = 0; t < SHARE; ++t) {
-            Vec2 bias = load_shared2(slot(6 + i) + P_BYTES + t * 32 + at.j * 8);
-#pragma unroll
-            for (int r = 0; r < 2; ++r) pairs[r][t] = pack(y[t][2 * r] + as_float(bias.x), y[t][2 * r + 1] + as_float(bias.y));
+            stage_end();
         }
-        stage_end();
+        store_piece(PIECES - 1, at, pixel, pairs, v, q);
+        if (last) break;
+        first = false;
+        tile += stride, phase += STAGES / SLOTS;
     }
-    store_piece(PIECES - 1, at, pairs, v, q);
     if (CLUSTER > 1) stage_ended();
 }

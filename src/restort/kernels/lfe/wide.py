@@ -70,11 +70,12 @@ def _share(part: int) -> int:
 def tiles(channels: int) -> dict[str, int]:
     """Warps (8: 16 x 8 pixels, 16: 16 x 16), slots for weights, blocks a multiprocessor, and blocks that share weights.
 
-    CLUSTER 2 needs 8 warps.
+    CLUSTER 2 needs 8 warps. PERSIST 1, which needs 2 slots: no more blocks than the GPU holds, and a block makes several
+    tiles after one another.
     """
     if channels <= 64:
-        return {"WARPS": 8, "SLOTS": 8, "BLOCKS": 2, "CLUSTER": 1}
-    return {"WARPS": 8, "SLOTS": 2, "BLOCKS": 1, "CLUSTER": 2}
+        return {"WARPS": 8, "SLOTS": 8, "BLOCKS": 2, "CLUSTER": 1, "PERSIST": 0}
+    return {"WARPS": 8, "SLOTS": 2, "BLOCKS": 1, "CLUSTER": 2, "PERSIST": 1}
 
 
 def shared_bytes(channels: int, part: int, warps: int, slots: int) -> int:
@@ -108,6 +109,7 @@ def launch(
     channels: int,
     capability: int = CAPABILITY,
     label: str = "",
+    processors: int = 132,
     **variant: int,
 ) -> Launch:
     """The launch; arrays as in reference.lfe, `blob` from `pack`. `variant` overrides `tiles`; `out` is not `x`."""
@@ -128,13 +130,16 @@ def launch(
         **cut,
         "SHARED": shared_bytes(channels, part, cut["WARPS"], cut["SLOTS"]),
     }
+    blocks = n * (h // cut["WARPS"]) * (w // 16)
+    if cut["PERSIST"]:
+        blocks = min(blocks, processors * cut["BLOCKS"] // cut["CLUSTER"] * cut["CLUSTER"])
     pixels, parts = n * h * w, 6 if has_q else 3
     return Launch(
         KERNEL,
         {"x": x, "blob": blob, "out": out, "v": v, "q": q},
-        {"h": h, "w": w},
+        {"images": n, "h": h, "w": w},
         constants,
-        (w // 16, h // cut["WARPS"], n),
+        (blocks,),
         warps=cut["WARPS"],
         flops=2 * pixels * channels * (4 * channels + parts * (channels // 3)),
         moved=pixels * x.element_size() * (2 * channels + parts * (channels // 3)),
