@@ -129,15 +129,16 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
     v, q = rows(v), rows(q)
     cases: list[tuple[str, Launch, Callable[[], float]]] = []
     capability, _ = machine(torch.device(DEVICE))
-    blobs, choices = {"tiled": block.tiled[0]}, [("tiled", choice) for choice in TILED[name]]
+    blobs = {"tiled": block.tiled[0]}
+    choices: list[tuple[str, tuple[int, ...]]] = [("tiled", cut) for cut in TILED[name]]
     if lfe.wide.fits(spec.channels, packed.part, capability):
         blobs["wide"] = lfe.wide.pack(block.local, block.values, block.queries, spec.channels, packed.part)
-        choices += [("wide", choice) for choice in WIDE[name]]
-    for form, choice in choices:
+        choices += [("wide", cut) for cut in WIDE[name]]
+    for form, cut in choices:
         for has_q in (True, False) if form in options.what else ():
             out, mine, ours = torch.zeros_like(wide), torch.zeros_like(v), torch.zeros_like(q)
             kernel, names = (lfe.tile, NAMES) if form == "tiled" else (lfe.wide, WIDE_NAMES)
-            variant = dict(zip(names, choice, strict=True))
+            variant = dict(zip(names, cut, strict=True))
             launch = kernel.launch(wide, blobs[form], has_q, out, mine, ours, spec.channels, **variant)
 
             def check_tiled(out: Any = out, mine: Any = mine, ours: Any = ours, has_q: bool = has_q) -> float:
@@ -145,7 +146,7 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
                 pairs = [(added, wanted.float() - wide[:, 2:-2, 2:-2].float()), (mine, v)]
                 return max(error(a, b) for a, b in [*pairs, *([(ours, q)] if has_q else [])])
 
-            cases.append((f"lfe {form} {choice}{'' if has_q else ' values only'}", launch, check_tiled))
+            cases.append((f"lfe {form} {cut}{'' if has_q else ' values only'}", launch, check_tiled))
     if "lfe" in options.what:
         for choice in LFE[name]:
             out, mine, ours = torch.zeros_like(wide), torch.zeros_like(v), torch.zeros_like(q)

@@ -21,7 +21,8 @@
 // Races: stage i is read by products that each thread waits for, and after which it arrives (stage_end). The slot is filled
 // again by thread 0 (of either block) after stage_ended, that is when all threads of the cluster have arrived. No block ends
 // before all that is sent to it has come, since it waits for every stage. A stage's barrier is in the phase of its fill: a slot
-// is not asked for before all have seen the last one's end.
+// is not asked for before all have seen the last one's end. The next tile's pixels are asked for after stage_ended in stage 5:
+// stage 4 is the last to read the tile.
 //
 // Columns of results are permuted within 32 channels (wide.py) so that a thread has eight that lie together.
 
@@ -36,7 +37,6 @@ constexpr int TILES = (C + 7) / 8;                  // of 8 channels
 constexpr int WIDE = (C + 63) / 64 * 64;            // channels of a pixel in memory
 constexpr int HIDDEN = 2 * C / 5 / 8;               // tiles of hidden channels of a part
 constexpr int HIDDEN_STEPS = (HIDDEN + 1) / 2;
-static_assert(!PERSIST || SLOTS == 2, "a barrier in every stage");
 constexpr int X_UNIT = PIXELS * 16 + 16;            // bytes from 8 channels of all pixels to the next 8
 constexpr int W0_BYTES = 2 * STEPS * HIDDEN * 128;
 constexpr int W1_BYTES = 2 * HIDDEN_STEPS * TILES * 128;
@@ -50,15 +50,17 @@ constexpr int PART_BYTES = W1_BYTES + W0_BYTES + B0_BYTES;
 constexpr int SHARE_BYTES = P_BYTES + SHARE * 32;
 constexpr int PIECES = SHARES * (HAS_Q ? 2 : 1);
 constexpr int STAGES = 6 + PIECES;
-static_assert(!PERSIST || STAGES % SLOTS == 0, "in every tile");
+static_assert(!PERSIST || SLOTS == 2 && STAGES % 2 == 0, "a barrier in every stage, which come to the same slots in every tile");
 constexpr int MOST = PART_BYTES > SHARE_BYTES ? PART_BYTES : SHARE_BYTES;
 constexpr int LARGEST = FIRST_BYTES > MOST ? FIRST_BYTES : MOST;
 constexpr int SLOT = (LARGEST + 127) / 128 * 128;
 constexpr int SLOTS_AT = (2 * STEPS * X_UNIT + 127) / 128 * 128;
 constexpr int BARRIERS_AT = SLOTS_AT + SLOTS * SLOT;
-static_assert(PART % 4 == 0 && C % 5 == 0 && 2 * C % 40 == 0 && GROUPS % 2 == 0 && (CLUSTER == 1 || GROUPS == 2), "parts in halves of 16 bytes, and of 8 hidden channels");
+static_assert(PART % 4 == 0 && C % 5 == 0 && 2 * C % 40 == 0 && GROUPS % 2 == 0 && (CLUSTER == 1 || GROUPS == 2),
+              "parts in halves of 16 bytes, and of 8 hidden channels");
 static_assert(MADE % SHARES == 0 && (SHARES == 1 || SHARE % 4 == 0) && SLOTS > 1, "whole pieces");
-static_assert(2 * STEPS * 8 <= WIDE && FIRST_BYTES % 32 == 0 && PART_BYTES % 32 == 0 && SHARE_BYTES % 32 == 0, "halves of stages of whole 16 bytes");
+static_assert(2 * STEPS * 8 <= WIDE && FIRST_BYTES % 32 == 0 && PART_BYTES % 32 == 0 && SHARE_BYTES % 32 == 0,
+              "halves of stages of whole 16 bytes");
 #ifdef SHARED
 static_assert(BARRIERS_AT + 64 == SHARED && SLOTS <= 8, "the binding computes the same number of bytes");
 #endif

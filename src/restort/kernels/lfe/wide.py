@@ -70,8 +70,8 @@ def _share(part: int) -> int:
 def tiles(channels: int) -> dict[str, int]:
     """Warps (8: 16 x 8 pixels, 16: 16 x 16), slots for weights, blocks a multiprocessor, and blocks that share weights.
 
-    CLUSTER 2 needs 8 warps. PERSIST 1, which needs 2 slots: no more blocks than the GPU holds, and a block makes several
-    tiles after one another.
+    CLUSTER 2 needs 8 warps. PERSIST 1, which needs 2 slots: no more blocks than the GPU holds, each of which makes
+    several tiles after one another.
     """
     if channels <= 64:
         return {"WARPS": 8, "SLOTS": 8, "BLOCKS": 2, "CLUSTER": 1, "PERSIST": 0}
