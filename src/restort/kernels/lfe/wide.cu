@@ -369,6 +369,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int images, in
             place(at, tile + stride);
             fetch_tile(at, x);
             commit_copies();
+            warp_barrier();
         }
         group_wait<0>();
         group_touch(sum);
