@@ -43,9 +43,10 @@ def plan(
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
     `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
     """
-    capability, _ = machine(torch.device(device))
+    capability, processors = machine(torch.device(device))
     if tiled is None:
         tiled = _can_tile(packed, torch.device(device), capability)
+    broad = lfe.wide.fits(spec.channels, packed.part, capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
@@ -77,7 +78,20 @@ def plan(
             y = turns[0] if x is not turns[0] else turns[1]
             lfe_blob, attention_blob = block.tiled if tiled and block.tiled else (None, None)
             launches.append(
-                lfe.tile.launch(
+                lfe.wide.launch(
+                    x,
+                    block.local_wide,
+                    block.queries is not None,
+                    y,
+                    values,
+                    queries,
+                    spec.channels,
+                    capability,
+                    f"{label}.lfe",
+                    processors,
+                )
+                if tiled and broad
+                else lfe.tile.launch(
                     x,
                     lfe_blob,
                     block.queries is not None,
