@@ -96,7 +96,8 @@ class FusedRunner:
         shape: tuple[int, ...],
     ) -> Result:
         """`run` in this precision and, while the result is not finite, though the input is, in safer ones."""
-        self._look()
+        if not self._looked:
+            self._look()
         for precision in LADDER[self.precision]:
             y, finite = self._guarded(partial(self._once, precision, run), shape)
             if finite or not sane():
