@@ -239,3 +239,22 @@ def test_exact_strips(precision: str, near: float, tmp_path: Path) -> None:
     assert len(seen) == seen[0]
     with Model(weights, runner, name="fake", tile="exact") as model:
         np.testing.assert_allclose(model.run(x[:, :, :70, :99]).shape, (1, 3, 70, 99))
+
+
+def test_missing_compiler_is_told_once(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    from restort.kernels import cuda
+
+    said: list[str] = []
+    runner = runner_of(weights)
+    runner.warn = said.append
+    monkeypatch.setattr(cuda, "available", lambda: False)
+    runner._look()
+    assert not said  # nothing is missing on a processor
+    for there in (runner_of(weights), runner_of(weights, "fp32")):
+        there.warn = said.append
+        monkeypatch.setattr(there, "_device", torch.device("cuda", 0))
+        for _ in range(2):
+            there._look()
+    assert said == [
+        f"the fastest kernels are left out, since NVRTC cannot be loaded; {cuda.REMEDY} brings it"
+    ]

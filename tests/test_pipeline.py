@@ -296,7 +296,7 @@ def test_two_runs_share_a_folder(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, status: int) -> None:
     photos, out = tmp_path / "many", tmp_path / "out"
-    for i in range(6):
+    for i in range(40):  # more than a busy machine gets done before the signal arrives
         picture(photos / f"{i}.png", seed=i)
     command = [*FAKE, "upscale", str(photos), "-o", str(out), "--weights", str(weights), "--json"]
     process = subprocess.Popen(
@@ -305,6 +305,7 @@ def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, statu
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
     )
     # two, since the signal may come after a picture has its name and before it is counted
     wait_for(lambda: len(list(out.glob("*.png"))) >= 2)
@@ -312,7 +313,7 @@ def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, statu
     printed, errors = process.communicate(timeout=30)
     assert process.returncode == status
     report = json.loads(printed)
-    assert report["totals"]["interrupted"] and 1 <= report["totals"]["done"] < 6
+    assert report["totals"]["interrupted"] and 1 <= report["totals"]["done"] < 40
     assert "Traceback" not in errors and "interrupted" in errors
     assert not list(out.rglob("*.part"))
     for path in out.glob("*.png"):

@@ -292,7 +292,6 @@ DEVICE void store_shared_float(u32 offset, float value) { emulator::put(offset, 
 DEVICE void load_matrices(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, false); }
 DEVICE void load_matrices_transposed(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, true); }
 DEVICE void copy16(u32 to, const void* from, bool valid) { emulator::launch_copy(to, from, 16, valid); }
-DEVICE void copy4(u32 to, const void* from) { emulator::launch_copy(to, from, 4, true); }
 DEVICE void commit_copies() {
     emulator::Thread& thread = emulator::threads[emulator::current];
     thread.groups.push_back(std::move(thread.open));
@@ -356,6 +355,8 @@ DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4],
     memcpy(d, c, 16);
     multiply(d, a, b0, b1);
 }
+DEVICE void await_predecessor() {}
+DEVICE void start_successor() {}
 DEVICE void publish_to_groups() {}
 struct Operand { u32 offset, rows, columns; };
 DEVICE Operand group_operand(u32 offset, u32 rows, u32 columns) { return {offset, rows, columns}; }
@@ -387,24 +388,6 @@ template <int N> DEVICE void group_multiply_turned(float (&d)[N][4], Operand a, 
         }
     }
     group_multiply(d, mine, b);
-}
-template <int N> DEVICE void group_multiply_shared(float (&d)[N][4], Operand a, Operand b) {
-    u32 mine[4];
-    const int warp = emulator::current / 32 % 4, lane = emulator::current % 32;
-    for (int i = 0; i < 4; ++i)
-        mine[i] = load_shared(a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + lane * 4);
-    for (int t = 0; t < N; ++t) {
-        u32 part[2];
-        for (int i = 0; i < 2; ++i) {
-            u32 pair = 0;
-            for (int k = 0; k < 2; ++k) {
-                u32 at = b.offset + t * b.columns + i * b.rows + (2 * (lane % 4) + k) * 16 + lane / 4 * 2;
-                pair |= (load_shared(at & ~3u) >> (at & 2 ? 16 : 0) & 0xffff) << 16 * k;
-            }
-            part[i] = pair;
-        }
-        multiply(d[t], mine, part[0], part[1]);
-    }
 }
 template <int N> DEVICE void group_multiply_straight(float (&d)[N][4], Operand a, Operand b) {
     u32 mine[4];

@@ -15,13 +15,14 @@ import importlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
 from restort.backends.fused.passes import Pass
 from restort.errors import RestortError
+from restort.kernels.cuda import available
 from restort.kernels.launch import Launch
 from restort.kernels.machine import SHARED_KIB, planning_for
 from restort.kernels.precompile import Job, job
@@ -196,27 +197,18 @@ def sample(work: Iterable[tuple[Launch, int]]) -> list[tuple[Launch, int]]:
 
 def compile_all(work: Iterable[tuple[Launch, int]], processes: int = 1) -> Iterator[Compiled]:
     """The results as they come; kernels in CUDA C++ are left out where there is no NVRTC."""
-    nvrtc = has_nvrtc()
+    nvrtc = available()
     context = get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context) as pool, ThreadPoolExecutor(processes) as threads:
         waiting = []
         for launch, capability in work:
             wanted = job(launch, capability)
-            if wanted is None and nvrtc:
-                yield compile_launch(launch, capability)
-            elif wanted is not None:
+            if wanted is not None:
                 waiting.append(pool.submit(compile_triton, wanted, launch.label))
+            elif nvrtc:
+                waiting.append(threads.submit(compile_launch, launch, capability))
         for future in waiting:
             yield future.result()
-
-
-def has_nvrtc() -> bool:
-    """Whether kernels in CUDA C++ can be compiled here."""
-    try:
-        importlib.import_module("cuda.bindings.nvrtc")
-    except ImportError:
-        return False
-    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{made.registers:3} registers  {made.spilled:4} B spilled  {made.seconds:5.1f} s  {made.error or ''}",
                 flush=True,
             )
-    if not has_nvrtc():
+    if not available():
         print(
             "kernels in CUDA C++ were left out: there is no NVRTC (pip install cuda-bindings nvidia-cuda-nvrtc)"
         )

@@ -113,9 +113,6 @@ DEVICE void copy16(u32 offset, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(window(offset)), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-DEVICE void copy4(u32 offset, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(window(offset)), "l"(from) : "memory");
-}
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> DEVICE void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
@@ -189,6 +186,17 @@ DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4],
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
+// Where launches overlap (PDL): what the launch before wrote may be read after this; weights may before.
+DEVICE void await_predecessor() {
+#if OVERLAP && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void start_successor() {
+#if OVERLAP && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 #if WGMMA
 // Hopper's products of four warps, 64 rows (16 each, A as above) by up to 64 columns, B from shared memory: d += a b, done
 // in the background after group_begin, these, group_commit, and at an end after group_wait. B is 8 columns x 8 rows at a time
@@ -214,16 +222,14 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
     for (int t = 0; t < N; ++t)
         asm volatile("" : "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3]) :: "memory");
 }
-// d += a b with a of 16 numbers a row from registers or (group_multiply_shared) from shared memory, where the next 8 of its rows
-// are 128 bytes on and the next 8 numbers `rows` bytes, and b as above or, by group_multiply_shared, turned: 8 x 8
-// pieces of 8 rows of 8 columns each.
+// d += a b with a of 16 numbers a row from registers, and b as above.
 #define QUAD(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
 #define QUADS_3(t) QUAD(t), QUAD(t + 1), QUAD(t + 2)
 #define QUADS_5(t) QUADS_3(t), QUAD(t + 3), QUAD(t + 4)
 #define QUADS_6(t) QUADS_3(t), QUADS_3(t + 3)
 #define QUADS_8(t) QUADS_6(t), QUAD(t + 6), QUAD(t + 7)
-#define QUADS_12(t) QUADS_6(t), QUADS_6(t + 6)
 #define QUADS_9(t) QUADS_6(t), QUADS_3(t + 6)
+#define QUADS_12(t) QUADS_6(t), QUADS_6(t + 6)
 #define QUADS_23(t) QUADS_12(t), QUADS_6(t + 12), QUADS_5(t + 18)
 #define QUADS_24(t) QUADS_12(t), QUADS_12(t + 12)
 #define NUMBERS_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
@@ -259,11 +265,6 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
                      " {" NUMBERS(N) "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B ", p, 1, 1, 0;}" \
                      : QUADS(N) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
     }
-#define GROUP_MULTIPLY_SHARED(N, A, B) \
-    DEVICE void group_multiply_shared(float (&d)[N / 8][4], u64 a, u64 b) { \
-        asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
-                     " {" NUMBERS(N) "}, " A ", " B ", p, 1, 1, 0, 1;}" : QUADS(N) : "l"(a), "l"(b)); \
-    }
 #define NUMBERS(N) NUMBERS_OF_##N
 #define QUADS(N) QUADS_OF_##N
 #define NUMBERS_OF_24 NUMBERS_12
@@ -284,10 +285,6 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define QUADS_OF_192 QUADS_24(0)
 GROUP_MULTIPLY(48, "%24", "%25", "%26", "%27", "%28")
 GROUP_MULTIPLY(64, "%32", "%33", "%34", "%35", "%36")
-GROUP_MULTIPLY_SHARED(24, "%12", "%13")
-GROUP_MULTIPLY_SHARED(48, "%24", "%25")
-GROUP_MULTIPLY_SHARED(96, "%48", "%49")
-GROUP_MULTIPLY_SHARED(192, "%96", "%97")
 // d = a b with a from registers; and d += a b with both from shared memory, a turned: 8 x 8 pieces of 8 numbers of 8 rows each
 // (16 bytes are a number of 8 rows), the next 8 rows `columns` bytes on, the next 8 numbers `rows` bytes; b as it comes first.
 #define GROUP_PRODUCT(N, A0, A1, A2, A3, B) \
@@ -312,8 +309,8 @@ GROUP_MULTIPLY(72, "%36", "%37", "%38", "%39", "%40")
 GROUP_MULTIPLY(184, "%92", "%93", "%94", "%95", "%96")
 GROUP_PRODUCT(72, "%36", "%37", "%38", "%39", "%40")
 GROUP_PRODUCT(96, "%48", "%49", "%50", "%51", "%52")
-// d = a b and d += a b with both from shared memory, a as for group_multiply_shared, the next 8 of its rows `columns` bytes
-// on, and b as it comes first.
+// d = a b and d += a b with both from shared memory, a as it is: 8 x 8 pieces of 8 rows of 8 numbers each (16 bytes are 8 numbers
+// of a row), the next 8 rows `columns` bytes on, the next 8 numbers `rows` bytes; b as it comes first.
 #define GROUP_STRAIGHT(N, A, B) \
     DEVICE void group_product_straight(float (&d)[N / 8][4], u64 a, u64 b) { \
         asm volatile("{.reg .pred p; setp.ne.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \

@@ -10,14 +10,13 @@ kernels take the first two and the last two in one each: `choose`.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from restort.backends.fused.restormer_weights import Block, Packed
+from restort.kernels.cuda import available
 from restort.kernels.depthwise_gram import kernel as depthwise_gram
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
@@ -50,16 +49,6 @@ def choose(pixels: int, channels: int, heads: int, capability: int, processors: 
         many and stream_gram.worthwhile(pixels, channels, heads, capability),
         many and stream_ffn.worthwhile(pixels, channels, capability),
     )
-
-
-@functools.cache
-def cuda_compiler() -> bool:
-    """Whether the streaming kernels, which are in CUDA C++, can be compiled here."""
-    try:
-        importlib.import_module("cuda.bindings.nvrtc")
-    except ImportError:
-        return False
-    return True
 
 
 class BlockPlanner:
@@ -102,7 +91,7 @@ class BlockPlanner:
             return False, False
         if self.streamed:
             pixels = 1 << 40
-        elif self.device.type == "cpu" or (self.device.type == "cuda" and not cuda_compiler()):
+        elif self.device.type == "cpu" or (self.device.type == "cuda" and not available()):
             return False, False
         return choose(pixels, block.channels, block.heads, self.capability, self.processors)
 

@@ -15,6 +15,7 @@ import torch
 from restort.backends.base import Array, check_shape, checked, closed
 from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork, full_float32
 from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.kernels import cuda
 from restort.models.checkpoint import Weights
 
 Tensor = Any
@@ -66,7 +67,7 @@ class FusedRunner:
         self._shapes, self._limit = shapes, limit
         self._networks: dict[str, Network] = {}
         self._lock = threading.Lock()
-        self._told = False
+        self._told = self._looked = False
         self._guarded(lambda: self._network(precision))
 
     def __call__(self, x: Array) -> Array:
@@ -95,6 +96,8 @@ class FusedRunner:
         shape: tuple[int, ...],
     ) -> Result:
         """`run` in this precision and, while the result is not finite, though the input is, in safer ones."""
+        if not self._looked:
+            self._look()
         for precision in LADDER[self.precision]:
             y, finite = self._guarded(partial(self._once, precision, run), shape)
             if finite or not sane():
@@ -104,6 +107,15 @@ class FusedRunner:
 
     def _once(self, precision: str, run: Callable[[Network], Result]) -> Result:
         return run(self._network(precision))
+
+    def _look(self) -> None:
+        """Says once what keeps this GPU from its fastest kernels."""
+        with self._lock:
+            first, self._looked = not self._looked, True
+        if first and self._device.type == "cuda" and self.precision != "fp32" and not cuda.available():
+            self.warn(
+                f"the fastest kernels are left out, since NVRTC cannot be loaded; {cuda.REMEDY} brings it"
+            )
 
     def _tell(self, precision: str) -> None:
         with self._lock:

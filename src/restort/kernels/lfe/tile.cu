@@ -45,37 +45,15 @@ static_assert(WEIGHTS_AT + WEIGHT_BYTES == SHARED, "the binding computes the sam
 
 #ifdef EMULATE
 DEVICE void copy8(u32 to, const void* from) { emulator::launch_copy(to, from, 8, true); }
-DEVICE void multiply8(float (&d)[4], u32 a0, u32 a1, u32 b) {
-    const u32 a[4] = {a0, a1, 0, 0};
-    multiply(d, a, b, 0);
-}
 DEVICE u32 pack_positive(float first, float second) { return pack(std::fmax(first, 0.0f), std::fmax(second, 0.0f)); }
-DEVICE void await_predecessor() {}
-DEVICE void start_successor() {}
 #else
 DEVICE void copy8(u32 to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" :: "r"(window(to)), "l"(from) : "memory");
-}
-DEVICE void multiply8(float (&d)[4], u32 a0, u32 a1, u32 b) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32." MMA_TYPE "." MMA_TYPE ".f32 "
-        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(b));
 }
 DEVICE u32 pack_positive(float first, float second) {
     u32 pair;
     asm("cvt.rn.relu." PAIR_TYPE ".f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
-}
-// Where launches overlap (PDL): what the launch before wrote may be read after this; weights may before.
-DEVICE void await_predecessor() {
-#if OVERLAP && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void start_successor() {
-#if OVERLAP && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
 }
 #endif
 
@@ -179,7 +157,7 @@ DEVICE void hidden(const Place& at, u32 weights, const u32 (&from)[2], const boo
         for (int t = 0; t < 4; ++t)
             if (first + t < TILES)
 #pragma unroll
-                for (int m = 0; m < 2; ++m) multiply8(sum[m][first + t], last[m][0], last[m][1], b[3 * t + 2]);
+                for (int m = 0; m < 2; ++m) multiply_half(sum[m][first + t], last[m][0], last[m][1], b[3 * t + 2]);
     }
 }
 

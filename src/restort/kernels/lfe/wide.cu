@@ -75,8 +75,6 @@ DEVICE constexpr u32 slot(int i) { return SLOTS_AT + i % SLOTS * SLOT; }
 DEVICE void copy8(u32 to, const void* from) { emulator::launch_copy(to, from, 8, true); }
 DEVICE u32 pack_positive(float first, float second) { return pack(std::fmax(first, 0.0f), std::fmax(second, 0.0f)); }
 DEVICE int uniform(int value) { return value; }
-DEVICE void await_predecessor() {}
-DEVICE void start_successor() {}
 DEVICE void stages_begin() {}
 DEVICE void fetch(int i, const int* blob) {
     if (thread_index() != 0) return;
@@ -99,17 +97,6 @@ DEVICE u32 pack_positive(float first, float second) {
     return pair;
 }
 DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }  // the same in a warp, as the compiler then knows
-// Where launches overlap (PDL): what the launch before wrote may be read after this; weights may before.
-DEVICE void await_predecessor() {
-#if OVERLAP
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void start_successor() {
-#if OVERLAP
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 DEVICE u32 stage_barrier(int i) { return window(BARRIERS_AT + i % SLOTS * 8); }
 #if CLUSTER > 1
 #define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)

@@ -20,23 +20,6 @@ static_assert(SCALE == 2 || SCALE == 4, "a thread stores whole groups of SCALE n
 static_assert(WEIGHTS_AT + (STAGES ? STAGES : 9) * TAP == SHARED, "the binding computes the same number of bytes");
 static_assert(STAGES != 1, "a ring");
 
-#ifdef EMULATE
-DEVICE void await_predecessor() {}
-DEVICE void start_successor() {}
-#else
-// Where launches overlap (PDL): what the launch before wrote may be read after this; weights may before.
-DEVICE void await_predecessor() {
-#if OVERLAP && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void start_successor() {
-#if OVERLAP && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-#endif
-
 struct alignas(16) Four { float x, y, z, w; };
 struct alignas(8) Two { float x, y; };
 
