@@ -128,7 +128,7 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
 
     v, q = rows(v), rows(q)
     cases: list[tuple[str, Launch, Callable[[], float]]] = []
-    capability, _ = machine(torch.device(DEVICE))
+    capability, processors = machine(torch.device(DEVICE))
     blobs = {"tiled": block.tiled[0]}
     choices: list[tuple[str, tuple[int, ...]]] = [("tiled", cut) for cut in TILED[name]]
     if lfe.wide.fits(spec.channels, packed.part, capability):
@@ -139,6 +139,8 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
             out, mine, ours = torch.zeros_like(wide), torch.zeros_like(v), torch.zeros_like(q)
             kernel, names = (lfe.tile, NAMES) if form == "tiled" else (lfe.wide, WIDE_NAMES)
             variant = dict(zip(names, cut, strict=True))
+            if form == "wide":
+                variant["processors"] = processors
             launch = kernel.launch(wide, blobs[form], has_q, out, mine, ours, spec.channels, **variant)
 
             def check_tiled(out: Any = out, mine: Any = mine, ours: Any = ours, has_q: bool = has_q) -> float:
@@ -255,6 +257,10 @@ def whole(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
     device = torch.device(DEVICE)
     whole_pass(name, "", elan.plan(packed, spec, 1, h, w, dtype, device), spec, state, found, False)
     whole_pass(name, "overlapping", elan.plan(packed, spec, 1, h, w, dtype, device), spec, state, found, True)
+    capability, _ = machine(device)
+    if lfe.wide.fits(spec.channels, packed.part, capability):
+        other = elan.plan(packed, spec, 1, h, w, dtype, device, broad=False)
+        whole_pass(name, "overlapping, LFE as on other GPUs", other, spec, state, found, True)
     if "triton" in options.what:
         whole_pass(
             name,

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from restort.kernels import cuda, lfe  # noqa: E402
+from restort.kernels import aot, cuda, lfe  # noqa: E402
 from restort.kernels.lfe import wide as kernel  # noqa: E402
 from tests.emulator import emulate  # noqa: E402
 from tests.test_kernels_elan_cuda import BOUND, error, inner, local_weights, projections, wide  # noqa: E402
@@ -46,6 +46,17 @@ def test_wide(n, h, w, channels, padded, part, dtype, variant) -> None:  # type:
             assert (q == 5).all()
         inner(out).fill_(7)
         assert (out == 7).all()
+
+
+@pytest.mark.skipif(not cuda.available(), reason="no NVRTC here")
+@pytest.mark.parametrize("channels, part", [(60, 24), (180, 64)])
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+def test_compiles_without_spills(channels, part, dtype) -> None:  # type: ignore[no-untyped-def]
+    x, v = torch.zeros(1, 20, 20, -(-channels // 64) * 64, dtype=dtype), torch.zeros(1, 16, 16, 3 * part)
+    for has_q in (True, False):
+        one = kernel.launch(x, x, has_q, x, v, v, channels, OVERLAP=1)
+        registers, spilled = aot.resources(kernel.KERNEL.compile(one.constants, 90))
+        assert registers and not spilled
 
 
 def test_fits() -> None:
