@@ -9,8 +9,9 @@ them ('L', 'E': the full ELANs; 'R': the official Restormer). --add 'R 368x552: 
 
 Each variant is a process of its own, recorded as soon as it is done: what was built, in how long, its time on the
 GPU (others run beside it, so it is a hint), its difference to the float32 engine of the same network, and the first
-40 errors and warnings of TensorRT, its last 40 lines of any kind, and the parts it gave to its compiler Myelin
-(ForeignNode) with the second when they were first named. What the file holds is not done again; --again does it.
+40 errors and warnings of TensorRT, its last 40 lines of any kind, the parts it gave to its compiler Myelin
+(ForeignNode) with the second when they were first named, and where the build's time went: by kind of kernel
+('runners': layers, tactics, seconds) and by layer. What the file holds is not done again; --again does it.
 """
 
 from __future__ import annotations
@@ -193,6 +194,9 @@ class Trail:
         self.bad: list[str] = []
         self.last: deque[str] = deque(maxlen=MESSAGES)
         self.foreign: dict[str, float] = {}
+        self.runners: dict[str, list[float]] = {}  # by kind of kernel: layers, tactics, seconds
+        self.slowest: dict[str, float] = {}  # seconds by layer
+        self.timing: tuple[str, str, float] | None = None
         self.start = self.told = time.monotonic()
         before, module, trail = flavour.log.logger, flavour.module, self
 
@@ -213,11 +217,28 @@ class Trail:
     def hear(self, severity: str, message: str) -> None:
         text = f"{time.monotonic() - self.start:.1f} {severity}: {message[:600]}"
         self.last.append(text)
+        self.follow(message)
         if severity not in ("VERBOSE", "INFO"):
             self.bad.append(text)
         elif "ForeignNode[" in message:
             for name in re.findall(r"ForeignNode\[[^\]]*\]", message):
                 self.foreign.setdefault(name[:140], round(time.monotonic() - self.start, 1))
+
+    def follow(self, message: str) -> None:
+        """Where the builder's time goes: it names a layer and its kind of kernel, then each tactic that it times."""
+        now = time.monotonic() - self.start
+        if message.startswith("Tactic: ") and self.timing:
+            self.runners[self.timing[1]][1] += 1
+        begins = re.match(r"-* Timing Runner: (.*) \((\w+)", message)
+        if begins or message.startswith(("*****", "=====", "Fastest Tactic")):
+            if self.timing:
+                layer, kind, since = self.timing
+                self.runners[kind][2] += now - since
+                self.slowest[layer] = self.slowest.get(layer, 0.0) + now - since
+            self.timing = None
+        if begins:
+            self.timing = begins[1], begins[2], now
+            self.runners.setdefault(begins[2], [0, 0, 0.0])[0] += 1
 
     def found(self) -> Record:
         worst = [text for text in self.bad if "ERROR:" in text]
@@ -226,6 +247,11 @@ class Trail:
             "messages": [*worst, *warnings][:MESSAGES],
             "last": [text[:300] for text in self.last],
             "foreign": dict(list(self.foreign.items())[:MESSAGES]),
+            "runners": {kind: [*map(round, numbers)] for kind, numbers in self.runners.items()},
+            "slowest": {
+                name[:120]: round(seconds, 1)
+                for name, seconds in sorted(self.slowest.items(), key=lambda item: -item[1])[:MESSAGES]
+            },
         }
 
 

@@ -31,6 +31,7 @@ WAYS = [
     Form("arithmetic", "rows", "split"),
     Form("arithmetic", "parts", "split"),
     Form("cast", "unit", "separate"),
+    Form("arithmetic", "gram", "separate"),
 ]
 SOME = ["restormer-gray", "restormer-bias", "restormer-bias-biasfree-dual", "restormer-two-heads"]
 
@@ -66,6 +67,17 @@ def test_what_must_be_float32_in_a_float32_graph(attention: Any) -> None:
     assert len(products) == list(made.values()).count("Softmax")
 
 
+def test_one_product_of_q_and_k_is_float32_with_its_sums_and_norms() -> None:
+    way = Form("arithmetic", "gram")
+    model = typed_graph(weights_of(FORMS["restormer-two-heads"]), form=way, newer_operators=False)
+    found = statistics(model)
+    kinds = [node.op_type for node in model.graph.node if node.output[0] in found]
+    softmaxes = [node.op_type for node in model.graph.node].count("Softmax")
+    assert kinds.count("MatMul") == kinds.count("Softmax") == softmaxes
+    assert {"ReduceSum", "Slice", "Mul", "Div"} <= set(kinds)
+    assert not set(kinds) & {"Conv", "Split", "Erf"}
+
+
 @pytest.mark.parametrize(
     ("form", "way"),
     [
@@ -73,6 +85,7 @@ def test_what_must_be_float32_in_a_float32_graph(attention: Any) -> None:
         ("elan-full", Form(windows="shuffle")),
         ("restormer-bias", Form("cast", "rows", "split")),
         ("restormer", Form("layer", "parts")),
+        ("restormer-two-heads", Form("arithmetic", "gram")),
     ],
 )
 def test_a_graph_of_one_size(form: str, way: Form) -> None:

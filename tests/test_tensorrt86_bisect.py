@@ -90,3 +90,19 @@ def test_what_the_library_said_survives(script: Any) -> None:
     ]
     assert list(found["foreign"]) == ["ForeignNode[a...b]"] and len(found["last"]) == len(heard) == 3
     assert asdict(script.Variant.of("e: "))["network"] == "e"
+    for line in (
+        "--------------- Timing Runner: conv_1 + PWN(add_2, mul_3) (CaskConvolution[0x80000009])",
+        "Tactic: 0x01 Time: 0.5",
+        "Tactic: 0x02 Time: 0.4",
+        "Fastest Tactic: 0x02 Time: 0.4",
+        "Tactic: of nothing",
+        "--------------- Timing Runner: PWN(erf_4) (PointWiseV2[0x80000028])",
+        "--------------- Timing Runner: conv_5 (CaskConvolution[0x80000009])",
+    ):
+        flavour.log.logger.log(kinds["VERBOSE"], line)
+    found = trail.found()
+    assert {kind: numbers[:2] for kind, numbers in found["runners"].items()} == {
+        "CaskConvolution": [2, 2],
+        "PointWiseV2": [1, 0],
+    }
+    assert set(found["slowest"]) == {"conv_1 + PWN(add_2, mul_3)", "PWN(erf_4)"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -41,6 +42,15 @@ class Gpu:
     name: str
     capability: tuple[int, int]
     cuda: tuple[int, int]
+
+
+def load_lazily() -> None:
+    """Has the driver load each kernel when it is first used. Call it before anything of CUDA starts.
+
+    That is usual since CUDA 12.2; before, TensorRT needed ten seconds and gigabytes for kernels that never ran.
+    A CUDA_MODULE_LOADING in the environment stays.
+    """
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
 
 
 def trouble() -> Trouble | None:
@@ -142,6 +152,7 @@ def look() -> Gpu | Trouble:
             "no NVIDIA driver is loaded",
             "install the NVIDIA driver (https://www.nvidia.com/drivers); start a container with --gpus all",
         )
+    load_lazily()
     status = driver.cuInit(0)
     count = ctypes.c_int()
     if status == 0:

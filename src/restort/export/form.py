@@ -25,7 +25,8 @@ class Form:
                 the projection multiplied into the attention matrix of all heads; 'rows' is that with pixels as
                 rows, one product for all heads, and a mask; 'parts' the same with the product summed over equal
                 parts of the picture, for tools that cannot spread so long a sum over a GPU; 'unit' divides q and k
-                in float32 and multiplies them in the type of the graph, as vectors of length 16.
+                in float32 and multiplies them in the type of the graph, as vectors of length 16; 'gram' is 'after'
+                by parts, and with the norms from the product itself, of q and k together with themselves.
     gate        a Restormer's GDFN: gate and value from one convolution and a 'split', from two ('separate'), or
                 'auto': two where an fp32 graph is large.
     windows     an ELAN's windows: 'gather' takes their pixels from a table by computed indices; 'shuffle' reshapes and
@@ -33,7 +34,7 @@ class Form:
     """
 
     norm: Norm = "layer"
-    attention: Literal["before", "after", "folded", "rows", "parts", "unit"] = "before"
+    attention: Literal["before", "after", "folded", "rows", "parts", "unit", "gram"] = "before"
     gate: Literal["auto", "split", "separate"] = "auto"
     windows: Literal["gather", "shuffle"] = "gather"
 

@@ -123,6 +123,49 @@ def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
     return g.conv(attended, a.projection, a.bias)
 
 
+def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int) -> str:
+    """As `after`, from one product: q and k of a head, stacked, with themselves.
+
+    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v (N, C, H, W). The diagonal of
+    the product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels are those
+    of `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a long sum
+    keeps no more of a GPU busy than it has such parts.
+    """
+    heads, c = a.heads, a.channels
+    both = 2 * c // heads
+    qk = g.widen(qk)
+    if parts > 1:
+        qk = g.op("Reshape", qk, g.integers([0, 2 * c, parts, -1]))
+        qk = g.op("Transpose", qk, perm=[0, 2, 1, 3])
+    qk = g.op("Reshape", qk, g.integers([0, parts * heads, both, -1]))
+    product = g.op("MatMul", qk, g.op("Transpose", qk, perm=[0, 1, 3, 2]))
+    if parts > 1:
+        product = g.op("Reshape", product, g.integers([0, parts, heads * both, both]))
+        product = g.op("ReduceSum", product, g.integers([1]), keepdims=0)
+        product = g.op("Reshape", product, g.integers([0, heads, both, both]))
+    squares = g.op("Mul", product, g.weight(np.eye(both), wide=True))
+    norms = g.op("Sqrt", g.op("ReduceSum", squares, g.integers([3]), keepdims=1))
+    product = _slice(g, product, (2, 0, both // 2), (3, both // 2, both))
+    nq = _slice(g, norms, (2, 0, both // 2))
+    nk = g.op("Transpose", _slice(g, norms, (2, both // 2, both)), perm=[0, 1, 3, 2])
+    scores = _softmax(g, product, nq, nk, a.temperature.reshape(1, heads, 1, 1))
+    v = g.op("Reshape", v, g.integers([0, heads, c // heads, -1]))
+    attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
+    return g.conv(attended, a.projection, a.bias)
+
+
+def stacked(channels: int, heads: int) -> Array:
+    """The order of q's and k's channels that `gram` takes: where each stands in (q, k)."""
+    order: Array = np.arange(2 * channels).reshape(2, heads, -1).transpose(1, 0, 2).reshape(-1)
+    return order
+
+
+def _slice(g: GraphBuilder, x: str, *bounds: tuple[int, int, int]) -> str:
+    """x[..., start:stop, ...] along each axis of `bounds` (axis, start, stop)."""
+    axes, starts, stops = (g.integers(list(numbers)) for numbers in zip(*bounds, strict=True))
+    return g.op("Slice", x, starts, stops, axes)
+
+
 def rows(g: GraphBuilder, y: str, shape: str, a: Attention, parts: int = 1) -> str:
     """As `after` with `fold`, but pixels are rows and a mask keeps the heads apart; `shape` is (N, H, W, C).
 

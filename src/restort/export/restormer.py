@@ -136,21 +136,31 @@ class RestormerGraph:
         g, name, c, heads, way = self.graph, f"{block}.attn", stage.channels, stage.heads, self.form.attention
         shape = self._shape(x, stage) if way != "before" or g.precision == "fp32" or heads > 1 else ""
         y, weight, bias = self._normed(x, f"{block}.norm1", f"{name}.qkv", stage)
-        y = g.conv(y, weight, bias)
-        depthwise = self.state[f"{name}.qkv_dwconv.weight"]
-        y = g.conv(y, depthwise, self.state.get(f"{name}.qkv_dwconv.bias"), groups=3 * c)
-        bias = self.state.get(f"{name}.project_out.bias")
+        depthwise, shift = self.state[f"{name}.qkv_dwconv.weight"], self.state.get(f"{name}.qkv_dwconv.bias")
+
+        def expanded(rows: Array) -> str:
+            """The 1x1 and the depthwise convolution of some channels of (q, k, v)."""
+            wide = g.conv(y, weight[rows], None if bias is None else bias[rows])
+            moved = None if shift is None else shift[rows]
+            return g.conv(wide, depthwise[rows], moved, groups=len(rows))
+
+        projection_bias = self.state.get(f"{name}.project_out.bias")
         numbers = mdta.Attention(
             self.state[f"{name}.temperature"].reshape(heads),
             self.state[f"{name}.project_out.weight"][stage.order],
-            None if bias is None else bias[stage.order],
+            None if projection_bias is None else projection_bias[stage.order],
         )
+        parts = 4 ** (3 - stage.level)  # height and width are multiples of 8 at the full size
+        if way == "gram":
+            qk, v = expanded(mdta.stacked(c, heads)), expanded(np.arange(2 * c, 3 * c))
+            return mdta.gram(g, qk, v, shape, numbers, parts)
+        y = expanded(np.arange(3 * c))
         if way == "before":
             return mdta.before(g, y, shape, numbers)
         if way == "rows":
             return mdta.rows(g, y, shape, numbers)
-        if way == "parts":  # height and width are multiples of 8 at the full size
-            return mdta.rows(g, y, shape, numbers, parts=4 ** (3 - stage.level))
+        if way == "parts":
+            return mdta.rows(g, y, shape, numbers, parts)
         if way == "unit":
             return mdta.unit(g, y, shape, numbers)
         return mdta.after(g, y, shape, numbers, fold=way == "folded")

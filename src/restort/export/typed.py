@@ -75,12 +75,12 @@ def statistics(model: onnx.ModelProto) -> set[str]:
             waiting.append(node.input[0])
     while waiting:
         maker = made.get(waiting.pop())
-        if (
-            maker is None
-            or maker.op_type in ("Split", "Conv", "Reshape", "Gather")
-            or maker.output[0] in found
-        ):
+        if maker is None or maker.output[0] in found or maker.op_type in ("Split", "Conv", "Gather"):
             continue
+        if maker.op_type == "Reshape" and not {"MatMul", "ReduceSum"} & {
+            made[name].op_type for name in maker.input[:1] if name in made
+        }:
+            continue  # the reshape of q and k, before the product
         found.update(maker.output)
         if maker.op_type not in ("MatMul", "Einsum"):
             waiting.extend(maker.input)

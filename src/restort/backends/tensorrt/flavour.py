@@ -14,6 +14,7 @@ import importlib.util
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+from restort.backends.gpu import load_lazily
 from restort.backends.tensorrt.log import Log
 from restort.errors import RestortError, UsageError
 
@@ -172,6 +173,7 @@ def _better() -> Name:
 @functools.cache
 def _load(name: Name) -> Flavour:
     """The flavour, imported once; RestortError where that fails."""
+    load_lazily()
     try:
         module: Any = importlib.import_module(MODULES[name])
         if not hasattr(module, "Builder"):

@@ -6,6 +6,8 @@ import ctypes
 import sys
 from dataclasses import asdict, dataclass
 
+from restort.backends.gpu import load_lazily
+
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
@@ -35,6 +37,7 @@ def gpu(index: int = 0) -> Gpu | None:
             raise OSError
         return number.value
 
+    load_lazily()
     try:
         if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index):
             return None
