@@ -29,6 +29,10 @@ class Form:
                 by parts, and with the norms from the product itself, of q and k together with themselves.
     gate        a Restormer's GDFN: gate and value from one convolution and a 'split', from two ('separate'), or
                 'auto': two where an fp32 graph is large.
+    pointwise   a Restormer's 1x1 convolutions: 'convolution', or 'product' of the weight and the pixels in a row, for
+                tools whose convolutions keep the channels of a pixel together and all else keeps them apart, so that
+                they copy from the one to the other all the time; with it norms are 'arithmetic', attention 'gram' and
+                the gate 'separate', whatever those say.
     windows     an ELAN's windows: 'gather' takes their pixels from a table by computed indices; 'shuffle' reshapes and
                 transposes.
     """
@@ -36,6 +40,7 @@ class Form:
     norm: Norm = "layer"
     attention: Literal["before", "after", "folded", "rows", "parts", "unit", "gram"] = "before"
     gate: Literal["auto", "split", "separate"] = "auto"
+    pointwise: Literal["convolution", "product"] = "convolution"
     windows: Literal["gather", "shuffle"] = "gather"
 
 

@@ -21,14 +21,19 @@ def normed(
     weight: Array,
     bias: Array | None,
     form: Norm,
+    inside: bool = False,
 ) -> tuple[str, Array, Array | None]:
-    """LayerNorm of x (N, C, H, W), then what the 1x1 convolution after it has to be: (value, weight, bias).
+    """LayerNorm of x (N, C, ...), then what the 1x1 convolution after it has to be: (value, weight, bias).
 
     scale, shift (C,) of the norm, shift None for BiasFree, which divides x by its deviation without centring it;
-    weight (C', C, 1, 1), bias (C',) or None of the convolution. Statistics are float32 in every graph.
+    weight (C', C, 1, 1), bias (C',) or None of the convolution. Statistics are float32 in every graph. With `inside`
+    x is (N, C, P), and an 'arithmetic' norm has its scale and shift itself: they do not move into the convolution.
     """
     if form in ("layer", "cast") and shift is not None:
         return _layer(g, x, scale, shift, wide=form == "cast"), weight, bias
+    if inside:
+        y = g.op("Mul", _arithmetic(g, x, centred=shift is not None), g.weight(scale[:, None]))
+        return y if shift is None else g.op("Add", y, g.weight(shift[:, None])), weight, bias
     if form in ("cast", "arithmetic") or g.precision != "fp32":  # a float32 convolution would be dear there
         y = _arithmetic(g, x, centred=shift is not None)
         centring: Array | None = None

@@ -97,14 +97,7 @@ def after(g: GraphBuilder, y: str, shape: str, a: Attention, *, fold: bool) -> s
         v = g.op("Reshape", v, g.integers([0, heads, c // heads, -1]))
         attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
         return g.conv(attended, a.projection, a.bias)
-    parts = a.projection.reshape(c, heads, c // heads).transpose(1, 0, 2)  # (heads, C, C / heads)
-    matrix = g.op("MatMul", g.weight(parts[None], wide=True), scores)
-    if heads > 1:
-        matrix = g.op("Transpose", matrix, perm=[0, 2, 1, 3])
-    matrix = g.narrow(g.op("Reshape", matrix, g.integers([0, c, c])))
-    y = g.op("MatMul", matrix, g.op("Reshape", v, g.integers([0, c, -1])))
-    y = y if a.bias is None else g.op("Add", y, g.weight(a.bias[:, None]))
-    return g.op("Reshape", y, shape)
+    return g.op("Reshape", _folded(g, scores, g.op("Reshape", v, g.integers([0, c, -1])), a), shape)
 
 
 def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
@@ -126,7 +119,8 @@ def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
 def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int) -> str:
     """As `after`, from one product: q and k of a head, stacked, with themselves.
 
-    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v (N, C, H, W). The diagonal of
+    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v (N, C, H, W), or (N, C, H W) where
+    `shape` is '', for a result of that shape with the projection multiplied into the attention matrix. The diagonal of
     the product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels are those
     of `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a long sum
     keeps no more of a GPU busy than it has such parts.
@@ -137,33 +131,45 @@ def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int)
     if parts > 1:
         qk = g.op("Reshape", qk, g.integers([0, 2 * c, parts, -1]))
         qk = g.op("Transpose", qk, perm=[0, 2, 1, 3])
-    qk = g.op("Reshape", qk, g.integers([0, parts * heads, both, -1]))
+    if parts == 1 or heads > 1:
+        qk = g.op("Reshape", qk, g.integers([0, parts * heads, both, -1]))
     product = g.op("MatMul", qk, g.op("Transpose", qk, perm=[0, 1, 3, 2]))
-    if parts > 1:
+    if parts > 1 and heads > 1:
         product = g.op("Reshape", product, g.integers([0, parts, heads * both, both]))
         product = g.op("ReduceSum", product, g.integers([1]), keepdims=0)
         product = g.op("Reshape", product, g.integers([0, heads, both, both]))
-    squares = g.op("Mul", product, g.weight(np.eye(both), wide=True))
+    elif parts > 1:
+        product = g.op("ReduceSum", product, g.integers([1]), keepdims=1)
+    squares = g.op("Mul", product, g.weight(np.eye(both)[None, None], wide=True))
     norms = g.op("Sqrt", g.op("ReduceSum", squares, g.integers([3]), keepdims=1))
-    product = _slice(g, product, (2, 0, both // 2), (3, both // 2, both))
-    nq = _slice(g, norms, (2, 0, both // 2))
-    nk = g.op("Transpose", _slice(g, norms, (2, both // 2, both)), perm=[0, 1, 3, 2])
-    scores = _softmax(g, product, nq, nk, a.temperature.reshape(1, heads, 1, 1))
+    norms = g.op("Add", norms, g.weight(np.full((1, 1, 1, 1), ZERO_NORM), wide=True))
+    product = g.op("Div", g.op("Div", product, norms), g.op("Transpose", norms, perm=[0, 1, 3, 2]))
+    starts, stops = g.integers([0, both // 2]), g.integers([both // 2, both])
+    product = g.op("Slice", product, starts, stops, g.integers([2, 3]))  # rows of q, columns of k
+    temperature = g.weight(a.temperature.reshape(1, heads, 1, 1), wide=True)
+    scores = g.op("Softmax", g.op("Mul", product, temperature), axis=-1)
+    if not shape:
+        return _folded(g, scores, v, a)
     v = g.op("Reshape", v, g.integers([0, heads, c // heads, -1]))
     attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
     return g.conv(attended, a.projection, a.bias)
+
+
+def _folded(g: GraphBuilder, scores: str, v: str, a: Attention) -> str:
+    """The projection times scores (N, heads, C / heads, C / heads) times v (N, C, P): (N, C, P)."""
+    heads, c = a.heads, a.channels
+    parts = a.projection.reshape(c, heads, c // heads).transpose(1, 0, 2)  # (heads, C, C / heads)
+    matrix = g.op("MatMul", g.weight(parts[None], wide=True), scores)
+    if heads > 1:
+        matrix = g.op("Transpose", matrix, perm=[0, 2, 1, 3])
+    y = g.op("MatMul", g.narrow(g.op("Reshape", matrix, g.integers([0, c, c]))), v)
+    return y if a.bias is None else g.op("Add", y, g.weight(a.bias[:, None]))
 
 
 def stacked(channels: int, heads: int) -> Array:
     """The order of q's and k's channels that `gram` takes: where each stands in (q, k)."""
     order: Array = np.arange(2 * channels).reshape(2, heads, -1).transpose(1, 0, 2).reshape(-1)
     return order
-
-
-def _slice(g: GraphBuilder, x: str, *bounds: tuple[int, int, int]) -> str:
-    """x[..., start:stop, ...] along each axis of `bounds` (axis, start, stop)."""
-    axes, starts, stops = (g.integers(list(numbers)) for numbers in zip(*bounds, strict=True))
-    return g.op("Slice", x, starts, stops, axes)
 
 
 def rows(g: GraphBuilder, y: str, shape: str, a: Attention, parts: int = 1) -> str:

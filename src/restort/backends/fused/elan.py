@@ -44,13 +44,13 @@ def plan(
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
     `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
     `broad`: of these, local feature extraction by that for Hopper (True) or for all GPUs (False); by default the first,
-    where it fits.
+    where it pays.
     """
     capability, processors = machine(torch.device(device))
     if tiled is None:
         tiled = _can_tile(packed, torch.device(device), capability)
     if broad is None:
-        broad = lfe.wide.fits(spec.channels, packed.part, capability)
+        broad = lfe.wide.pays(spec.channels, packed.part, capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))

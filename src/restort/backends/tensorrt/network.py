@@ -152,8 +152,8 @@ def constrain(flavour: Flavour, network: Any, types: Mapping[str, int], *, every
 def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
     """Holds a weakly typed network of a float32 graph to float16 where its work is and float32 where sums are long.
 
-    Convolutions get float16, what `typed.statistics` names float32, and the builder chooses for all others. Types
-    of outputs are set only between layers that are both float32, so that no value is converted on its way twice.
+    Convolutions and other products get float16, what `typed.statistics` names float32, and the builder chooses for all
+    others. Types of outputs are set only between layers that are both float32, so that no value is converted twice.
     """
     module = flavour.module
     by_name = {text: kind for kind, text in type_names(module).items()}
@@ -167,7 +167,8 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
         if layer.type in (module.LayerType.CONSTANT, module.LayerType.SHAPE) or not outputs:
             continue
         names = {outputs[0].name, layer.name, re.sub(r"_\d+$", "", layer.name)}
-        if layer.type == module.LayerType.CONVOLUTION:
+        product = layer.type == module.LayerType.MATRIX_MULTIPLY and not names & named
+        if layer.type == module.LayerType.CONVOLUTION or product:
             layer.precision = by_name["float16"]
         elif names & named:
             layer.precision = by_name["float32"]
