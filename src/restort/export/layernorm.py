@@ -32,8 +32,8 @@ def normed(
     if form in ("layer", "cast") and shift is not None:
         return _layer(g, x, scale, shift, wide=form == "cast"), weight, bias
     if inside:
-        y = g.op("Mul", _arithmetic(g, x, centred=shift is not None), g.weight(scale[:, None]))
-        return y if shift is None else g.op("Add", y, g.weight(shift[:, None])), weight, bias
+        y = g.op("Mul", _arithmetic(g, x, centred=shift is not None, rank=3), g.weight(scale[None, :, None]))
+        return y if shift is None else g.op("Add", y, g.weight(shift[None, :, None])), weight, bias
     if form in ("cast", "arithmetic") or g.precision != "fp32":  # a float32 convolution would be dear there
         y = _arithmetic(g, x, centred=shift is not None)
         centring: Array | None = None
@@ -58,11 +58,11 @@ def _layer(g: GraphBuilder, x: str, scale: Array, shift: Array, wide: bool) -> s
     return g.op("Transpose", y, perm=[0, 3, 1, 2])
 
 
-def _arithmetic(g: GraphBuilder, x: str, centred: bool) -> str:
+def _arithmetic(g: GraphBuilder, x: str, centred: bool, rank: int = 4) -> str:
     wide = g.widen(x)
     difference = g.op("Sub", wide, g.reduce("ReduceMean", wide, 1))
     variance = g.reduce("ReduceMean", g.op("Mul", difference, difference), 1)
-    deviation = g.op("Sqrt", g.op("Add", variance, g.weight(np.array(EPSILON), wide=True)))
+    deviation = g.op("Sqrt", g.op("Add", variance, g.weight(np.full([1] * rank, EPSILON), wide=True)))
     return g.narrow(g.op("Div", difference if centred else wide, deviation))
 
 

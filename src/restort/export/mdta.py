@@ -97,7 +97,8 @@ def after(g: GraphBuilder, y: str, shape: str, a: Attention, *, fold: bool) -> s
         v = g.op("Reshape", v, g.integers([0, heads, c // heads, -1]))
         attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
         return g.conv(attended, a.projection, a.bias)
-    return g.op("Reshape", _folded(g, scores, g.op("Reshape", v, g.integers([0, c, -1])), a), shape)
+    matrix = g.op("MatMul", g.weight(_by_head(a)[None], wide=True), scores)
+    return g.op("Reshape", _applied(g, matrix, g.op("Reshape", v, g.integers([0, c, -1])), a), shape)
 
 
 def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
@@ -116,17 +117,18 @@ def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
     return g.conv(attended, a.projection, a.bias)
 
 
-def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int) -> str:
+def gram(g: GraphBuilder, qk: str, v: str, a: Attention, parts: int) -> str:
     """As `after`, from one product: q and k of a head, stacked, with themselves.
 
-    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v (N, C, H, W), or (N, C, H W) where
-    `shape` is '', for a result of that shape with the projection multiplied into the attention matrix. The diagonal of
-    the product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels are those
-    of `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a long sum
-    keeps no more of a GPU busy than it has such parts.
+    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v and the result (N, C, H W). The
+    diagonal of the product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels
+    are those of `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a
+    long sum keeps no more of a GPU busy than it has such parts. What is of q with q and k with k is left where it is
+    and multiplied by nothing: cutting it off takes TensorRT's reader of graphs 25 layers.
     """
     heads, c = a.heads, a.channels
-    both = 2 * c // heads
+    half = c // heads
+    both = 2 * half
     qk = g.widen(qk)
     if parts > 1:
         qk = g.op("Reshape", qk, g.integers([0, 2 * c, parts, -1]))
@@ -144,22 +146,26 @@ def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int)
     norms = g.op("Sqrt", g.op("ReduceSum", squares, g.integers([3]), keepdims=1))
     norms = g.op("Add", norms, g.weight(np.full((1, 1, 1, 1), ZERO_NORM), wide=True))
     product = g.op("Div", g.op("Div", product, norms), g.op("Transpose", norms, perm=[0, 1, 3, 2]))
-    starts, stops = g.integers([0, both // 2]), g.integers([both // 2, both])
-    product = g.op("Slice", product, starts, stops, g.integers([2, 3]))  # rows of q, columns of k
-    temperature = g.weight(a.temperature.reshape(1, heads, 1, 1), wide=True)
-    scores = g.op("Softmax", g.op("Mul", product, temperature), axis=-1)
-    if not shape:
-        return _folded(g, scores, v, a)
-    v = g.op("Reshape", v, g.integers([0, heads, c // heads, -1]))
-    attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
-    return g.conv(attended, a.projection, a.bias)
+    product = g.op("Mul", product, g.weight(a.temperature.reshape(1, heads, 1, 1), wide=True))
+    columns = np.where(
+        np.arange(both) < half, -2 * np.abs(a.temperature).max() - APART, 0.0
+    )  # those of q: none
+    scores = g.op("Softmax", g.op("Add", product, g.weight(columns[None, None, None], wide=True)), axis=-1)
+    rows = np.concatenate([_by_head(a), np.zeros((heads, c, half))], axis=2)[None]  # those of k: times 0
+    matrix = g.op("MatMul", g.weight(rows, wide=True), scores)
+    keys = np.concatenate([np.zeros((half, half)), np.eye(half)])
+    return _applied(g, g.op("MatMul", matrix, g.weight(keys[None, None], wide=True)), v, a)
 
 
-def _folded(g: GraphBuilder, scores: str, v: str, a: Attention) -> str:
-    """The projection times scores (N, heads, C / heads, C / heads) times v (N, C, P): (N, C, P)."""
+def _by_head(a: Attention) -> Array:
+    """The projection as (heads, C, C / heads)."""
+    split: Array = a.projection.reshape(a.channels, a.heads, -1).transpose(1, 0, 2)
+    return split
+
+
+def _applied(g: GraphBuilder, matrix: str, v: str, a: Attention) -> str:
+    """All heads' matrix (N, heads, C, C / heads), the projection in it, times v (N, C, P): (N, C, P)."""
     heads, c = a.heads, a.channels
-    parts = a.projection.reshape(c, heads, c // heads).transpose(1, 0, 2)  # (heads, C, C / heads)
-    matrix = g.op("MatMul", g.weight(parts[None], wide=True), scores)
     if heads > 1:
         matrix = g.op("Transpose", matrix, perm=[0, 2, 1, 3])
     y = g.op("MatMul", g.narrow(g.op("Reshape", matrix, g.integers([0, c, c]))), v)

@@ -115,7 +115,7 @@ class RestormerGraph:
         if not self.flat:
             return g.conv(x, weight, bias)
         x = g.op("MatMul", g.weight(weight[None, :, :, 0, 0]), x)
-        return x if bias is None else g.op("Add", x, g.weight(bias[:, None]))
+        return x if bias is None else g.op("Add", x, g.weight(bias[None, :, None]))
 
     def _depthwise(self, x: str, weight: Array, bias: Array | None, stage: Stage) -> str:
         """A depthwise convolution by weight (C', 1, 3, 3) and bias; the result is a picture, (N, C', H, W)."""
@@ -182,7 +182,8 @@ class RestormerGraph:
         parts = 4 ** (3 - stage.level)  # height and width are multiples of 8 at the full size
         if way == "gram":
             qk, v = expanded(mdta.stacked(c, heads)), expanded(np.arange(2 * c, 3 * c))
-            return mdta.gram(g, qk, self._row(v, c), shape, numbers, parts)
+            y = mdta.gram(g, qk, g.op("Reshape", v, g.integers([0, c, -1])), numbers, parts)
+            return y if self.flat else g.op("Reshape", y, shape)
         y = expanded(np.arange(3 * c))
         if way == "before":
             return mdta.before(g, y, shape, numbers)
@@ -224,7 +225,11 @@ class RestormerGraph:
         if g.opset >= 20:
             y = g.op("Mul", g.op("Gelu", gate), value)
         else:  # with a = gate / sqrt(2), b = value / sqrt(2): gelu(gate) value = a b (1 + erf(a))
-            y = g.op("Mul", g.op("Mul", gate, value), g.op("Add", g.op("Erf", gate), g.weight(np.array(1.0))))
+            y = g.op(
+                "Mul",
+                g.op("Mul", gate, value),
+                g.op("Add", g.op("Erf", gate), g.weight(np.ones((1, 1, 1, 1)))),
+            )
         out, out_bias = self.state[f"{name}.project_out.weight"], self.state.get(f"{name}.project_out.bias")
         out = fill(out.swapaxes(0, 1), padded).swapaxes(0, 1)[stage.order]
         y = self._row(y, len(out[0]))

@@ -61,7 +61,8 @@ ENDS = {"LayerNormalization", "Softmax"}  # what they give is small and may be o
 def statistics(model: onnx.ModelProto) -> set[str]:
     """The values of a graph that must be float32 whatever the types in it say: norms, and scores up to the softmax.
 
-    Scores are everything between a softmax and the product before it, that product included.
+    Scores are everything between a softmax and the product before it, that product included, and what weights make of
+    them.
     """
     made = {name: node for node in model.graph.node for name in node.output}
     found: set[str] = set()
@@ -84,7 +85,14 @@ def statistics(model: onnx.ModelProto) -> set[str]:
         found.update(maker.output)
         if maker.op_type not in ("MatMul", "Einsum"):
             waiting.extend(maker.input)
-    return found
+    weights = {tensor.name for tensor in model.graph.initializer}
+    matrices: set[str] = set()  # made of scores and weights: small, too
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and weights & set(node.input):
+            other = next((made.get(name) for name in node.input if name not in weights), None)
+            if other is not None and (other.op_type == "Softmax" or other.output[0] in matrices):
+                matrices.update(node.output)
+    return found | matrices
 
 
 def with_float32_ports(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -30,8 +30,8 @@ from restort.export import typed
 from restort.export.fixed import with_fixed_input
 
 WEAKLY_TYPED: dict[str, dict[str, Any]] = {
-    "elan": {"fp16": "all", "mixed": "all", "level": None, "static": False},
-    "restormer": {"fp16": "pinned", "mixed": "wide", "level": 1, "static": True},
+    "elan": {"fp16": "all", "mixed": "all", "level": 1, "static": False},
+    "restormer": {"fp16": "pinned", "mixed": "wide", "level": 0, "static": True},
 }
 """What a library without types is told where nothing else is asked for, by architecture: constraints in a precision,
 level, and whether sizes are fixed in the graph; `restort.export.form.WEAKLY_TYPED` is its graph. With all layers held
