@@ -256,18 +256,25 @@ class Trail:
 
 
 def timeline(engine: Any, x: Any) -> Record:
-    """How many layers the engine has, of those how many by Myelin and their share of the time, and the longest five."""
+    """How many layers the engine has, how many of them by Myelin and their share of the time, the longest five, the
+    milliseconds of each block ('' what is in none), and all layers, which stay in the variant's own file."""
     from tensorrt86 import layers
 
     found = layers(engine, x, runs=5)
     total = sum(layer["ms"] for layer in found) or 1.0
     foreign = [layer for layer in found if re.search("myelin|foreign", layer["name"], re.IGNORECASE)]
     longest = sorted(found, key=lambda layer: -layer["ms"])[:5]
+    blocks: dict[str, float] = {}
+    for layer in found:
+        named = re.search(r"([a-z]\w*\.\d+)/", layer["name"])
+        blocks[named[1] if named else ""] = blocks.get(named[1] if named else "", 0.0) + layer["ms"]
     return {
         "layers": len(found),
         "myelin": len(foreign),
         "myelin_share": round(sum(layer["ms"] for layer in foreign) / total, 3),
         "longest": [f"{layer['ms']} {layer['name'][:160]}" for layer in longest],
+        "blocks_ms": {name: float(f"{ms:.4g}") for name, ms in blocks.items()},
+        "timeline": [f"{layer['ms']} {layer['name'][:120]}" for layer in found],
     }
 
 
@@ -299,6 +306,7 @@ class Job:
             record: Record = json.loads(self.answer.read_text())
         except (OSError, ValueError):
             record = {"step": "starting"}
+        record.pop("timeline", None)
         if late:
             record["error"] = f"no result within {self.limit:.0f} s"
         elif status and "error" not in record:
