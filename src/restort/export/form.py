@@ -29,10 +29,6 @@ class Form:
                 by parts, and with the norms from the product itself, of q and k together with themselves.
     gate        a Restormer's GDFN: gate and value from one convolution and a 'split', from two ('separate'), or
                 'auto': two where an fp32 graph is large.
-    pointwise   a Restormer's 1x1 convolutions: 'convolution', or 'product' of the weight and the pixels in a row, for
-                tools whose convolutions keep the channels of a pixel together and all else keeps them apart, so that
-                they copy from the one to the other all the time; with it norms are 'arithmetic', attention 'gram' and
-                the gate 'separate', whatever those say.
     windows     an ELAN's windows: 'gather' takes their pixels from a table by computed indices; 'shuffle' reshapes and
                 transposes.
     """
@@ -40,15 +36,14 @@ class Form:
     norm: Norm = "layer"
     attention: Literal["before", "after", "folded", "rows", "parts", "unit", "gram"] = "before"
     gate: Literal["auto", "split", "separate"] = "auto"
-    pointwise: Literal["convolution", "product"] = "convolution"
     windows: Literal["gather", "shuffle"] = "gather"
 
 
 TYPED = Form(norm="cast", attention="rows", gate="split")
 """For engines that take the types of the graph as they are."""
 
-WEAKLY_TYPED = Form(norm="arithmetic", attention="gram", gate="separate", pointwise="product")
-"""For TensorRT 8.6, whose compiler Myelin builds no Restormer: this leaves nothing to it, nor copies between layers."""
+WEAKLY_TYPED = Form(norm="arithmetic", attention="gram", gate="separate")
+"""For TensorRT 8.6, whose compiler Myelin builds no Restormer: this leaves nothing to it."""
 
 
 def sections(spec: Spec) -> tuple[str, ...]:

@@ -21,19 +21,14 @@ def normed(
     weight: Array,
     bias: Array | None,
     form: Norm,
-    inside: bool = False,
 ) -> tuple[str, Array, Array | None]:
-    """LayerNorm of x (N, C, ...), then what the 1x1 convolution after it has to be: (value, weight, bias).
+    """LayerNorm of x (N, C, H, W), then what the 1x1 convolution after it has to be: (value, weight, bias).
 
     scale, shift (C,) of the norm, shift None for BiasFree, which divides x by its deviation without centring it;
-    weight (C', C, 1, 1), bias (C',) or None of the convolution. Statistics are float32 in every graph. With `inside`
-    x is (N, C, P), and an 'arithmetic' norm has its scale and shift itself: they do not move into the convolution.
+    weight (C', C, 1, 1), bias (C',) or None of the convolution. Statistics are float32 in every graph.
     """
     if form in ("layer", "cast") and shift is not None:
         return _layer(g, x, scale, shift, wide=form == "cast"), weight, bias
-    if inside:
-        y = g.op("Mul", _arithmetic(g, x, centred=shift is not None, rank=3), g.weight(scale[None, :, None]))
-        return y if shift is None else g.op("Add", y, g.weight(shift[None, :, None])), weight, bias
     if form in ("cast", "arithmetic") or g.precision != "fp32":  # a float32 convolution would be dear there
         y = _arithmetic(g, x, centred=shift is not None)
         centring: Array | None = None
@@ -58,11 +53,11 @@ def _layer(g: GraphBuilder, x: str, scale: Array, shift: Array, wide: bool) -> s
     return g.op("Transpose", y, perm=[0, 3, 1, 2])
 
 
-def _arithmetic(g: GraphBuilder, x: str, centred: bool, rank: int = 4) -> str:
+def _arithmetic(g: GraphBuilder, x: str, centred: bool) -> str:
     wide = g.widen(x)
     difference = g.op("Sub", wide, g.reduce("ReduceMean", wide, 1))
     variance = g.reduce("ReduceMean", g.op("Mul", difference, difference), 1)
-    deviation = g.op("Sqrt", g.op("Add", variance, g.weight(np.full([1] * rank, EPSILON), wide=True)))
+    deviation = g.op("Sqrt", g.op("Add", variance, g.weight(np.full((1, 1, 1, 1), EPSILON), wide=True)))
     return g.narrow(g.op("Div", difference if centred else wide, deviation))
 
 

@@ -98,7 +98,7 @@ def after(g: GraphBuilder, y: str, shape: str, a: Attention, *, fold: bool) -> s
         attended = g.op("Reshape", g.op("MatMul", g.narrow(scores), v), shape)
         return g.conv(attended, a.projection, a.bias)
     matrix = g.op("MatMul", g.weight(_by_head(a)[None], wide=True), scores)
-    return g.op("Reshape", _applied(g, matrix, g.op("Reshape", v, g.integers([0, c, -1])), a), shape)
+    return _applied(g, matrix, v, shape, a)
 
 
 def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
@@ -117,14 +117,14 @@ def unit(g: GraphBuilder, y: str, shape: str, a: Attention) -> str:
     return g.conv(attended, a.projection, a.bias)
 
 
-def gram(g: GraphBuilder, qk: str, v: str, a: Attention, parts: int) -> str:
+def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int) -> str:
     """As `after`, from one product: q and k of a head, stacked, with themselves.
 
-    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v and the result (N, C, H W). The
-    diagonal of the product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels
-    are those of `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a
-    long sum keeps no more of a GPU busy than it has such parts. What is of q with q and k with k is left where it is
-    and multiplied by nothing: cutting it off takes TensorRT's reader of graphs 25 layers.
+    qk (N, 2C, H, W) holds q and k of the first head, then of the next (`stacked`); v (N, C, H, W). The diagonal of the
+    product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels are those of
+    `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a long sum keeps
+    no more of a GPU busy than it has such parts. What is of q with q and of k with k stays where it is, multiplied by
+    nothing: to cut it off, TensorRT's reader of graphs makes 25 layers of one.
     """
     heads, c = a.heads, a.channels
     half = c // heads
@@ -154,7 +154,7 @@ def gram(g: GraphBuilder, qk: str, v: str, a: Attention, parts: int) -> str:
     rows = np.concatenate([_by_head(a), np.zeros((heads, c, half))], axis=2)[None]  # those of k: times 0
     matrix = g.op("MatMul", g.weight(rows, wide=True), scores)
     keys = np.concatenate([np.zeros((half, half)), np.eye(half)])
-    return _applied(g, g.op("MatMul", matrix, g.weight(keys[None, None], wide=True)), v, a)
+    return _applied(g, g.op("MatMul", matrix, g.weight(keys[None, None], wide=True)), v, shape, a)
 
 
 def _by_head(a: Attention) -> Array:
@@ -163,13 +163,15 @@ def _by_head(a: Attention) -> Array:
     return split
 
 
-def _applied(g: GraphBuilder, matrix: str, v: str, a: Attention) -> str:
-    """All heads' matrix (N, heads, C, C / heads), the projection in it, times v (N, C, P): (N, C, P)."""
+def _applied(g: GraphBuilder, matrix: str, v: str, shape: str, a: Attention) -> str:
+    """All heads' matrix (N, heads, C, C / heads), the projection in it, times v (N, C, H, W), of that `shape`."""
     heads, c = a.heads, a.channels
     if heads > 1:
         matrix = g.op("Transpose", matrix, perm=[0, 2, 1, 3])
+    v = g.op("Reshape", v, g.integers([0, c, -1]))
     y = g.op("MatMul", g.narrow(g.op("Reshape", matrix, g.integers([0, c, c]))), v)
-    return y if a.bias is None else g.op("Add", y, g.weight(a.bias[:, None]))
+    y = y if a.bias is None else g.op("Add", y, g.weight(a.bias[:, None]))
+    return g.op("Reshape", y, shape)
 
 
 def stacked(channels: int, heads: int) -> Array:

@@ -45,8 +45,6 @@ class RestormerGraph:
     ) -> None:
         self.graph, self.spec, self.state, self.form = graph, spec, state, form
         self.shapes: dict[tuple[int, int], str] = {}
-        self.planes: dict[tuple[int, int, int], str] = {}  # (0, C', H, W) of a level
-        self.flat = form.pointwise == "product"
 
     def emit(self) -> str:
         """All nodes, from 'input'; returns the name of the last one's value."""
@@ -95,38 +93,13 @@ class RestormerGraph:
 
     def _blocks(self, x: str, name: str, count: int, stage: Stage) -> str:
         g = self.graph
-        shape = self._shape(x, stage) if self.flat else ""
-        x = self._row(x, stage.channels) if count else x
         for i in range(count):
             with g.section(f"{name}.{i}"), g.scope(f"{name}.{i}"):
                 x = g.enter(x)
                 x = g.op("Add", self._attention(x, f"{name}.{i}", stage), x)
                 x = g.op("Add", self._feed_forward(x, f"{name}.{i}", stage), x)
             x = g.call(x, f"{name}.{i}")
-        return g.op("Reshape", x, shape) if self.flat and count else x
-
-    def _row(self, x: str, channels: int) -> str:
-        """x with its pixels in a row, (N, C, H W), where 1x1 convolutions are products."""
-        return self.graph.op("Reshape", x, self.graph.integers([0, channels, -1])) if self.flat else x
-
-    def _pointwise(self, x: str, weight: Array, bias: Array | None) -> str:
-        """A 1x1 convolution by weight (C', C, 1, 1) and bias (C',) or None."""
-        g = self.graph
-        if not self.flat:
-            return g.conv(x, weight, bias)
-        x = g.op("MatMul", g.weight(weight[None, :, :, 0, 0]), x)
-        return x if bias is None else g.op("Add", x, g.weight(bias[None, :, None]))
-
-    def _depthwise(self, x: str, weight: Array, bias: Array | None, stage: Stage) -> str:
-        """A depthwise convolution by weight (C', 1, 3, 3) and bias; the result is a picture, (N, C', H, W)."""
-        g, channels = self.graph, len(weight)
-        if self.flat:
-            key = stage.level, stage.channels, channels
-            if key not in self.planes:
-                sides = g.op("Gather", self.shapes[key[:2]], g.integers([2, 3]), axis=0)
-                self.planes[key] = g.op("Concat", g.integers([0, channels]), sides, axis=0)
-            x = g.op("Reshape", x, self.planes[key])
-        return g.conv(x, weight, bias, groups=channels)
+        return x
 
     def _shape(self, x: str, stage: Stage) -> str:
         """The vector (N, C, H, W) of a level, (N, H, W, C) for rows, made once from the first stream that needs it."""
@@ -151,27 +124,25 @@ class RestormerGraph:
             state[f"{conv}.weight"][:, order],
             state.get(f"{conv}.bias"),
             self._norm(),
-            inside=self.flat,  # a bias is free in a convolution only
         )
 
     def _norm(self) -> Norm:
         """An fp16 graph without a form of its own prefers LayerNormalization."""
-        norm = "arithmetic" if self.flat else self.form.norm
+        norm = self.form.norm
         return "layer" if norm == "convolution" and self.graph.precision != "fp32" else norm
 
     def _attention(self, x: str, block: str, stage: Stage) -> str:
         """MDTA, in the way of writing of the form: see restort.export.mdta."""
         g, name, c, heads, way = self.graph, f"{block}.attn", stage.channels, stage.heads, self.form.attention
-        way = "gram" if self.flat else way
-        needed = way != "before" or g.precision == "fp32" or heads > 1
-        shape = self._shape(x, stage) if needed and not self.flat else ""
+        shape = self._shape(x, stage) if way != "before" or g.precision == "fp32" or heads > 1 else ""
         y, weight, bias = self._normed(x, f"{block}.norm1", f"{name}.qkv", stage)
         depthwise, shift = self.state[f"{name}.qkv_dwconv.weight"], self.state.get(f"{name}.qkv_dwconv.bias")
 
         def expanded(rows: Array) -> str:
             """The 1x1 and the depthwise convolution of some channels of (q, k, v)."""
-            wide = self._pointwise(y, weight[rows], None if bias is None else bias[rows])
-            return self._depthwise(wide, depthwise[rows], None if shift is None else shift[rows], stage)
+            wide = g.conv(y, weight[rows], None if bias is None else bias[rows])
+            moved = None if shift is None else shift[rows]
+            return g.conv(wide, depthwise[rows], moved, groups=len(rows))
 
         projection_bias = self.state.get(f"{name}.project_out.bias")
         numbers = mdta.Attention(
@@ -182,8 +153,7 @@ class RestormerGraph:
         parts = 4 ** (3 - stage.level)  # height and width are multiples of 8 at the full size
         if way == "gram":
             qk, v = expanded(mdta.stacked(c, heads)), expanded(np.arange(2 * c, 3 * c))
-            y = mdta.gram(g, qk, g.op("Reshape", v, g.integers([0, c, -1])), numbers, parts)
-            return y if self.flat else g.op("Reshape", y, shape)
+            return mdta.gram(g, qk, v, shape, numbers, parts)
         y = expanded(np.arange(3 * c))
         if way == "before":
             return mdta.before(g, y, shape, numbers)
@@ -213,12 +183,12 @@ class RestormerGraph:
 
         def expanded(*halves: int) -> str:
             """Both convolutions, of the gate (0), of the value (1) or of both stacked."""
-            wide = self._pointwise(y, rows(weight, halves), None if bias is None else rows(bias, halves))
+            wide = g.conv(y, rows(weight, halves), None if bias is None else rows(bias, halves))
             moved = None if depthwise_bias is None else rows(depthwise_bias * scale, halves)
-            return self._depthwise(wide, rows(depthwise * scale, halves), moved, stage)
+            return g.conv(wide, rows(depthwise * scale, halves), moved, groups=padded * len(halves))
 
         large = stage.level < 2 and g.precision == "fp32"
-        if self.flat or self.form.gate == "separate" or (self.form.gate == "auto" and large):
+        if self.form.gate == "separate" or (self.form.gate == "auto" and large):
             gate, value = expanded(0), expanded(1)
         else:
             gate, value = g.split(expanded(0, 1), [padded] * 2, axis=1)
@@ -232,8 +202,7 @@ class RestormerGraph:
             )
         out, out_bias = self.state[f"{name}.project_out.weight"], self.state.get(f"{name}.project_out.bias")
         out = fill(out.swapaxes(0, 1), padded).swapaxes(0, 1)[stage.order]
-        y = self._row(y, len(out[0]))
-        return self._pointwise(y, out, None if out_bias is None else out_bias[stage.order])
+        return g.conv(y, out, None if out_bias is None else out_bias[stage.order])
 
 
 def space_to_depth_order(channels: int) -> Array:

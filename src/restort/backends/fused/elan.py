@@ -36,21 +36,19 @@ def plan(
     device: Any,
     keep_blocks: bool = False,
     tiled: bool | None = None,
-    broad: bool | None = None,
+    broad: bool = False,
 ) -> Pass:
     """The launches for n pictures of h x w pixels, multiples of 16; `packed` is on `device`.
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
     `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
-    `broad`: of these, local feature extraction by that for Hopper (True) or for all GPUs (False); by default the first,
-    where it pays.
+    `broad`: of these, local feature extraction by that for Hopper alone, where it fits (restort.kernels.lfe.wide.tiles
+    tells why it is not the usual one).
     """
     capability, processors = machine(torch.device(device))
     if tiled is None:
         tiled = _can_tile(packed, torch.device(device), capability)
-    if broad is None:
-        broad = lfe.wide.pays(spec.channels, packed.part, capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
@@ -94,7 +92,7 @@ def plan(
                     f"{label}.lfe",
                     processors,
                 )
-                if tiled and broad
+                if tiled and broad and lfe.wide.fits(spec.channels, packed.part, capability)
                 else lfe.tile.launch(
                     x,
                     lfe_blob,

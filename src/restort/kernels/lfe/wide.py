@@ -72,7 +72,8 @@ def tiles(channels: int) -> dict[str, int]:
 
     CLUSTER 2 needs 8 warps. PERSIST 1, which needs 2 slots: no more blocks than the GPU holds, each of which makes
     several tiles after one another. MIX 1: both products of a stage alternate. With 180 channels this is the
-    fastest on an H100 of those that benchmarks/elan_kernels.py tries.
+    fastest on an H100 of those that benchmarks/elan_kernels.py tries, 78 us where tile.cu takes 106, but two runs
+    differ in a few pixels (tests/test_fused_gpu.py), so nothing uses it by default. With 60 tile.cu is faster.
     """
     if channels <= 64:
         return {"WARPS": 8, "SLOTS": 8, "BLOCKS": 2, "CLUSTER": 1, "PERSIST": 0, "MIX": 1}
@@ -98,13 +99,6 @@ def fits(channels: int, part: int, capability: int) -> bool:
         and part == -(-channels // 24) * 8
         and shared_bytes(channels, part, cut["WARPS"], cut["SLOTS"]) <= SHARED_BYTES
     )
-
-
-def pays(channels: int, part: int, capability: int) -> bool:
-    """Whether it is faster there than tile.cu: with 180 channels (74 us instead of 98 a
-    block), not with 60 (23 and 20).
-    """
-    return channels > 64 and fits(channels, part, capability)
 
 
 def launch(
