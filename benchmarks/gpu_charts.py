@@ -247,9 +247,9 @@ def draw_curves(panels: Sequence[tuple[str, list[Curve]]], batch: str) -> bytes:
         axes.set_xticks(sorted(batches), [str(b) for b in sorted(batches)])
         axes.set_xlabel(batch)
         axes.set_title(title, fontsize=10, fontweight="bold")
-        axes.set_ylim(0, 1.15 * max(value for _, points, _ in found for _, value in points))
+        axes.set_ylim(0, 1.3 * max(value for _, points, _ in found for _, value in points))
         axes.margins(x=0.08)
-        axes.legend(fontsize=8, loc="best")
+        axes.legend(fontsize=8, loc="upper left")
         _plain(axes, "both")
     return _saved(figure)
 
@@ -317,7 +317,8 @@ def draw_timelines(
             faces: list[str] = []
             left = 0.0
             for kind, ms in parts:
-                if faces and faces[-1] == colours[kind]:  # one piece for neighbours of a kind
+                alike = faces and faces[-1] == colours[kind]
+                if alike or (faces and ms < longest / 2000):  # one piece for neighbours of a kind, none for the unseen
                     spans[-1] = (spans[-1][0], spans[-1][1] + ms)
                 else:
                     spans.append((left, ms))
