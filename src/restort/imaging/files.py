@@ -89,7 +89,8 @@ def _why(error: Exception, path: Path) -> str:
         return "the file does not fit into the memory"
     code = getattr(error, "errno", None)
     if code == errno.ENOENT:
-        return "there is no such file" if os.path.isdir(path.parent) else f"there is no folder {path.parent}"
+        found = os.path.isdir(path.parent)
+        return f"there is no {'such file' if found else f'folder {path.parent}'}; check the path"
     if code in (errno.EISDIR, errno.ENXIO):
         return (
             "it is a folder, not a picture"
@@ -97,7 +98,7 @@ def _why(error: Exception, path: Path) -> str:
             else "it is not a regular file; give a picture file"
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        if os.path.isdir(path):
+        if os.path.isdir(path) and os.access(path, os.R_OK):  # Windows opens no folder
             return "it is a folder, not a picture"
         return "no permission; change the permissions or choose another place"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
