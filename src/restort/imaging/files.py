@@ -13,9 +13,9 @@ from restort.errors import RestortError
 TEMPORARY_PREFIX = ".restort-"
 
 
-def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The whole of a regular file. Raises RestortError where there is none or it is larger than `limit`
-    bytes."""
+def read_bytes(path: Path, limit: int | None = None, *, first: int = -1) -> bytes:
+    """The whole of a regular file, or its `first` bytes. Raises RestortError where there is none or it is larger
+    than `limit` bytes."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -26,7 +26,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
                     f"cannot read {path}: its {status.st_size / 1e6:.0f} MB are more than any picture within "
                     "the limit of pixels needs; raise the limit (--max-pixels) if the file is meant"
                 )
-            return file.read()
+            return file.read(first)
     except (OSError, ValueError, MemoryError) as error:
         raise RestortError(f"cannot read {path}: {_why(error, path)}") from None
 
