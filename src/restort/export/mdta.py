@@ -124,7 +124,7 @@ def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int)
     product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels are those of
     `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a long sum keeps
     no more of a GPU busy than it has such parts. What is of q with q and of k with k stays where it is, multiplied by
-    nothing: to cut it off, TensorRT's reader of graphs makes 25 layers of one.
+    nothing: of a Slice that cuts it off, a TensorRT's reader of graphs may make 25 layers.
     """
     heads, c = a.heads, a.channels
     half = c // heads
