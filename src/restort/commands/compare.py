@@ -60,10 +60,11 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.plot):
         if path is not None:
             check_free(path, args.overwrite)
-    weights, entry = choice.choose(args)
     from restort.measure.compare import compare
-    from restort.measure.samples import samples
+    from restort.measure.samples import files, samples
 
+    files(args.inputs)  # before anything is fetched
+    weights, entry = choice.choose(args)
     comparison = compare(
         weights,
         args.backend,
