@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     from restort.measure.compare import compare
     from restort.measure.samples import files, samples
 
-    files(args.inputs)  # before anything is fetched
+    inputs = files(args.inputs)  # before anything is fetched
     weights, entry = choice.choose(args)
     comparison = compare(
         weights,
         args.backend,
         args.against,
-        samples(weights.spec, args.inputs, args.size),
+        samples(weights.spec, inputs, args.size),
         name=None if entry is None else entry.name,
         blocks=args.blocks,
         epsilon=args.epsilon,

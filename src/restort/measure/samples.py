@@ -55,7 +55,7 @@ def files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -> Iterator[Sample]:
-    """The pictures of `inputs`, files and folders, one sample each; the synthetic one where there are none.
+    """The pictures `inputs` (see `files`), one sample each; the synthetic one where there are none.
 
     With `size` a picture's middle is taken, or, for a batch, that many parts along its diagonal. Raises
     UsageError where a picture is smaller, and for networks whose input no picture is (dual-pixel).
@@ -69,7 +69,7 @@ def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -
         raise UsageError(
             f"these weights take {spec.in_channels} channels, a pair of dual-pixel pictures; give no INPUT"
         )
-    for path in files(inputs):
+    for path in inputs:
         x = read(path).to_unit(spec.in_channels)
         yield Sample(path.name, x if size is None else _parts(x, size, path))
 
