@@ -12,17 +12,19 @@
 //   3. The result is multiplied by the projections from registers, too, while what was made before is stored.
 // Products are always waited for all at once, before the next are begun, and never across the end of the loop.
 //
-// The weights come in the order of use as `blob`, in stages: the first part's hidden channels; for each part its second product
-// and the next part's hidden channels; pieces of the projections. Thread 0 asks for a stage whole (cp.async.bulk), to come into
-// one of SLOTS slots; its barrier tells that it is there. With CLUSTER 2 two blocks above one another each ask for a
-// half of it, for both. With PERSIST a block makes several tiles after one another: the first stages of the next come during the
-// last ones, and so do its pixels, when the projections need no tile any more.
+// The weights come as `blob`: all biases, which a block copies once and keeps, then matrices in the order of use, in stages: the
+// first part's hidden channels; for each part its second product and the next part's hidden channels; pieces of the projections.
+// Thread 0 asks for a stage whole (cp.async.bulk), to come into one of SLOTS slots; its barrier tells that it is there. With
+// CLUSTER 2 two blocks above one another each ask for a half of it, for both. With PERSIST a block makes several tiles after one
+// another: the first stages of the next come during the last ones, and so do its pixels, when the projections need no tile any
+// more.
 //
-// Races: stage i is read by products that each thread waits for, and after which it arrives (stage_end). The slot is filled
-// again by thread 0 (of either block) after stage_ended, that is when all threads of the cluster have arrived. No block ends
-// before all that is sent to it has come, since it waits for every stage. A stage's barrier is in the phase of its fill: a slot
-// is not asked for before all have seen the last one's end. The next tile's pixels are asked for after stage_ended in stage 5:
-// stage 4 is the last to read the tile.
+// Races: stage i is read by products alone, which each thread waits for, and after which it arrives (stage_end). Nothing else may
+// read a slot: the arrival does not wait for loads, and behind stores one can take longer than the slot's next fill. The slot is
+// filled again by thread 0 (of either block) after stage_ended, that is when all threads of the cluster have arrived. No block
+// ends before all that is sent to it has come, since it waits for every stage. A stage's barrier is in the phase of its fill: a
+// slot is not asked for before all have seen the last one's end. The next tile's pixels are asked for after stage_ended in stage
+// 5: stage 4 is the last to read the tile.
 //
 // Columns of results are permuted within 32 channels (wide.py) so that a thread has eight that lie together.
 
@@ -45,28 +47,27 @@ constexpr int MADE = 3 * DS / 8;                    // tiles of a projection
 constexpr int SHARES = MADE > 12 ? 2 : 1;           // pieces of it
 constexpr int SHARE = MADE / SHARES;
 constexpr int P_BYTES = 2 * STEPS * SHARE * 128;
-constexpr int FIRST_BYTES = W0_BYTES + B0_BYTES + TILES * 32;
-constexpr int PART_BYTES = W1_BYTES + W0_BYTES + B0_BYTES;
-constexpr int SHARE_BYTES = P_BYTES + SHARE * 32;
+constexpr int PART_BYTES = W1_BYTES + W0_BYTES;
 constexpr int PIECES = SHARES * (HAS_Q ? 2 : 1);
 constexpr int STAGES = 6 + PIECES;
 static_assert(!PERSIST || SLOTS == 2 && STAGES % 2 == 0, "a barrier in every stage, which come to the same slots in every tile");
-constexpr int MOST = PART_BYTES > SHARE_BYTES ? PART_BYTES : SHARE_BYTES;
-constexpr int LARGEST = FIRST_BYTES > MOST ? FIRST_BYTES : MOST;
-constexpr int SLOT = (LARGEST + 127) / 128 * 128;
+constexpr int SLOT = PART_BYTES > P_BYTES ? PART_BYTES : P_BYTES;
 constexpr int SLOTS_AT = (2 * STEPS * X_UNIT + 127) / 128 * 128;
-constexpr int BARRIERS_AT = SLOTS_AT + SLOTS * SLOT;
+constexpr int BIASES_AT = SLOTS_AT + SLOTS * SLOT;   // of the five parts' hidden channels, the result, the projections
+constexpr int B1_AT = BIASES_AT + 5 * B0_BYTES;
+constexpr int BP_AT = B1_AT + TILES * 32;
+constexpr int BIAS_BYTES = BP_AT - BIASES_AT + PIECES * SHARE * 32;  // in the blob
+constexpr int BARRIERS_AT = BP_AT + 2 * MADE * 32;
 static_assert(PART % 4 == 0 && C % 5 == 0 && 2 * C % 40 == 0 && GROUPS % 2 == 0 && (CLUSTER == 1 || GROUPS == 2),
               "parts in halves of 16 bytes, and of 8 hidden channels");
 static_assert(MADE % SHARES == 0 && (SHARES == 1 || SHARE % 4 == 0) && SLOTS > 1, "whole pieces");
-static_assert(2 * STEPS * 8 <= WIDE && FIRST_BYTES % 32 == 0 && PART_BYTES % 32 == 0 && SHARE_BYTES % 32 == 0,
-              "halves of stages of whole 16 bytes");
+static_assert(2 * STEPS * 8 <= WIDE && SLOT % 128 == 0, "operands where products can read them");
 #ifdef SHARED
 static_assert(BARRIERS_AT + 64 == SHARED && SLOTS <= 8, "the binding computes the same number of bytes");
 #endif
 
 DEVICE constexpr int stage_begin(int i) {  // in the blob
-    return i == 0 ? 0 : i < 6 ? FIRST_BYTES + (i - 1) * PART_BYTES : FIRST_BYTES + 4 * PART_BYTES + W1_BYTES + (i - 6) * SHARE_BYTES;
+    return BIAS_BYTES + (i == 0 ? 0 : i < 6 ? W0_BYTES + (i - 1) * PART_BYTES : 5 * PART_BYTES + (i - 6) * P_BYTES);
 }
 DEVICE constexpr u32 slot(int i) { return SLOTS_AT + i % SLOTS * SLOT; }
 
@@ -100,8 +101,8 @@ DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }  //
 DEVICE u32 stage_barrier(int i) { return window(BARRIERS_AT + i % SLOTS * 8); }
 #if CLUSTER > 1
 #define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
-// Relaxed: nothing written is passed on, and what has been read is in registers, or will be long before a copy can come. A
-// release would wait for all that this thread has stored to global memory.
+// Relaxed: nothing written is passed on, and what has been read was read by products that this thread has waited for. A release
+// would wait for all that this thread has stored to global memory.
 DEVICE void stage_end() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void stage_ended() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #else
@@ -186,6 +187,11 @@ DEVICE void fetch_tile(const Place& at, const u16* x) {
             copy8(to + p * 16 + 8, pixel + 4 + move1);
         }
     }
+}
+
+DEVICE void fetch_biases(const int* blob) {
+#pragma unroll 1
+    for (int i = thread_index() * 16; i < BIAS_BYTES; i += THREADS * 16) copy16(BIASES_AT + i, (const char*)blob + i, true);
 }
 
 // Left operands, before products with them are begun: the compiler is not to make them among those.
@@ -274,6 +280,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int images, in
     stages_begin();
 #pragma unroll
     for (int i = 0; i < SLOTS && i < STAGES; ++i) fetch(i, blob);
+    fetch_biases(blob);
     await_predecessor();
     fetch_tile(at, x);
     commit_copies();
@@ -315,12 +322,12 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int images, in
             // The sum starts as x and the bias.
 #pragma unroll
             for (int t = 0; t < TILES; ++t) {
-                Vec2 b = load_shared2(slot(0) + W0_BYTES + B0_BYTES + t * 32 + at.j * 8);
+                Vec2 b = load_shared2(B1_AT + t * 32 + at.j * 8);
 #pragma unroll
                 for (int r = 0; r < 2; ++r)
                     sum[t][2 * r] = low(own[r][t]) + as_float(b.x), sum[t][2 * r + 1] = high(own[r][t]) + as_float(b.y);
             }
-            load_bias(bias, at, slot(0) + W0_BYTES);
+            load_bias(bias, at, BIASES_AT);
             group_wait<0>();
             group_touch(h);
             stage_end();
@@ -338,7 +345,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int images, in
             products<true, true>(i, at, h, weights + W1_BYTES, sum, a, weights);
             group_commit();
             refill(i, first, last, blob);
-            load_bias(bias, at, weights + W1_BYTES + W0_BYTES);
+            load_bias(bias, at, BIASES_AT + i * B0_BYTES);
             group_wait<0>();
             group_touch(h);
             group_touch(sum);
@@ -398,7 +405,7 @@ lfe_wide(const u16* x, const int* blob, u16* out, u16* v, u16* q, int images, in
             group_touch(y);
 #pragma unroll
             for (int t = 0; t < SHARE; ++t) {
-                Vec2 bias = load_shared2(slot(6 + i) + P_BYTES + t * 32 + at.j * 8);
+                Vec2 bias = load_shared2(BP_AT + (i * SHARE + t) * 32 + at.j * 8);
 #pragma unroll
                 for (int r = 0; r < 2; ++r) pairs[r][t] = pack(y[t][2 * r] + as_float(bias.x), y[t][2 * r + 1] + as_float(bias.y));
             }

@@ -38,27 +38,27 @@ def pack(
     channels: int,
     part: int,
 ) -> Tensor:
-    """All weights of a block, int32, in the kernel's order; arguments as in reference.lfe. `part`: DS."""
+    """All weights of a block, int32, in the kernel's order, biases first; arguments as in reference.lfe.
+
+    `part`: DS.
+    """
     w0, b0, w1, b1 = weights
     hidden, tiles = 2 * channels // 5, -(-channels // 8)
     mine = order(tiles)
 
-    def expansion(g: int) -> list[Tensor]:
-        return [_operand(w0[g, : 8 * tiles, :hidden]), bits(b0[g, :hidden].float())]
-
-    found = [*expansion(0), bits(b1[mine].float())]
+    biases: list[Tensor] = [b0[:, :hidden].reshape(-1), b1[mine]]
+    found: list[Tensor] = []
     for g in range(5):
-        found.append(_operand(w1[g, :hidden][:, mine]))
-        if g < 4:
-            found += expansion(g + 1)
+        found += [_operand(w0[g, : 8 * tiles, :hidden]), _operand(w1[g, :hidden][:, mine])]
     theirs, share = order(3 * part // 8), _share(part) * 8
     for w, b in (values,) if queries is None else (values, queries):
         matrix = torch.cat([w[i, mine, :part] for i in range(3)], 1)
         bias = torch.cat([b[i, :part] for i in range(3)])
         for first in range(0, 3 * part, share):
             some = theirs[first : first + share]
-            found += [_operand(matrix[:, some]), bits(bias[some].float())]
-    return torch.cat(found)
+            found.append(_operand(matrix[:, some]))
+            biases.append(bias[some])
+    return torch.cat([bits(torch.cat(biases).float()), *found])
 
 
 def _share(part: int) -> int:
@@ -84,10 +84,9 @@ def shared_bytes(channels: int, part: int, warps: int, slots: int) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     steps, count, hidden = -(-channels // 16), -(-channels // 8), 2 * channels // 5 // 8
     tile = 2 * steps * (18 * (warps + 2) * 16 + 16)
-    w0, w1 = 2 * steps * hidden * 128 + hidden * 32, -(-hidden // 2) * 2 * count * 128
-    share = _share(part)
-    most = max(w0 + count * 32, w0 + w1, 2 * steps * share * 128 + share * 32)
-    return -(-tile // 128) * 128 + slots * (-(-most // 128) * 128) + 64
+    w0, w1 = 2 * steps * hidden * 128, -(-hidden // 2) * 2 * count * 128
+    biases = (5 * hidden + count + 2 * 3 * part // 8) * 32
+    return -(-tile // 128) * 128 + slots * max(w0 + w1, 2 * steps * _share(part) * 128) + biases + 64
 
 
 def fits(channels: int, part: int, capability: int) -> bool:
