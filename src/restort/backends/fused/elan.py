@@ -25,6 +25,8 @@ Tensor = Any
 
 __all__ = ["Packed", "pack", "plan"]
 
+NARROW = 64  # channels up to which lfe.tile is the faster on Hopper, too
+
 
 def plan(
     packed: Packed,
@@ -36,16 +38,22 @@ def plan(
     device: Any,
     keep_blocks: bool = False,
     tiled: bool | None = None,
+    broad: bool | None = None,
 ) -> Pass:
     """The launches for n pictures of h x w pixels, multiples of 16; `packed` is on `device`.
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
     `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
+    `broad`: of these, local feature extraction by that for Hopper alone, where it fits; by default where it is faster
+    (restort.kernels.lfe.wide.tiles).
     """
-    capability, _ = machine(torch.device(device))
+    capability, processors = machine(torch.device(device))
     if tiled is None:
         tiled = _can_tile(packed, torch.device(device), capability)
+    if broad is None:
+        broad = spec.channels > NARROW
+    broad = tiled and broad and lfe.wide.fits(spec.channels, packed.part, capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
@@ -77,7 +85,20 @@ def plan(
             y = turns[0] if x is not turns[0] else turns[1]
             lfe_blob, attention_blob = block.tiled if tiled and block.tiled else (None, None)
             launches.append(
-                lfe.tile.launch(
+                lfe.wide.launch(
+                    x,
+                    block.local_wide,
+                    block.queries is not None,
+                    y,
+                    values,
+                    queries,
+                    spec.channels,
+                    capability,
+                    f"{label}.lfe",
+                    processors,
+                )
+                if broad
+                else lfe.tile.launch(
                     x,
                     lfe_blob,
                     block.queries is not None,
