@@ -119,6 +119,8 @@ def pictures(work: Path, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def run(args: argparse.Namespace) -> None:
     """W/MODEL/BACKEND-PRECISION/N.npy: outputs, neither clipped nor rounded, cropped to the picture."""
     for model in SETS:
+        if args.only not in slug(model):
+            continue
         weights = load_weights(args.work / f"{slug(model)}.safetensors")
         inputs = [image for image, _ in pictures(args.work, model)]
         for label in args.runs.split(","):
@@ -280,6 +282,7 @@ def main() -> None:
     parser.add_argument("step", choices=("all", "inputs", "mixed", "run", "table"))
     parser.add_argument("--work", type=Path, default=Path("tensorrt-accuracy"), help="a folder for the steps")
     parser.add_argument("--runs", help=f"backend:precision,... (default: {RUNS})")
+    parser.add_argument("--only", default="", help="run: only the model whose name holds this, such as elan")
     parser.add_argument("--limit", type=int, help="pictures of Kodak24 (default: all)")
     parser.add_argument("--budget", type=float, default=2e-4, help="relative L2 of mixed (default: 2e-4)")
     parser.add_argument("--level", type=int, help="of the builder")
