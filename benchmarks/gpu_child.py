@@ -184,7 +184,9 @@ def onnxruntime(case: Case, weights: Weights, x: torch.Tensor) -> Run:
     }
 
     def peak() -> float | None:
-        return None if before is None else (before - _free()) / 2**20  # type: ignore[operator]
+        """Of the whole GPU, so nothing is known where others gave memory back meanwhile."""
+        used = None if before is None else (before - _free()) / 2**20  # type: ignore[operator]
+        return used if used is not None and used > 0 else None
 
     return Run(call, result=lambda: y.float().cpu().numpy(), peak=peak, extra=extra)
 
