@@ -78,7 +78,7 @@ def plan_pass(weights: Weights, precision: str, shape: tuple[int, int, int], cap
     return made
 
 
-class _Zeros(TorchFunctionMode):
+class _Zeros(TorchFunctionMode):  # type: ignore[misc]
     """Memory is zeros where it would be anything, so that what a plan writes to it beforehand can be told."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -49,10 +49,10 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Region:
-    """Memory of `bytes` bytes, a multiple of 256; `data` is what it begins with, zeros after."""
+    """Memory of `size` bytes, a multiple of 256; `data` is what it begins with, zeros after."""
 
     kind: str
-    bytes: int
+    size: int
     data: bytes = b""
 
 
@@ -101,9 +101,9 @@ class Plan:
     text: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def bytes(self) -> int:
+    def memory(self) -> int:
         """Memory of all regions but the caller's."""
-        return sum(region.bytes for region in self.regions if region.kind not in ("input", "output"))
+        return sum(region.size for region in self.regions if region.kind not in ("input", "output"))
 
 
 def write_plan(plan: Plan) -> bytes:
@@ -127,7 +127,7 @@ def write_plan(plan: Plan) -> bytes:
 
     head = bytearray()
     for region in plan.regions:
-        head += REGION.pack(KINDS.index(region.kind), 0, region.bytes, place(region.data), len(region.data))
+        head += REGION.pack(KINDS.index(region.kind), 0, region.size, place(region.data), len(region.data))
     for kernel in plan.kernels:
         head += KERNEL.pack(
             place(kernel.cubin), len(kernel.cubin), kernel.shared, kernel.threads, kernel.cluster,
@@ -223,13 +223,13 @@ def check_plan(plan: Plan) -> None:
 
 def _problem(plan: Plan) -> str | None:
     for kind, shape in (("input", plan.input), ("output", plan.output)):
-        sizes = [region.bytes for region in plan.regions if region.kind == kind]
+        sizes = [region.size for region in plan.regions if region.kind == kind]
         n, c, h, w = shape
         if len(sizes) != 1 or sizes[0] != -(-4 * n * c * h * w // ALIGNMENT) * ALIGNMENT:
             return f"it has {len(sizes)} regions for the {kind}, or one of another size than its shape"
     for i, region in enumerate(plan.regions):
-        if region.bytes % ALIGNMENT or not region.bytes or len(region.data) > region.bytes:
-            return f"region {i} has {region.bytes} bytes and {len(region.data)} of contents"
+        if region.size % ALIGNMENT or not region.size or len(region.data) > region.size:
+            return f"region {i} has {region.size} bytes and {len(region.data)} of contents"
     for i, kernel in enumerate(plan.kernels):
         if kernel.cubin[:4] != b"\x7fELF" or not 0 < len(kernel.name.encode()) < 104:
             return f"kernel {i} is no machine code, or its name is too long"
@@ -244,7 +244,7 @@ def _problem(plan: Plan) -> str | None:
             if argument.kind == ADDRESS:
                 if not 0 <= argument.region < len(plan.regions):
                     return f"launch {i} names region {argument.region}"
-                if not 0 <= argument.value < plan.regions[argument.region].bytes:
+                if not 0 <= argument.value < plan.regions[argument.region].size:
                     return f"launch {i} points {argument.value} bytes into region {argument.region}"
             elif argument.kind == NUMBER and not -(1 << 31) <= argument.value < 1 << 31:
                 return f"launch {i} has the number {argument.value}, which is no int32"
