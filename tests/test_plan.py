@@ -37,23 +37,11 @@ from restort.backends.fused.plan_file import (  # noqa: E402
 )
 from restort.backends.tensorrt.plan_graph import plan_graph  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
-from restort.models.build import build  # noqa: E402
 from restort.models.checkpoint import Weights  # noqa: E402
-from restort.models.spec import ElanSpec, RestormerSpec, Spec  # noqa: E402
+from tests import interpreter  # noqa: E402
+from tests.plan_cases import CASES, ELAN, weights_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-ELAN = ElanSpec(4, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)
-RESTORMER = RestormerSpec(3, 3, 24, (1, 1, 1, 1), 1, (1, 2, 2, 4), 2.66, False, "WithBias", False)
-CASES: dict[str, tuple[Spec, tuple[int, int, int]]] = {
-    "elan": (ELAN, (2, 32, 48)),
-    "restormer": (RESTORMER, (1, 64, 64)),
-}
-
-
-def weights_of(spec: Spec) -> Weights:
-    torch.manual_seed(0)
-    state = {name: value.numpy() for name, value in build(spec).state_dict().items()}
-    return Weights(state, spec, {}, "digest", Path("tiny.safetensors"))
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -256,3 +244,64 @@ def test_the_check_of_a_plan_runs(made: tuple[str, Weights, bytes, Plan], tmp_pa
 
 def plan_label(plan: Plan) -> str:
     return f"{len(plan.launches) - 1} {plan.launches[-1].label}"
+
+
+REPLAY = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+import torch
+from tests import interpreter
+from tests.emulator import emulate
+from tests.plan_cases import CASES, weights_of
+from restort.backends.fused.plan import plan_pass
+from restort.backends.fused.plan_file import ADDRESS, NUMBER, read_plan
+
+interpreter.widen_products()
+torch.set_num_threads(1)
+plan = read_plan(Path(sys.argv[1]).read_bytes())
+spec, shape = CASES[sys.argv[2]]
+weights = weights_of(spec)
+made = plan_pass(weights, "fp16", shape, 90)
+
+def run(launch):
+    emulate(launch) if hasattr(launch.kernel, "path") else launch()
+
+x = torch.rand(plan.input)
+made.input.copy_(x)
+for launch in made.launches:
+    run(launch)
+
+memory = []
+for region in plan.regions:
+    bytes_ = torch.zeros(region.size + 256, dtype=torch.uint8)
+    bytes_ = bytes_[-bytes_.data_ptr() % 256 :][: region.size]
+    bytes_[: len(region.data)] = torch.frombuffer(bytearray(region.data or b"0"), dtype=torch.uint8)[: len(region.data)]
+    memory.append(bytes_)
+memory[0].view(torch.float32)[: x.numel()] = x.flatten()
+assert len(plan.launches) == len(made.launches)
+for call, launch in zip(plan.launches, made.launches):
+    addresses = [a for a in call.arguments if a.kind == ADDRESS]
+    numbers = [a.value for a in call.arguments if a.kind == NUMBER]
+    assert len(addresses) == len(launch.tensors) and len(numbers) == len(launch.sizes)
+    tensors = {
+        name: torch.as_strided(memory[a.region][a.value :].view(t.dtype), t.shape, t.stride())
+        if (len(memory[a.region]) - a.value) % t.element_size() == 0 else None
+        for (name, t), a in zip(launch.tensors.items(), addresses)
+    }
+    grid = call.grid[: len(launch.grid)]
+    run(replace(launch, tensors=tensors, sizes=dict(zip(launch.sizes, numbers)), grid=grid))
+found = memory[1].view(torch.float32)[: made.output.numel()].view(made.output.shape)
+assert made.output.std() > 0 and made.output.isfinite().all()
+assert torch.equal(found, made.output), (found - made.output).abs().max()
+print("equal")
+"""
+
+
+def test_a_plan_replayed_from_its_file_is_the_pass(
+    made: tuple[str, Weights, bytes, Plan], tmp_path: Path
+) -> None:
+    """Every launch on memory made of the file alone: in Triton's interpreter, and the emulator for CUDA C++."""
+    (tmp_path / "plan").write_bytes(made[2])
+    assert interpreter.run(REPLAY, str(tmp_path / "plan"), made[0]) == "equal"

@@ -12,7 +12,7 @@ import importlib
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -50,18 +50,28 @@ SECTION = struct.Struct("<IIQQQQ")
 
 
 def make_plan(
-    weights: Weights, precision: str, shape: tuple[int, int, int], capability: int = 90, processes: int = 2
+    weights: Weights,
+    precision: str,
+    shape: tuple[int, int, int],
+    capability: int = 90,
+    *,
+    overlap: bool = True,
+    processes: int = 2,
 ) -> bytes:
     """The plan of a pass of `weights` in 'fp16' or 'bf16' over float32 (n, C, h, w), `shape` being (n, h, w).
 
     Compiled for a compute capability (90 is 9.0, an H100) by so many `processes`. It takes the memory of the pass.
+    Without `overlap` every kernel begins after the one before has ended, the machine code being the same.
     Raises RestortError for a shape that the network does not take, and where a kernel cannot be compiled or launched
     in this way.
     """
     if precision not in TYPES:
         raise RestortError(f"a plan is for fp16 or bf16, not {precision}")
     made = plan_pass(weights, precision, shape, capability)
-    return write_plan(_described(made, weights, precision, capability, processes))
+    plan = _described(made, weights, precision, capability, processes)
+    if not overlap:
+        plan = replace(plan, kernels=tuple(replace(kernel, overlap=False) for kernel in plan.kernels))
+    return write_plan(plan)
 
 
 def plan_pass(weights: Weights, precision: str, shape: tuple[int, int, int], capability: int) -> Pass:
