@@ -14,6 +14,8 @@ flavour.py   Which library: `find('auto'|'tensorrt'|'rtx') -> Flavour` (RestortE
 build.py     `build(flavour, graph, options) -> Built(plan: bytes, report: dict, timing_cache: bytes | None)`.
              `graph` is an onnx.ModelProto or its bytes, of `restort.export.typed.typed_graph`. BuildOptions is
              frozen; see there. The report becomes the sidecar.
+plan_graph.py  `plan_graph(weights, plan) -> onnx.ModelProto`: one node, a whole pass of restort.backends.fused.plan,
+             which the plugin in C++ in plugin/ runs: restort_pass.cpp, which says how to build it.
 sidecar.py   `ENGINE.json` beside `ENGINE`: `write(path, built)`, under temporary names, the sidecar last, so that
              an engine without one is unfinished; `read(path) -> dict` (RestortError: none, damaged, of a newer
              schema); `problem(path) -> str | None`: whether size and SHA-256 of the engine are those written.
