@@ -1,11 +1,13 @@
 """Builds an engine of TensorRT 8.6 from the graph of a plan, runs it through the plugin RestortPass, and times it.
 
     . D/env.sh && PYTHONPATH=src:$PYTHONPATH $TRT_PYTHON benchmarks/plan_engine.py librestort_pass.so GRAPH.onnx
-                  [--input x.npy] [--reference y.npy] [--save y.npy] [--engine FILE] [--repeat 100]
+                  [--plan FILE] [--input x.npy] [--reference y.npy] [--save y.npy] [--engine FILE]
+                  [--repeat 100]
 
-D as in tensorrt86.py. GRAPH.onnx is of benchmarks/plan_make.py, the reference of `plan_check.py --save` (both take the
-same random input by default). Looked at, too: two contexts of an engine that was serialized, at once on two streams,
-give the same bits; the same as a CUDA graph. The status is 1 where something fails.
+D as in tensorrt86.py. GRAPH.onnx is of benchmarks/plan_make.py; with --plan its node names that file instead of holding
+a plan. The reference is of `plan_check.py --save`, which takes the same random input by default. Looked at, too: two
+contexts of an engine that was serialized, at once on two streams, give the same bits; the same as a CUDA graph. The
+status is 1 where something fails.
 """
 
 from __future__ import annotations
@@ -27,15 +29,28 @@ from restort.backends.tensorrt import cuda
 FAR = 1e-2
 
 
-def build(trt: Any, logger: Any, graph: Path) -> bytes:
+def naming(graph: bytes, plan: Path) -> bytes:
+    """The graph with the path of a plan in place of its bytes."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    model.graph.node[0].attribute[0].s = f"file:{plan.resolve()}".encode()
+    return bytes(model.SerializeToString())
+
+
+def build(trt: Any, logger: Any, graph: bytes) -> bytes:
     """The engine, serialized."""
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(graph.read_bytes()):
+    if not parser.parse(graph):
         sys.exit("\n".join(str(parser.get_error(i)) for i in range(parser.num_errors)) or "not parsed")
+    config = builder.create_builder_config()
+    # Else contexts would ask for cuBLAS and cuDNN, which the pack has no more of than their names.
+    sources = trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS
+    config.set_tactic_sources(sum(1 << int(source) for source in sources))
     start = time.perf_counter()
-    made = builder.build_serialized_network(network, builder.create_builder_config())
+    made = builder.build_serialized_network(network, config)
     if made is None:
         sys.exit("TensorRT built no engine; its messages are above")
     print(f"{'built in':28} {time.perf_counter() - start:.1f} s, {network.num_layers} layers")
@@ -93,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("plugin")
     parser.add_argument("graph")
+    parser.add_argument("--plan", help="let the graph name this file")
     parser.add_argument("--input")
     parser.add_argument("--reference")
     parser.add_argument("--save")
@@ -107,7 +123,8 @@ def main() -> int:
     if creator is None:
         sys.exit("the plugin was loaded, and TensorRT does not know it: is it bound to another libnvinfer?")
     print(f"{'TensorRT':28} {trt.__version__}")
-    made = build(trt, logger, Path(args.graph))
+    graph = Path(args.graph).read_bytes()
+    made = build(trt, logger, naming(graph, Path(args.plan)) if args.plan else graph)
     if args.engine:
         Path(args.engine).write_bytes(made)
     engine = trt.Runtime(logger).deserialize_cuda_engine(made)
@@ -145,9 +162,9 @@ def main() -> int:
     try:
         lane.stream.begin_capture()
         lane.enqueue()
-        graph = lane.stream.end_capture()
+        replay = lane.stream.end_capture()
         lane.spoil()
-        times.append(("as a CUDA graph", lane.timed(lambda: lane.stream.launch(graph), args.repeat)))
+        times.append(("as a CUDA graph", lane.timed(lambda: lane.stream.launch(replay), args.repeat)))
         if not same(first, lane.result()):
             bad.append("the CUDA graph gave other bits")
     except Exception as error:

@@ -14,7 +14,7 @@ ELAN = ElanSpec(4, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)
 RESTORMER = RestormerSpec(3, 3, 24, (1, 1, 1, 1), 1, (1, 2, 2, 4), 2.66, False, "WithBias", False)
 CASES: dict[str, tuple[Spec, tuple[int, int, int]]] = {
     "elan": (ELAN, (1, 16, 32)),
-    "restormer": (RESTORMER, (1, 16, 24)),
+    "restormer": (RESTORMER, (1, 8, 16)),
 }
 
 
