@@ -230,7 +230,8 @@ def main() -> int:
     if x.shape != plan.input:
         sys.exit(f"the input has shape {x.shape}, the plan takes {plan.input}")
     runner, rows, bad = Runner(plan), [], []
-    rows.append(("plan", f"{plan.text} {plan.input} -> {plan.output}"))
+    rows.append(("plan", f"{plan.input} -> {plan.output}"))
+    rows += [(name, str(value)) for name, value in plan.text.items()]
     rows.append(("kernels, launches", f"{len(plan.kernels)}, {len(plan.launches)}"))
     rows.append(("memory", f"{plan.memory / 2**20:.1f} MiB"))
 

@@ -36,6 +36,7 @@ from restort.backends.fused.plan_file import (
     write_plan,
 )
 from restort.errors import RestortError
+from restort.kernels import cuda
 from restort.kernels.launch import Launch
 from restort.kernels.machine import SHARED_KIB, planning_for
 from restort.kernels.precompile import Job, job, precompile_cuda
@@ -110,9 +111,16 @@ def _described(made: Pass, weights: Weights, precision: str, capability: int, pr
         "model": weights.metadata.get("name") or weights.path.stem,
         "weights_sha256": weights.digest,
         "restort": restort.__version__,
+        "compilers": _compilers(),
     }
     shapes = tuple(made.input.shape), tuple(made.output.shape)
     return Plan(capability, *shapes, memory.regions(), tuple(kernels), tuple(calls), text)
+
+
+def _compilers() -> str:
+    import triton
+
+    return f"Triton {triton.__version__}" + (f", NVRTC {cuda._version()}" if cuda.available() else "")
 
 
 class _Memory:
