@@ -279,6 +279,8 @@ for region in plan.regions:
     bytes_ = bytes_[-bytes_.data_ptr() % 256 :][: region.size]
     bytes_[: len(region.data)] = torch.frombuffer(bytearray(region.data or b"0"), dtype=torch.uint8)[: len(region.data)]
     memory.append(bytes_)
+    if region.kind == "scratch":
+        bytes_.fill_(255)  # NaN: nothing may be read there before it is written
 memory[0].view(torch.float32)[: x.numel()] = x.flatten()
 assert len(plan.launches) == len(made.launches)
 for call, launch in zip(plan.launches, made.launches):
