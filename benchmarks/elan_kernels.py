@@ -35,18 +35,6 @@ TILED = {  # of restort.kernels.lfe.tile: WARPS, STAGES, BLOCKS
     "light": [(8, 0, 2), (4, 0, 3), (4, 0, 2), (4, 2, 4), (8, 0, 1), (8, 2, 2), (2, 2, 8)],
     "full": [(8, 3, 1), (8, 2, 1), (4, 3, 1), (4, 2, 1), (4, 2, 2)],
 }
-NAMES = ("WARPS", "STAGES", "BLOCKS")
-WIDE_NAMES = ("WARPS", "SLOTS", "BLOCKS", "CLUSTER", "PERSIST", "MIX")
-WIDE = {  # of restort.kernels.lfe.wide, on compute capability 9.0
-    "light": [
-        (8, 8, 2, 1, 0, 1), (8, 4, 2, 1, 0, 1), (8, 2, 2, 1, 0, 1), (8, 2, 2, 2, 0, 1), (8, 8, 1, 1, 0, 1),
-        (16, 8, 1, 1, 0, 1), (8, 8, 2, 1, 0, 0),
-    ],
-    "full": [
-        (8, 2, 1, 2, 1, 1), (8, 2, 1, 2, 1, 0), (8, 2, 1, 1, 1, 1), (8, 2, 1, 2, 0, 1), (8, 2, 1, 2, 0, 0),
-        (8, 2, 1, 1, 0, 1),
-    ],
-}  # fmt: skip
 ATTENTION_TILED = {  # of restort.kernels.window_attention.tile: WARPS, BLOCKS, EARLY
     "light": [(8, 2, 1), (8, 2, 0), (8, 3, 0), (8, 3, 1), (8, 1, 1), (16, 1, 1), (16, 1, 0)],
     "full": [(8, 2, 0), (8, 1, 0), (8, 1, 1), (16, 1, 0)],
@@ -78,9 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", choices=("light", "full"))
-    parser.add_argument(
-        "--what", nargs="*", default=["tiled", "wide", "attention", "pass"], help="also lfe, triton"
-    )
+    parser.add_argument("--what", nargs="*", default=["tiled", "attention", "pass"], help="also lfe, triton")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 320))
     parser.add_argument(
         "--registers", type=int, nargs="*", default=[], help="also with these limits of registers"
@@ -92,7 +78,7 @@ def main() -> None:
     print(torch.cuda.get_device_name(), torch.__version__, flush=True)
     for name in [options.only] if options.only else list(SPECS):
         state = random_state(SPECS[name])
-        if {"tiled", "wide", "lfe", "attention"} & set(options.what):
+        if {"tiled", "lfe", "attention"} & set(options.what):
             sweep(name, state, options, dtype, found)
         if "pass" in options.what:
             whole(name, state, options, dtype, found)
@@ -128,27 +114,18 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
 
     v, q = rows(v), rows(q)
     cases: list[tuple[str, Launch, Callable[[], float]]] = []
-    capability, processors = machine(torch.device(DEVICE))
-    blobs = {"tiled": block.tiled[0]}
-    choices: list[tuple[str, tuple[int, ...]]] = [("tiled", cut) for cut in TILED[name]]
-    if lfe.wide.fits(spec.channels, packed.part, capability):
-        blobs["wide"] = lfe.wide.pack(block.local, block.values, block.queries, spec.channels, packed.part)
-        choices += [("wide", cut) for cut in WIDE[name]]
-    for form, cut in choices:
-        for has_q in (True, False) if form in options.what else ():
+    for choice in TILED[name] if "tiled" in options.what else []:
+        for has_q in (True, False):
             out, mine, ours = torch.zeros_like(wide), torch.zeros_like(v), torch.zeros_like(q)
-            kernel, names = (lfe.tile, NAMES) if form == "tiled" else (lfe.wide, WIDE_NAMES)
-            variant = dict(zip(names, cut, strict=True))
-            if form == "wide":
-                variant["processors"] = processors
-            launch = kernel.launch(wide, blobs[form], has_q, out, mine, ours, spec.channels, **variant)
+            variant = dict(zip(("WARPS", "STAGES", "BLOCKS"), choice, strict=True))
+            launch = lfe.tile.launch(wide, block.tiled[0], has_q, out, mine, ours, spec.channels, **variant)
 
             def check_tiled(out: Any = out, mine: Any = mine, ours: Any = ours, has_q: bool = has_q) -> float:
                 added = out[:, 2:-2, 2:-2].float() - wide[:, 2:-2, 2:-2].float()
                 pairs = [(added, wanted.float() - wide[:, 2:-2, 2:-2].float()), (mine, v)]
                 return max(error(a, b) for a, b in [*pairs, *([(ours, q)] if has_q else [])])
 
-            cases.append((f"lfe {form} {cut}{'' if has_q else ' values only'}", launch, check_tiled))
+            cases.append((f"lfe tiled {choice}{'' if has_q else ' values only'}", launch, check_tiled))
     if "lfe" in options.what:
         for choice in LFE[name]:
             out, mine, ours = torch.zeros_like(wide), torch.zeros_like(v), torch.zeros_like(q)
@@ -192,6 +169,7 @@ def sweep(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
 
                 cases.append((f"attention {'rolled ' * rolled}{choice}", launch, check_attention))
     started = time.perf_counter()
+    capability, _ = machine(torch.device(DEVICE))
     precompile.precompile_cuda([launch for _, launch, _ in cases], capability)
     jobs = precompile.missing([launch for _, launch, _ in cases], capability)
     made = precompile.precompile(list(jobs.values()))
@@ -257,10 +235,6 @@ def whole(name: str, state: dict[str, Any], options: Any, dtype: Any, found: lis
     device = torch.device(DEVICE)
     whole_pass(name, "", elan.plan(packed, spec, 1, h, w, dtype, device), spec, state, found, False)
     whole_pass(name, "overlapping", elan.plan(packed, spec, 1, h, w, dtype, device), spec, state, found, True)
-    capability, _ = machine(device)
-    if lfe.wide.fits(spec.channels, packed.part, capability):
-        other = elan.plan(packed, spec, 1, h, w, dtype, device, broad=True)
-        whole_pass(name, "overlapping, LFE for Hopper", other, spec, state, found, True)
     if "triton" in options.what:
         whole_pass(
             name,
@@ -298,20 +272,20 @@ def whole_pass(
     with torch.no_grad():
         wanted = build(spec, state).to(DEVICE)(made.input * spec.value_range) / spec.value_range
     wrong = error(made.output, wanted)
-    first, other = made.output.clone(), 0
+    first, differs = made.output.clone(), 0
     for _ in range(REPEATS):
         made.run()
-        other = max(other, int((made.output != first).sum()))
+        differs = max(differs, int((made.output != first).sum()))
     ms = graph_ms(made.launches)
     mib = made.workspace.bytes / 2**20
     row = {"network": name, "case": f"pass {h}x{w} {kind}", "ms": ms, "relative_l2": wrong, "mib": mib}
-    row["differs"] = other
+    row["differs"] = differs
     found.append(row)
     print(
         f"{name:5} pass {h}x{w} {kind}: {ms:.3f} ms, {made.flops / ms / 1e9:.0f} TFLOP/s, "
         f"{made.moved / ms / 1e6:.0f} GB/s, "
         f"{len(made.launches)} launches, {mib:.0f} MiB, error {wrong:.1e}"
-        f"{f'  TWO RUNS DIFFER in {other} numbers' if other else ''}",
+        f"{f'  TWO RUNS DIFFER in {differs} numbers' if differs else ''}",
         flush=True,
     )
     kinds: dict[Any, list[Launch]] = {}

@@ -317,10 +317,8 @@ def draw_timelines(
             faces: list[str] = []
             left = 0.0
             for kind, ms in parts:
-                alike = faces and faces[-1] == colours[kind]
-                if alike or (
-                    faces and ms < longest / 2000
-                ):  # one piece for neighbours of a kind, none for the unseen
+                unseen = ms < longest / 2000
+                if faces and (unseen or faces[-1] == colours[kind]):  # one piece for neighbours of a kind
                     spans[-1] = (spans[-1][0], spans[-1][1] + ms)
                 else:
                     spans.append((left, ms))

@@ -2,7 +2,7 @@
 
 Enlarging repeats pixels; networks of scale 1 invert them. `python fakebackend.py ARGUMENTS` runs the command line in
 a process of its own; FAKE_SECONDS makes every run of the network last that long, FAKE_ROOM lets every run of more
-pixels fail for lack of memory, FAKE_USER gives up root before any picture is read.
+pixels fail for lack of memory, FAKE_USER gives up root before any picture is read whole.
 """
 
 from __future__ import annotations

@@ -192,3 +192,15 @@ def test_a_folder_that_cannot_be_opened(tree: Path, monkeypatch: pytest.MonkeyPa
     assert [source for source, _ in pairs(jobs)] == ["in/a.png", "in/locked"]
     with pytest.raises(RestortError, match="in/locked"):
         read(jobs[1].source)
+
+
+def test_a_file_in_a_folder_that_cannot_be_entered(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = os.stat
+
+    def refuse(path, *arguments, **named):
+        if Path(os.fsdecode(path)).parent.name == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, *arguments, **named)
+
+    monkeypatch.setattr("os.stat", refuse)
+    assert pairs(collect(["locked/a.png"], "b.png")) == [("locked/a.png", "b.png")]

@@ -228,3 +228,12 @@ def test_exact_strips_run_where_they_are_fastest(machine: Any) -> None:
         settle(RESTORMER, "torch", "fp16", None)
     with pytest.raises(UsageError, match="use --backend torch or fused"):
         settle(RESTORMER, "openvino", "auto", None)
+
+
+def test_kernels_are_loaded_when_first_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_MODULE_LOADING", raising=False)
+    gpu.load_lazily()
+    assert os.environ["CUDA_MODULE_LOADING"] == "LAZY"
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "EAGER")
+    gpu.load_lazily()
+    assert os.environ["CUDA_MODULE_LOADING"] == "EAGER"

@@ -389,17 +389,6 @@ template <int N> DEVICE void group_multiply_turned(float (&d)[N][4], Operand a, 
     }
     group_multiply(d, mine, b);
 }
-template <int N> DEVICE void group_multiply_straight(float (&d)[N][4], Operand a, Operand b) {
-    u32 mine[4];
-    const int warp = emulator::current / 32 % 4, lane = emulator::current % 32;
-    for (int i = 0; i < 4; ++i)
-        mine[i] = load_shared(a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + lane * 4);
-    group_multiply(d, mine, b);
-}
-template <int N> DEVICE void group_product_straight(float (&d)[N][4], Operand a, Operand b) {
-    memset(d, 0, sizeof(d));
-    group_multiply_straight(d, a, b);
-}
 DEVICE float exp2_fast(float x) { return std::exp2(x); }
 DEVICE float reciprocal_fast(float x) { return 1 / x; }
 DEVICE float tanh_fast(float x) { return std::tanh(x); }

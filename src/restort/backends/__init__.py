@@ -169,6 +169,22 @@ def create(
     RestortError for a backend that is not installed or does not load, or has no GPU that it can use, with the
     remedy.
     """
+    check(backend, precision, threads)
+    runner = _on_a_gpu(weights, backend, precision, threads, say)
+    if runner is None:
+        from restort.backends.select import choose
+
+        runner = choose(weights, _candidates(backend, precision), threads=threads, say=say, make=make)
+    if hasattr(runner, "warn"):
+        runner.warn = warn
+    if hasattr(runner, "say"):
+        runner.say = say
+    return runner
+
+
+def check(backend: str, precision: str, threads: int | None) -> None:
+    """Raises the errors of `create` that need no weights and load no library: options that do not go together, a
+    backend that is not installed or has no GPU that it can use."""
     if backend != "auto" and backend not in _TABLE:
         raise UsageError(
             f"there is no backend {backend!r}; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
@@ -187,16 +203,14 @@ def create(
         )
     if backend != "auto" and not installed(backend):
         raise RestortError(f"the backend {backend} is not installed; get it with: {_TABLE[backend].remedy}")
-    runner = _on_a_gpu(weights, backend, precision, threads, say)
-    if runner is None:
-        from restort.backends.select import choose
+    if backend != "auto":
+        _check_usable(backend)
 
-        runner = choose(weights, _candidates(backend, precision), threads=threads, say=say, make=make)
-    if hasattr(runner, "warn"):
-        runner.warn = warn
-    if hasattr(runner, "say"):
-        runner.say = say
-    return runner
+
+def _check_usable(name: str) -> None:
+    found = trouble(name)
+    if found is not None:
+        raise RestortError(f"the backend {name} cannot be used: {found.reason}; {found.remedy}")
 
 
 def _on_a_gpu(
@@ -257,9 +271,7 @@ def _known(name: str) -> Trouble | None:
 def make(name: str, precision: str, weights: Weights, threads: int | None) -> Runner:
     """The Runner of one backend, without any choice; RestortError where its library does not load."""
     backend = _TABLE[name]
-    found = trouble(name)
-    if found is not None:
-        raise RestortError(f"the backend {name} cannot be used: {found.reason}; {found.remedy}")
+    _check_usable(name)
     try:
         importlib.import_module(_library(name))
         module: Any = importlib.import_module(f"restort.backends.{backend.module}")

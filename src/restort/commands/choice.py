@@ -34,14 +34,28 @@ def choose(args: argparse.Namespace, task: str | None = None) -> tuple[Weights, 
     Raises UsageError for weights of another task or scale than the command's, before anything is fetched.
     """
     from restort.models.checkpoint import load_weights
-    from restort.zoo.catalogue import default_for, find
     from restort.zoo.fetch import path_of
 
     scale = getattr(args, "scale", None)
-    if args.weights is not None:
+    entry = _entry(args, task)
+    if entry is None:
         weights = load_weights(args.weights.expanduser())
         _check_weights(weights, task, scale)
         return weights, None
+    # The licence is told even to those who want quiet: they accept it by fetching the file.
+    bar = False if getattr(args, "quiet", False) else None
+    weights = load_weights(path_of(entry, offline=args.offline, notice=say, progress=bar))
+    _check_weights(weights, task, scale, entry)
+    return weights, entry
+
+
+def _entry(args: argparse.Namespace, task: str | None) -> Entry | None:
+    """The entry of the catalogue that the options ask for; None for `--weights`."""
+    from restort.zoo.catalogue import default_for, find
+
+    scale = getattr(args, "scale", None)
+    if args.weights is not None:
+        return None
     if args.model is not None:
         entry = find(args.model)
     elif task is not None:
@@ -49,11 +63,15 @@ def choose(args: argparse.Namespace, task: str | None = None) -> tuple[Weights, 
     else:
         raise UsageError("say which model: --model NAME or --weights FILE")
     _check_entry(entry, task, scale)
-    # The licence is told even to those who want quiet: they accept it by fetching the file.
-    bar = False if getattr(args, "quiet", False) else None
-    weights = load_weights(path_of(entry, offline=args.offline, notice=say, progress=bar))
-    _check_weights(weights, task, scale, entry)
-    return weights, entry
+    return entry
+
+
+def check(args: argparse.Namespace, task: str | None = None) -> None:
+    """Raises the errors of `open_model` that the options alone can tell; nothing is fetched or loaded for it."""
+    from restort.pipeline.model import check_options
+
+    _entry(args, task)
+    check_options(args.backend, args.precision, args.tile, args.overlap, args.threads)
 
 
 def open_model(args: argparse.Namespace, task: str | None = None) -> Model:

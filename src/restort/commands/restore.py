@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restort.commands import ahead, choice, options
+
+if TYPE_CHECKING:
+    from restort.pipeline.job import Options, Summary
+    from restort.pipeline.model import Model
 
 _HELP = {
     "upscale": "enlarges pictures 2, 3 or 4 times",
@@ -62,12 +67,14 @@ def run(args: argparse.Namespace, task: str | None) -> int:
     from restort.imaging.folder import collect
     from restort.imaging.read import MAX_PIXELS
     from restort.imaging.write import QUALITY
-    from restort.pipeline.job import Options, restore_files
-    from restort.pipeline.progress import observer
+    from restort.pipeline.job import Options, Summary, restore_files
+    from restort.pipeline.progress import failure, observer
+    from restort.pipeline.sift import sift
 
     if args.ahead:
         return ahead.run(args, task)
     jobs = collect(args.inputs, args.output)
+    choice.check(args, task)
     output = Path(args.output)
     root = None if [job.target for job in jobs] == [output] else output
     how = Options(
@@ -75,42 +82,57 @@ def run(args: argparse.Namespace, task: str | None) -> int:
         args.quality or QUALITY,
         MAX_PIXELS if args.max_pixels == "default" else args.max_pixels,
     )
+    sound, refused = sift(jobs, how, named=args.inputs, alone=root is None)
+    for result in refused:
+        print(failure(result), file=sys.stderr, flush=True)
+    if not sound:
+        return _finish(args, how, Summary(refused, len(jobs)), None)
     with choice.open_model(args, task) as model:
         if not args.quiet:
             choice.say(f"{model.name} on {model.backend}, {model.precision}")
-        with observer(len(jobs), quiet=args.quiet) as seen:
-            summary = restore_files(model, jobs, root, how, seen)
-        totals = summary.totals()
-        status = 130 if summary.interrupted else 1 if totals["failed"] else 0
-        if not args.quiet:
-            choice.say(_closing(totals))
-        if args.json:
-            report: dict[str, Any] = {
-                "restort": _version(),
-                "command": args.name,
-                "status": status,
-                "model": {
-                    "name": model.name,
-                    "architecture": model.spec.architecture,
-                    "task": model.task,
-                    "scale": model.scale,
-                    "sha256": model.weights.digest,
-                },
-                "backend": model.backend,
-                "precision": model.precision,
-                "options": {
-                    "tile": "none" if args.tile is None else args.tile,
-                    "overlap": args.overlap,
-                    "overwrite": how.overwrite,
-                    "quality": how.quality,
-                    "max_pixels": how.max_pixels,
-                    "threads": args.threads,
-                },
-                "files": [result.to_json() for result in summary.files],
-                "totals": totals,
-            }
-            print(json.dumps(report, indent=2))
+        with observer(len(sound), quiet=args.quiet) as seen:
+            summary = restore_files(model, sound, root, how, seen)
+        summary.files[:0], summary.total = refused, len(jobs)
+        return _finish(args, how, summary, model)
+
+
+def _finish(args: argparse.Namespace, how: Options, summary: Summary, model: Model | None) -> int:
+    """Tells how the run went; the exit status. The model is None where no input was fit for one."""
+    totals = summary.totals()
+    status = 130 if summary.interrupted else 1 if totals["failed"] else 0
+    if not args.quiet:
+        choice.say(_closing(totals))
+    if args.json:
+        report: dict[str, Any] = {
+            "restort": _version(),
+            "command": args.name,
+            "status": status,
+            "model": model and _about(model),
+            "backend": model and model.backend,
+            "precision": model and model.precision,
+            "options": {
+                "tile": "none" if args.tile is None else args.tile,
+                "overlap": args.overlap,
+                "overwrite": how.overwrite,
+                "quality": how.quality,
+                "max_pixels": how.max_pixels,
+                "threads": args.threads,
+            },
+            "files": [result.to_json() for result in summary.files],
+            "totals": totals,
+        }
+        print(json.dumps(report, indent=2))
     return status
+
+
+def _about(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "architecture": model.spec.architecture,
+        "task": model.task,
+        "scale": model.scale,
+        "sha256": model.weights.digest,
+    }
 
 
 def _closing(totals: dict[str, Any]) -> str:

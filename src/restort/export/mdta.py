@@ -124,7 +124,7 @@ def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int)
     product has the squares of the norms, so that qk is read by nothing else. The sums over all pixels are those of
     `parts` equal parts, of which the pixels must be a multiple: a product of few rows and columns and a long sum keeps
     no more of a GPU busy than it has such parts. What is of q with q and of k with k stays where it is, multiplied by
-    nothing: to cut it off, TensorRT's reader of graphs makes 25 layers of one.
+    nothing: of a Slice that cuts it off, a TensorRT's reader of graphs may make 25 layers.
     """
     heads, c = a.heads, a.channels
     half = c // heads
@@ -147,9 +147,8 @@ def gram(g: GraphBuilder, qk: str, v: str, shape: str, a: Attention, parts: int)
     norms = g.op("Add", norms, g.weight(np.full((1, 1, 1, 1), ZERO_NORM), wide=True))
     product = g.op("Div", g.op("Div", product, norms), g.op("Transpose", norms, perm=[0, 1, 3, 2]))
     product = g.op("Mul", product, g.weight(a.temperature.reshape(1, heads, 1, 1), wide=True))
-    columns = np.where(
-        np.arange(both) < half, -2 * np.abs(a.temperature).max() - APART, 0.0
-    )  # those of q: none
+    apart = 2 * np.abs(a.temperature).max() + APART
+    columns = np.where(np.arange(both) < half, -apart, 0.0)  # none of q
     scores = g.op("Softmax", g.op("Add", product, g.weight(columns[None, None, None], wide=True)), axis=-1)
     rows = np.concatenate([_by_head(a), np.zeros((heads, c, half))], axis=2)[None]  # those of k: times 0
     matrix = g.op("MatMul", g.weight(rows, wide=True), scores)

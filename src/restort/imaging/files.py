@@ -13,9 +13,9 @@ from restort.errors import RestortError
 TEMPORARY_PREFIX = ".restort-"
 
 
-def read_bytes(path: Path, limit: int | None = None) -> bytes:
-    """The whole of a regular file. Raises RestortError where there is none or it is larger than `limit`
-    bytes."""
+def read_bytes(path: Path, limit: int | None = None, *, first: int = -1) -> bytes:
+    """The whole of a regular file, or its `first` bytes. Raises RestortError where there is none or it is larger
+    than `limit` bytes."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -26,7 +26,7 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
                     f"cannot read {path}: its {status.st_size / 1e6:.0f} MB are more than any picture within "
                     "the limit of pixels needs; raise the limit (--max-pixels) if the file is meant"
                 )
-            return file.read()
+            return file.read(first)
     except (OSError, ValueError, MemoryError) as error:
         raise RestortError(f"cannot read {path}: {_why(error, path)}") from None
 
@@ -89,7 +89,8 @@ def _why(error: Exception, path: Path) -> str:
         return "the file does not fit into the memory"
     code = getattr(error, "errno", None)
     if code == errno.ENOENT:
-        return "there is no such file" if os.path.isdir(path.parent) else f"there is no folder {path.parent}"
+        found = os.path.isdir(path.parent)
+        return f"there is no {'such file' if found else f'folder {path.parent}'}; check the path"
     if code in (errno.EISDIR, errno.ENXIO):
         return (
             "it is a folder, not a picture"
@@ -97,7 +98,7 @@ def _why(error: Exception, path: Path) -> str:
             else "it is not a regular file; give a picture file"
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        if os.path.isdir(path):
+        if os.path.isdir(path) and os.access(path, os.R_OK):  # Windows opens no folder
             return "it is a folder, not a picture"
         return "no permission; change the permissions or choose another place"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

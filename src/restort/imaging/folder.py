@@ -55,11 +55,12 @@ def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | N
     return jobs
 
 
+# os.path's isdir and isfile, not those of Path, which raise PermissionError behind a folder that may not be entered.
 def _is_folder(output: str | Path, sources: list[Path]) -> bool:
-    several = len(sources) > 1 or sources[0].is_dir()
+    several = len(sources) > 1 or os.path.isdir(sources[0])
     path = Path(output)
-    meant = path.is_dir() or str(output).endswith(("/", os.sep)) or not path.suffix
-    if several and (path.is_file() or not (meant or formats.output_format(path) is None)):
+    meant = os.path.isdir(path) or str(output).endswith(("/", os.sep)) or not path.suffix
+    if several and (os.path.isfile(path) or not (meant or formats.output_format(path) is None)):
         raise UsageError(f"{output} is a file, but several pictures need a folder; give the name of a folder")
     return several or meant
 
@@ -68,7 +69,7 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
     """Each picture with its target before clashes are seen to; every file once."""
     jobs: dict[str, Job] = {}
     for source in sources:
-        if source.is_dir():
+        if os.path.isdir(source):
             if _same(source, output):
                 raise UsageError(f"the output {output} is the input folder itself; choose another folder")
             base = output / source.resolve().name if len(sources) > 1 else output
@@ -95,7 +96,11 @@ def _walk(folder: Path, output: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(root, name)
-            if not name.startswith(".") and path.suffix.lower() in formats.READ_SUFFIXES and path.is_file():
+            if (
+                not name.startswith(".")
+                and path.suffix.lower() in formats.READ_SUFFIXES
+                and os.path.isfile(path)
+            ):
                 yield path
     yield from unreadable
 

@@ -19,6 +19,7 @@ from restort.imaging.vips import reason, to_array, vips
 
 MAX_PIXELS = 500_000_000
 """Pixels a picture may have unless told otherwise; colour at 16 bit then takes 3 GB."""
+_HEAD = 16  # bytes that tell the format
 
 _LOADERS = {
     "png": "pngload_buffer",
@@ -59,21 +60,39 @@ def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
     Raises RestortError, one sentence, for anything that is not such a picture, including files cut short.
     """
     path = Path(path)
-    data = read_bytes(path, limit=None if max_pixels is None else 16 * max_pixels + (64 << 20))
-    if not data:
+    data = read_bytes(path, _most_bytes(max_pixels))
+    source = _recognized(path, data[:_HEAD])
+    try:
+        if source.format == "bmp":
+            return _bmp(source, data, max_pixels)
+        return _through_vips(source, data, max_pixels)
+    except MemoryError:
+        raise RestortError(f"cannot read {path}: the picture does not fit into the memory") from None
+
+
+def check_input(path: Path, max_pixels: int | None = MAX_PIXELS) -> None:
+    """Raises the RestortError of `read` for what a look at the first bytes can tell: no such file, no permission,
+    no picture. Worth asking before long work."""
+    _recognized(path, read_bytes(path, _most_bytes(max_pixels), first=_HEAD))
+
+
+def _most_bytes(max_pixels: int | None) -> int | None:
+    return None if max_pixels is None else 16 * max_pixels + (64 << 20)
+
+
+def _recognized(path: Path, head: bytes) -> _Source:
+    """The source whose first `_HEAD` bytes are `head`; RestortError where its format is not read here."""
+    if not head:
         raise RestortError(f"cannot read {path}: the file is empty")
-    name = formats.sniff(data[:16])
+    name = formats.sniff(head)
     if name is None:
-        known = formats.foreign(data[:16])
+        known = formats.foreign(head)
         what = f"{known} files are not supported" if known else "it is not a picture in a format known here"
         raise RestortError(f"cannot read {path}: {what}; these are: {formats.READ_LIST}")
     source = _Source(path, name)
     if name == "tiff" and path.suffix.lower() in formats.RAW_SUFFIXES:
         raise source.unsupported("camera raw is not supported", "develop it to a 16-bit TIFF first")
-    try:
-        return _bmp(source, data, max_pixels) if name == "bmp" else _through_vips(source, data, max_pixels)
-    except MemoryError:
-        raise RestortError(f"cannot read {path}: the picture does not fit into the memory") from None
+    return source
 
 
 def _check_size(source: _Source, width: int, height: int, max_pixels: int | None) -> None:

@@ -228,11 +228,8 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define QUADS_5(t) QUADS_3(t), QUAD(t + 3), QUAD(t + 4)
 #define QUADS_6(t) QUADS_3(t), QUADS_3(t + 3)
 #define QUADS_8(t) QUADS_6(t), QUAD(t + 6), QUAD(t + 7)
-#define QUADS_9(t) QUADS_6(t), QUADS_3(t + 6)
 #define QUADS_12(t) QUADS_6(t), QUADS_6(t + 6)
-#define QUADS_23(t) QUADS_12(t), QUADS_6(t + 12), QUADS_5(t + 18)
 #define QUADS_24(t) QUADS_12(t), QUADS_12(t + 12)
-#define NUMBERS_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
 #define NUMBERS_20 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
 #define NUMBERS_24 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
@@ -240,19 +237,10 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define NUMBERS_32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NUMBERS_36 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35"
 #define NUMBERS_48 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
     "%42, %43, %44, %45, %46, %47"
-#define NUMBERS_92 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
-    "%44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, " \
-    "%66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, " \
-    "%88, %89, %90, %91"
 #define NUMBERS_96 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
@@ -267,21 +255,15 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
     }
 #define NUMBERS(N) NUMBERS_OF_##N
 #define QUADS(N) QUADS_OF_##N
-#define NUMBERS_OF_24 NUMBERS_12
 #define NUMBERS_OF_40 NUMBERS_20
 #define NUMBERS_OF_48 NUMBERS_24
 #define NUMBERS_OF_64 NUMBERS_32
-#define NUMBERS_OF_72 NUMBERS_36
 #define NUMBERS_OF_96 NUMBERS_48
-#define NUMBERS_OF_184 NUMBERS_92
 #define NUMBERS_OF_192 NUMBERS_96
-#define QUADS_OF_24 QUADS_3(0)
 #define QUADS_OF_40 QUADS_5(0)
 #define QUADS_OF_48 QUADS_6(0)
 #define QUADS_OF_64 QUADS_8(0)
-#define QUADS_OF_72 QUADS_9(0)
 #define QUADS_OF_96 QUADS_12(0)
-#define QUADS_OF_184 QUADS_23(0)
 #define QUADS_OF_192 QUADS_24(0)
 GROUP_MULTIPLY(48, "%24", "%25", "%26", "%27", "%28")
 GROUP_MULTIPLY(64, "%32", "%33", "%34", "%35", "%36")
@@ -305,23 +287,6 @@ GROUP_PRODUCT(40, "%20", "%21", "%22", "%23", "%24")
 GROUP_MULTIPLY_TURNED(48, "%24", "%25")
 GROUP_MULTIPLY_TURNED(96, "%48", "%49")
 GROUP_MULTIPLY_TURNED(192, "%96", "%97")
-GROUP_MULTIPLY(72, "%36", "%37", "%38", "%39", "%40")
-GROUP_MULTIPLY(184, "%92", "%93", "%94", "%95", "%96")
-GROUP_PRODUCT(72, "%36", "%37", "%38", "%39", "%40")
-GROUP_PRODUCT(96, "%48", "%49", "%50", "%51", "%52")
-// d = a b and d += a b with both from shared memory, a as it is: 8 x 8 pieces of 8 rows of 8 numbers each (16 bytes are 8 numbers
-// of a row), the next 8 rows `columns` bytes on, the next 8 numbers `rows` bytes; b as it comes first.
-#define GROUP_STRAIGHT(N, A, B) \
-    DEVICE void group_product_straight(float (&d)[N / 8][4], u64 a, u64 b) { \
-        asm volatile("{.reg .pred p; setp.ne.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
-                     " {" NUMBERS(N) "}, " A ", " B ", p, 1, 1, 0, 0;}" : QUADS(N) : "l"(a), "l"(b)); \
-    } \
-    DEVICE void group_multiply_straight(float (&d)[N / 8][4], u64 a, u64 b) { \
-        asm volatile("{.reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." MMA_TYPE "." MMA_TYPE \
-                     " {" NUMBERS(N) "}, " A ", " B ", p, 1, 1, 0, 0;}" : QUADS(N) : "l"(a), "l"(b)); \
-    }
-GROUP_STRAIGHT(24, "%12", "%13")
-GROUP_STRAIGHT(72, "%36", "%37")
 #else
 DEVICE void publish_to_groups() {}
 #endif

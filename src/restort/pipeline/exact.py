@@ -42,19 +42,12 @@ class ExactRunner(Protocol):
     ) -> Iterator[tuple[int, npt.NDArray[Any]]]: ...
 
 
-def settle(spec: Spec, backend: str, precision: str, overlap: int | None) -> tuple[str, str]:
-    """The backend and precision that 'exact' runs on, given those asked for; UsageError where there are none."""
-    if not spec.whole_image:
-        raise UsageError(
-            "--tile exact is for Restormer; ELAN looks at small windows, so its tiles agree with the whole picture "
-            "as they are: use --tile auto or none"
-        )
+def check_exact(backend: str, precision: str, overlap: int | None) -> None:
+    """Raises UsageError for options that 'exact' takes with no model; the backend may still be 'auto'."""
     if overlap is not None:
         raise UsageError("--tile exact has no tiles that could overlap; leave --overlap out")
     if backend == "auto":
-        from restort.backends import installed, trouble
-
-        backend = "fused" if installed("fused") and trouble("fused") is None else "torch"
+        return
     if backend not in BACKENDS:
         raise UsageError(f"the backend {backend} has no --tile exact; use --backend {' or '.join(BACKENDS)}")
     if precision not in ("auto", *BACKENDS[backend]):
@@ -62,6 +55,20 @@ def settle(spec: Spec, backend: str, precision: str, overlap: int | None) -> tup
             f"--tile exact on the backend {backend} computes in {' or '.join(BACKENDS[backend])}, not in {precision}; "
             "leave --precision out"
         )
+
+
+def settle(spec: Spec, backend: str, precision: str, overlap: int | None) -> tuple[str, str]:
+    """The backend and precision that 'exact' runs on, given those asked for; UsageError where there are none."""
+    if not spec.whole_image:
+        raise UsageError(
+            "--tile exact is for Restormer; ELAN looks at small windows, so its tiles agree with the whole picture "
+            "as they are: use --tile auto or none"
+        )
+    if backend == "auto":
+        from restort.backends import installed, trouble
+
+        backend = "fused" if installed("fused") and trouble("fused") is None else "torch"
+    check_exact(backend, precision, overlap)
     return backend, BACKENDS[backend][0] if precision == "auto" else precision
 
 

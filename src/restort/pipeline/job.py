@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from restort.errors import RestortError
+from restort.imaging.files import check_free
 from restort.imaging.picture import Picture
 from restort.imaging.read import MAX_PIXELS, read
 from restort.imaging.write import QUALITY
@@ -207,7 +208,7 @@ class _Run:
             claim.close()
             if not isinstance(error, Exception):
                 raise
-            return _failed(job, error)
+            return failed(job, error)
         if result is not None:
             claim.close()
             return result
@@ -238,7 +239,7 @@ class _Run:
                 "use --overwrite to replace it, or another output folder"
             )
         if state == "unknown":
-            raise RestortError(f"{job.target} exists already; use --overwrite to replace it")
+            check_free(job.target, overwrite=False)
         return None
 
     def _read_ahead(self, ready: _Ready) -> None:
@@ -265,7 +266,7 @@ class _Run:
         try:
             restored = self._restore(ready)
         except Exception as error:
-            return _failed(job, error, time.perf_counter() - start)
+            return failed(job, error, time.perf_counter() - start)
         finally:
             ready.content = None  # the picture's memory
             ready.claim.close()
@@ -315,7 +316,8 @@ class _Run:
         return restored
 
 
-def _failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:
+def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:
+    """The result of a job that an error ended."""
     return FileResult(job.source, job.target, "failed", seconds, message=sentence(error))
 
 

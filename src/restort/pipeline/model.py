@@ -24,7 +24,7 @@ from restort.imaging.picture import Picture
 from restort.imaging.read import MAX_PIXELS, read
 from restort.imaging.tiles import Network, TileOption, TilePlan, plan, run_tiled, stream_tiled
 from restort.imaging.write import QUALITY, check_output, write
-from restort.pipeline.exact import run_exact, settle, stream_exact
+from restort.pipeline.exact import check_exact, run_exact, settle, stream_exact
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -283,6 +283,7 @@ def load(
 
     Raises UsageError for an unknown name or option, RestortError where the weights or the backend fail.
     """
+    check_options(backend, precision, tile, overlap, threads)
     path, entry = locate(model, offline=offline, notice=say or _to_stderr)
     from restort.models.checkpoint import load_weights
 
@@ -319,6 +320,18 @@ def assemble(
     name = entry.name if entry is not None else weights.path.stem
     asked = (backend, precision)
     return Model(weights, runner, name=name, entry=entry, asked=asked, tile=tile, overlap=overlap)
+
+
+def check_options(
+    backend: str, precision: str, tile: TileOption, overlap: int | None, threads: int | None
+) -> None:
+    """Raises UsageError for options of `load` that are wrong with any model, RestortError for a backend that cannot be
+    used; worth asking before weights are fetched."""
+    from restort.backends import check
+
+    check(backend, precision, threads)
+    if tile == "exact":
+        check_exact(backend, precision, overlap)
 
 
 def locate(model: str | Path, *, offline: bool, notice: Say) -> tuple[Path, Entry | None]:

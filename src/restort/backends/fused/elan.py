@@ -35,17 +35,14 @@ def plan(
     device: Any,
     keep_blocks: bool = False,
     tiled: bool | None = None,
-    broad: bool = False,
 ) -> Pass:
     """The launches for n pictures of h x w pixels, multiples of 16; `packed` is on `device`.
 
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
     `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
-    `broad`: of these, local feature extraction by that for Hopper alone, where it fits (restort.kernels.lfe.wide.tiles
-    tells why it is not the usual one).
     """
-    capability, processors = machine(torch.device(device))
+    capability, _ = machine(torch.device(device))
     if tiled is None:
         tiled = _can_tile(packed, torch.device(device), capability)
     workspace = Workspace()
@@ -79,20 +76,7 @@ def plan(
             y = turns[0] if x is not turns[0] else turns[1]
             lfe_blob, attention_blob = block.tiled if tiled and block.tiled else (None, None)
             launches.append(
-                lfe.wide.launch(
-                    x,
-                    block.local_wide,
-                    block.queries is not None,
-                    y,
-                    values,
-                    queries,
-                    spec.channels,
-                    capability,
-                    f"{label}.lfe",
-                    processors,
-                )
-                if tiled and broad and lfe.wide.fits(spec.channels, packed.part, capability)
-                else lfe.tile.launch(
+                lfe.tile.launch(
                     x,
                     lfe_blob,
                     block.queries is not None,

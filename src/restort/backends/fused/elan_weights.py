@@ -10,7 +10,6 @@ range and what the network adds to the colours into head and tail.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,7 +21,6 @@ import torch
 from restort.errors import RestortError
 from restort.kernels.common import power
 from restort.kernels.lfe import tile as lfe_tile
-from restort.kernels.lfe import wide
 from restort.kernels.upsample_tail import tile as upsample_tile
 from restort.kernels.window_attention import WINDOWS
 from restort.kernels.window_attention import tile as attention_tile
@@ -42,8 +40,6 @@ BATCH_NORM_EPSILON = 1e-5
 class Block:
     """One LFE and one GMSA."""
 
-    channels: int
-    part: int  # DS
     w0: Tensor  # (5, CS, HP) T: the hidden channels of each group of the second shift
     b0: Tensor  # (5, HP) float32
     w1: Tensor  # (5, HP, CS) T
@@ -57,11 +53,6 @@ class Block:
     def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the LFE kernel takes."""
         return self.w0, self.b0, self.w1, self.b1
-
-    @functools.cached_property
-    def local_wide(self) -> Tensor:
-        """What the LFE kernel takes, and the projections, as restort.kernels.lfe.wide reads them."""
-        return wide.pack(self.local, self.values, self.queries, self.channels, self.part)
 
 
 @dataclass(frozen=True)
@@ -174,7 +165,7 @@ class _Packer:
                 lfe_tile.pack(local, values, queries, channels, self.part),
                 attention_tile.pack(out, channels, self.part),
             )
-        return Block(channels, self.part, *local, values=values, queries=queries, out=out, tiled=tiled)
+        return Block(*local, values=values, queries=queries, out=out, tiled=tiled)
 
     def _pointwise(self, name: str) -> tuple[Array, Array]:
         """(inputs, outputs) and (outputs,)."""
