@@ -17,115 +17,23 @@ GPU (others run beside it, so it is a hint), its difference to the float32 engin
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tensorrt86_cases import parsed
+from tensorrt86_trail import MESSAGES, Record, Trail
+from tensorrt86_variants import VARIANTS, Variant, weights_of
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 40.0
 FULL = 120.0  # for networks of all blocks, at least
-MESSAGES = 40
-REFERENCE = (
-    "attention after, norm arithmetic, level 0"  # in float32: what seems the least for a compiler to fail at
-)
-SIZES = {"r": (256, 256), "R": (368, 552), "l": (192, 320), "L": (192, 320), "e": (192, 320), "E": (192, 320)}
-Record = dict[str, Any]
-
-# In the order of use: as it is, one change at a time, two, ways that need no float16 graph, threads, full sizes.
-VARIANTS = (
-    f"r: fp32, {REFERENCE}",
-    "r: ",
-    "r: static 0",
-    "r: level 2",
-    "r: constraints pinned, level 2",
-    "r: attention unit",
-    "r: norm arithmetic",
-    "r: attention after, norm arithmetic, level 2",
-    "r: attention parts",
-    "r: constraints wide, level 2",
-    "r: constraints pinned, attention after, norm arithmetic",
-    "r: attention unit, norm arithmetic",
-    f"l: fp32, {REFERENCE}",
-    "l: ",
-    "l: level 2",
-    "l: static 0",
-    "r: attention parts, norm arithmetic, level 2",
-    "r: static 0, level 2",
-    "r: constraints none, level 2",
-    "r: attention after",
-    "r: attention before",
-    "r: level 0",
-    "r: level 1",
-    "r: norm layer",
-    "r: attention folded",
-    "r: constraints pinned, norm convolution, attention after, level 1",
-    "r: attention unit, norm arithmetic, gate separate, level 1",
-    "r: threads 1",
-    "l: threads 1",
-    "l: level 0",
-    "l: windows shuffle",
-    "l: constraints pinned, level 2",
-    "E: level 2",
-    "E: level 1",
-    "L: level 2",
-    "E: ",
-)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One engine: a letter of the network (SIZES), its size, and what is other than usual in words."""
-
-    network: str
-    height: int
-    width: int
-    precision: str
-    form: str
-
-    @staticmethod
-    def of(text: str) -> Variant:
-        """From 'r: attention unit', 'r: fp32, level 0' or 'R 720x1280: level 2'."""
-        place, _, form = text.partition(":")
-        name, *size = place.split()
-        height, width = map(int, size[0].split("x")) if size else SIZES[name]
-        parts = [part.strip() for part in form.split(",") if part.strip()]
-        precision = parts.pop(0) if parts and parts[0] in ("fp32", "tf32", "fp16") else "fp16"
-        found = Variant(name, height, width, precision, ", ".join(parts))
-        parsed(found.form)
-        return found
-
-    @property
-    def place(self) -> str:
-        return f"{self.network} {self.height}x{self.width}"
-
-    def __str__(self) -> str:
-        return f"{self.place} {self.precision}: {self.form or 'as used'}"
-
-
-def weights_of(network: str) -> Any:
-    from gpu_workloads import NETWORKS
-    from random_weights import random_state
-
-    from restort.models.checkpoint import Weights
-
-    name = {"r": "restormer", "l": "elan-light-x4", "e": "elan-x4"}[network.lower()]
-    spec: Any = NETWORKS[name]
-    if network == "r":
-        spec = replace(spec, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)
-    elif network.islower():
-        spec = replace(spec, blocks=4)
-    return Weights(random_state(spec), spec, {}, hashlib.sha256(repr(spec).encode()).hexdigest(), Path(name))
 
 
 def measure(variant: Variant, answer: Path) -> None:
@@ -182,77 +90,6 @@ def measure(variant: Variant, answer: Path) -> None:
     except BaseException as error:
         tell(record["step"], error=f"{type(error).__name__}: {error}")
     tell(record["step"], **trail.found())
-
-
-class Trail:
-    """All that the library says: errors and warnings, the last lines of any kind, the parts it gives to Myelin.
-
-    `seldom` is called about once a second from the library's own thread, so that a process that is killed has told.
-    """
-
-    def __init__(self, flavour: Any, seldom: Any) -> None:
-        self.bad: list[str] = []
-        self.last: deque[str] = deque(maxlen=MESSAGES)
-        self.foreign: dict[str, float] = {}
-        self.runners: dict[str, list[float]] = {}  # by kind of kernel: layers, tactics, seconds
-        self.slowest: dict[str, float] = {}  # seconds by layer
-        self.timing: tuple[str, str, float] | None = None
-        self.start = self.told = time.monotonic()
-        before, module, trail = flavour.log.logger, flavour.module, self
-
-        class Logger(module.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                module.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                before.log(severity, message)
-                trail.hear(severity.name, message)
-                if time.monotonic() - trail.told > 1:
-                    trail.told = time.monotonic()
-                    with contextlib.suppress(Exception):  # which the library would end the process for
-                        seldom()
-
-        flavour.log.logger = Logger()
-
-    def hear(self, severity: str, message: str) -> None:
-        text = f"{time.monotonic() - self.start:.1f} {severity}: {message[:600]}"
-        self.last.append(text)
-        self.follow(message)
-        if severity not in ("VERBOSE", "INFO"):
-            self.bad.append(text)
-        elif "ForeignNode[" in message:
-            for name in re.findall(r"ForeignNode\[[^\]]*\]", message):
-                self.foreign.setdefault(name[:140], round(time.monotonic() - self.start, 1))
-
-    def follow(self, message: str) -> None:
-        """Where the builder's time goes: it names a layer and its kind of kernel, then each tactic that it times."""
-        now = time.monotonic() - self.start
-        if message.startswith("Tactic: ") and self.timing:
-            self.runners[self.timing[1]][1] += 1
-        begins = re.match(r"-* Timing Runner: (.*) \((\w+)", message)
-        if begins or message.startswith(("*****", "=====", "Fastest Tactic")):
-            if self.timing:
-                layer, kind, since = self.timing
-                self.runners[kind][2] += now - since
-                self.slowest[layer] = self.slowest.get(layer, 0.0) + now - since
-            self.timing = None
-        if begins:
-            self.timing = begins[1], begins[2], now
-            self.runners.setdefault(begins[2], [0, 0, 0.0])[0] += 1
-
-    def found(self) -> Record:
-        worst = [text for text in self.bad if "ERROR:" in text]
-        warnings = [text for text in self.bad if "ERROR:" not in text]
-        return {
-            "messages": [*worst, *warnings][:MESSAGES],
-            "last": [text[:300] for text in self.last],
-            "foreign": dict(list(self.foreign.items())[:MESSAGES]),
-            "runners": {kind: [*map(round, numbers)] for kind, numbers in self.runners.items()},
-            "slowest": {
-                name[:120]: round(seconds, 1)
-                for name, seconds in sorted(self.slowest.items(), key=lambda item: -item[1])[:MESSAGES]
-            },
-        }
 
 
 def timeline(engine: Any, x: Any) -> Record:

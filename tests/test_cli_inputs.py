@@ -76,6 +76,24 @@ def test_one_sentence_and_no_model(
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        (["evaluate", "--dataset", "gone"], 1, "there is no folder gone; give the folder of a test set"),
+        (["evaluate", "--dataset", "pictures", "--backend", "abacus"], 2, "abacus"),
+        (["compare", "gone.png", *(sides := ["--backend", "torch", "--against", "openvino"])], 1, "gone.png"),
+        (["compare", "text.png", *sides], 1, "it is not a picture in a format known here"),
+        (["compare", "empty", *sides], 1, "there are no pictures in empty"),
+    ],
+)
+def test_measuring_looks_first_as_well(
+    no_model: None, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, expected: str
+) -> None:
+    assert main([*arguments, *FETCHED, "--quiet"]) == status
+    told = capsys.readouterr()
+    assert told.out == "" and expected in told.err
+
+
 def test_a_folder_of_bad_pictures(no_model: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["upscale", "texts", "gone.png", "-o", "out", "--json"]) == 1
     told = capsys.readouterr()

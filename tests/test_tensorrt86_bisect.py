@@ -20,7 +20,8 @@ import pytest
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     yield importlib.import_module("tensorrt86_bisect")
-    for name in ("gpu_workloads", "tensorrt86", "tensorrt86_bisect", "tensorrt86_cases", "random_weights"):
+    kinds = ("", "_bisect", "_cases", "_trail", "_variants")
+    for name in ("gpu_workloads", *(f"tensorrt86{kind}" for kind in kinds), "random_weights"):
         sys.modules.pop(name, None)
 
 

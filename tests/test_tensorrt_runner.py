@@ -74,6 +74,23 @@ def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weigh
     second.close()
 
 
+def test_types_that_the_library_does_not_tell_are_doubted(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = supply.build
+
+    def silent(*arguments: Any) -> Built:
+        built = build(*arguments)
+        told = {"precision": "fp16", "unchecked": "the library tells nothing but their names"}
+        return replace(built, report=built.report | told)
+
+    monkeypatch.setattr(supply, "build", silent)
+    runner, said = made(weights)
+    runner(picture())
+    assert said[2:] == ["whether it computes in fp16 is not sure: the library tells nothing but their names"]
+    runner.close()
+
+
 def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights: Weights) -> None:
     first, _ = made(weights)
     x = picture(n=3)

@@ -169,7 +169,7 @@ def create(
     RestortError for a backend that is not installed or does not load, or has no GPU that it can use, with the
     remedy.
     """
-    check(backend, precision, threads)
+    _check_request(backend, precision, threads)
     runner = _on_a_gpu(weights, backend, precision, threads, say)
     if runner is None:
         from restort.backends.select import choose
@@ -185,6 +185,13 @@ def create(
 def check(backend: str, precision: str, threads: int | None) -> None:
     """Raises the errors of `create` that need no weights and load no library: options that do not go together, a
     backend that is not installed or has no GPU that it can use."""
+    _check_request(backend, precision, threads)
+    if backend != "auto":
+        _check_usable(backend)
+
+
+def _check_request(backend: str, precision: str, threads: int | None) -> None:
+    """The same without asking for a GPU, which `make` does."""
     if backend != "auto" and backend not in _TABLE:
         raise UsageError(
             f"there is no backend {backend!r}; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
@@ -203,8 +210,6 @@ def check(backend: str, precision: str, threads: int | None) -> None:
         )
     if backend != "auto" and not installed(backend):
         raise RestortError(f"the backend {backend} is not installed; get it with: {_TABLE[backend].remedy}")
-    if backend != "auto":
-        _check_usable(backend)
 
 
 def _check_usable(name: str) -> None:

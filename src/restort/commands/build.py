@@ -274,6 +274,8 @@ def _beginning(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
 
 
 def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> None:
+    from restort.backends.tensorrt.inspect import doubt
+
     report = built.report
     if args.json:
         about = {"command": "build", "status": 0, "name": stem, "target": str(target)}
@@ -284,5 +286,5 @@ def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> 
             f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
             f"layers by type: {', '.join(counts)}"
         )
-        if report.get("unchecked"):
-            choice.say(f"whether it computes in {report['precision']} is not sure: {report['unchecked']}")
+        if found := doubt(report):
+            choice.say(found)

@@ -60,15 +60,16 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.plot):
         if path is not None:
             check_free(path, args.overwrite)
-    weights, entry = choice.choose(args)
     from restort.measure.compare import compare
-    from restort.measure.samples import samples
+    from restort.measure.samples import files, samples
 
+    inputs = files(args.inputs)  # before anything is fetched
+    weights, entry = choice.choose(args)
     comparison = compare(
         weights,
         args.backend,
         args.against,
-        samples(weights.spec, args.inputs, args.size),
+        samples(weights.spec, inputs, args.size),
         name=None if entry is None else entry.name,
         blocks=args.blocks,
         epsilon=args.epsilon,

@@ -48,8 +48,11 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from restort.imaging.files import check_free, write_bytes
+    from restort.measure.datasets import check_folder
     from restort.measure.evaluate import evaluate
 
+    choice.check(args)
+    check_folder(args.dataset)
     if args.output is not None:
         check_free(args.output, args.overwrite)
     shown = not args.quiet and sys.stderr.isatty()

@@ -55,14 +55,12 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("model", f"{model['name']} ({model['architecture']}{scale})"))
     lines += [("runs with", runs), ("precision", _precision(found))]
     layers = [f"{n} {kind}" for kind, n in found["layers"].items() if kind != "source"]
-    of = "the engine" if found["layers"].get("source") == "engine" else "the network"
-    if of == "the network":
-        strong = found.get("flags", {}).get("strongly_typed", True)
-        of += (
-            ", strongly typed"
-            if strong
-            else f", not checked: {found.get('unchecked', 'the engine was not opened')}"
-        )
+    if found["layers"].get("source") == "engine":
+        of = "the engine"
+    elif found.get("flags", {}).get("strongly_typed", True):
+        of = "the network, strongly typed"
+    else:
+        of = f"the network, not checked: {found.get('unchecked', 'the engine was not opened')}"
     lines.append(("layers", f"{', '.join(layers)} (by type of output, of {of})"))
     ports = () if found["opened"] else (*found["graph"]["inputs"], *found["graph"]["outputs"])
     for port in ports:

@@ -78,10 +78,10 @@ def statistics(model: onnx.ModelProto) -> set[str]:
         maker = made.get(waiting.pop())
         if maker is None or maker.output[0] in found or maker.op_type in ("Split", "Conv", "Gather"):
             continue
-        if maker.op_type == "Reshape" and not {"MatMul", "ReduceSum"} & {
-            made[name].op_type for name in maker.input[:1] if name in made
-        }:
-            continue  # the reshape of q and k, before the product
+        if maker.op_type == "Reshape":
+            source = made.get(maker.input[0])
+            if source is None or source.op_type not in ("MatMul", "ReduceSum"):
+                continue  # the reshape of q and k, before the product
         found.update(maker.output)
         if maker.op_type not in ("MatMul", "Einsum"):
             waiting.extend(maker.input)

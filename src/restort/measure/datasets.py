@@ -72,6 +72,12 @@ class Dataset:
         return list(dict.fromkeys(case.condition for case in self.cases))
 
 
+def check_folder(folder: Path) -> None:
+    """RestortError where a test set's folder is none."""
+    if not folder.is_dir():
+        raise RestortError(f"there is no folder {folder}; give the folder of a test set")
+
+
 def open_dataset(
     folder: Path,
     task: str,
@@ -104,8 +110,7 @@ def open_dataset(
         raise UsageError(f"the limit of pictures must be at least 1, not {limit}")
     if crop is not None and crop < 16:
         raise UsageError(f"the crop must be at least 16 pixels, not {crop}")
-    if not folder.is_dir():
-        raise RestortError(f"there is no folder {folder}; give the folder of a test set")
+    check_folder(folder)
     seen = _Sources(folder, channels, limit, crop)
     if task == "upscale":
         return _upscale(seen, scale)

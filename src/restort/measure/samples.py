@@ -36,8 +36,26 @@ def synthetic(spec: Spec, size: Size = SIZE, seed: int = SEED) -> Sample:
     return Sample(f"dead leaves, seed {seed}", np.stack(planes))
 
 
+def files(inputs: Sequence[Path]) -> list[Path]:
+    """The pictures of `inputs`, of which those given by name have been looked at; nothing of a folder is opened.
+
+    Raises RestortError for a file that is none or no picture, and for a folder without pictures.
+    """
+    from restort.imaging.read import check_input
+    from restort.measure.datasets import pictures
+
+    found: list[Path] = []
+    for place in inputs:
+        if place.is_dir():
+            found += pictures(place)
+        else:
+            check_input(place)
+            found.append(place)
+    return found
+
+
 def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -> Iterator[Sample]:
-    """The pictures of `inputs`, files and folders, one sample each; the synthetic one where there are none.
+    """The pictures `inputs` (see `files`), one sample each; the synthetic one where there are none.
 
     With `size` a picture's middle is taken, or, for a batch, that many parts along its diagonal. Raises
     UsageError where a picture is smaller, and for networks whose input no picture is (dual-pixel).
@@ -46,16 +64,12 @@ def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -
         yield synthetic(spec, size or SIZE)
         return
     from restort.imaging.read import read
-    from restort.measure.datasets import pictures
 
     if spec.in_channels not in (1, 3):
         raise UsageError(
             f"these weights take {spec.in_channels} channels, a pair of dual-pixel pictures; give no INPUT"
         )
-    paths = [path for place in inputs for path in (pictures(place) if place.is_dir() else [place])]
-    if not paths:
-        raise UsageError(f"there are no pictures in {inputs[0]}")
-    for path in paths:
+    for path in inputs:
         x = read(path).to_unit(spec.in_channels)
         yield Sample(path.name, x if size is None else _parts(x, size, path))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from restort.imaging.files import check_free
@@ -12,7 +12,7 @@ from restort.pipeline.job import FileResult, Options, failed
 
 
 def sift(
-    jobs: Iterable[Job], options: Options, *, named: Collection[Path], alone: bool
+    jobs: Iterable[Job], options: Options, *, named: Iterable[Path], alone: bool
 ) -> tuple[list[Job], list[FileResult]]:
     """The jobs to do, and the failures of the others.
 
@@ -20,6 +20,7 @@ def sift(
             to find one that can be read: to open all of a large folder takes long, and a bad one is told in its turn.
     alone   the target is a single file, of which no manifest tells whether it may be made again.
     """
+    named = frozenset(named)
     sound: list[Job] = []
     refused: list[FileResult] = []
     for job in jobs:

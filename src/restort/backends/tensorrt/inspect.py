@@ -35,6 +35,12 @@ def told(flavour: Flavour, engine: Any) -> tuple[list[dict[str, Any]], str]:
     return found, "" if found else "the library tells nothing but their names"
 
 
+def doubt(report: dict[str, Any]) -> str:
+    """What is not sure of a new engine, in a sentence; '' where its types were checked."""
+    why = report.get("unchecked")
+    return f"whether it computes in {report['precision']} is not sure: {why}" if why else ""
+
+
 def opened(flavour: Flavour, plan: bytes) -> Any:
     """The engine of a plan. Raises RestortError where it cannot be opened here."""
     with flavour.log.listening() as heard:

@@ -167,13 +167,12 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
         if layer.type in (module.LayerType.CONSTANT, module.LayerType.SHAPE) or not outputs:
             continue
         names = {outputs[0].name, layer.name, re.sub(r"_\d+$", "", layer.name)}
-        product = layer.type == module.LayerType.MATRIX_MULTIPLY and not names & named
-        if layer.type == module.LayerType.CONVOLUTION or product:
-            layer.precision = by_name["float16"]
-        elif names & named:
+        if names & named:
             layer.precision = by_name["float32"]
             if not names & ends:
                 layer.set_output_type(0, by_name["float32"])
+        elif layer.type in (module.LayerType.CONVOLUTION, module.LayerType.MATRIX_MULTIPLY):
+            layer.precision = by_name["float16"]
         else:
             continue
         held += 1

@@ -13,6 +13,7 @@ from restort.backends.gpu import Trouble, look
 from restort.backends.tensorrt.build import NOT_IN_KEYS, BuildOptions, Built, build, graph_precision
 from restort.backends.tensorrt.cache import EngineCache, Say, Stored
 from restort.backends.tensorrt.gpu import Gpu, gpu
+from restort.backends.tensorrt.inspect import doubt
 from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, slug
 from restort.backends.tensorrt.progress import Progress
 from restort.backends.tensorrt.timings import Timings
@@ -130,10 +131,8 @@ class Supply:
         if stored.built:
             about = stored.about
             self.say(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
-            if "unchecked" in about["layers"]:
-                self.say(
-                    f"whether it computes in {self.precision} is not sure: {about['layers']['unchecked']}"
-                )
+            if found := doubt(about):
+                self.say(found)
         return stored
 
     def _build(self, profile: Profile) -> Built:
