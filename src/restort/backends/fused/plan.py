@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 import restort
 from restort.backends.base import check_shape
 from restort.backends.fused.passes import Pass
+from restort.backends.fused.plan_cache import sources_digest
 from restort.backends.fused.plan_file import (
     ADDRESS,
     ALIGNMENT,
@@ -111,6 +112,7 @@ def _described(made: Pass, weights: Weights, precision: str, capability: int, pr
         "model": weights.metadata.get("name") or weights.path.stem,
         "weights_sha256": weights.digest,
         "restort": restort.__version__,
+        "sources": sources_digest(),
         "compilers": _compilers(),
     }
     shapes = tuple(made.input.shape), tuple(made.output.shape)

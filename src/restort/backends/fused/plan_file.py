@@ -16,7 +16,8 @@ Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt
                 the network it stands, zeros after
     arguments   16 bytes each: uint32 kind (0: address, 1: int32, 2: the address 0), uint32 region of an address,
                 int64 offset in that region, or the number
-    text        JSON, for people and Python: architecture, precision, model, weights_sha256, restort, compilers
+    text        JSON, for people and Python: architecture, precision, model, weights_sha256, restort, sources
+                (digest of the kernels' sources), compilers
     contents    cubins and contents of regions, each at a multiple of 256
 
 Kinds of region: 0 the input, 1 the output, both float32 and given by the caller; 2 weights; 3 the pass's scratch;
