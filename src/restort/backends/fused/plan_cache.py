@@ -154,15 +154,19 @@ def made(wanted: Wanted, processes: int | None = None) -> bytes:
     return make_plan(wanted.weights, wanted.precision, wanted.shape, wanted.capability, processes=count)
 
 
+def opened(path: Path) -> Plan:
+    """The plan of a file. Raises RestortError, which names it, where it is none or damaged."""
+    data = read_bytes(path)
+    try:
+        return read_plan(data)
+    except RestortError as error:
+        raise RestortError(f"{path}: {error}") from None
+
+
 def given(path: Path, wanted: Wanted) -> Path:
     """The path of a plan that a user names, made absolute. Raises UsageError where it is of something else."""
     path = path.expanduser().resolve()
-    data = read_bytes(path)
-    try:
-        plan = read_plan(data)
-    except RestortError as error:
-        raise RestortError(f"{path}: {error}") from None
-    if found := wanted.differs(plan):
+    if found := wanted.differs(opened(path)):
         raise UsageError(f"the plan {path} does not fit: {found}; make one with `{wanted.command}`")
     return path
 
