@@ -100,8 +100,8 @@ class PlanCache:
             os.utime(path)
         return path
 
-    def provide(self, wanted: Wanted, say: Say) -> Path:
-        """The same, or one that is made now. Raises RestortError where it cannot be made or written."""
+    def provide(self, wanted: Wanted, say: Say, processes: int | None = None) -> Path:
+        """The same, or one that is made now, by so many processes. Raises RestortError where that fails."""
         found = self.find(wanted)
         if found is not None:
             return found
@@ -117,7 +117,7 @@ class PlanCache:
         )
         path = self.folder / wanted.name
         try:
-            write_bytes(path, made(wanted), overwrite=True)
+            write_bytes(path, made(wanted, processes), overwrite=True)
         except RestortError as error:
             if not os.access(self.folder, os.W_OK):
                 raise RestortError(f"{error}; set RESTORT_CACHE to another folder") from None
