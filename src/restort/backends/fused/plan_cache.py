@@ -107,10 +107,11 @@ class PlanCache:
             return found
         absent = [name for name in MAKERS if importlib.util.find_spec(name) is None]
         if absent:
+            verb = "are" if len(absent) > 1 else "is"
             raise RestortError(
                 f"{self.folder} holds no plan of {model_of(wanted.weights)} for this GPU, and {' and '.join(absent)} "
-                f"are not here to make one; run `{wanted.command}` with the same model in a Python that has them, with "
-                "the same RESTORT_CACHE, or give its file with --plan"
+                f"{verb} not here to make one; run `{wanted.command}` with the same model in a Python that has "
+                "both, with the same RESTORT_CACHE, or give its file with --plan"
             )
         say(
             f"compiling the plan of {model_of(wanted.weights)}, {wanted.precision}, {wanted.size}: there is none yet"
