@@ -68,7 +68,12 @@ class World:
             version=flavour.version,
         )
         about = {entry.key: entry.value for entry in graph.metadata_props}
-        report: dict[str, Any] = {"flags": {}, "layers": {}, "graph": {"nodes": len(graph.graph.node)}}
+        report: dict[str, Any] = {
+            "flags": {},
+            "layers": {},
+            "precision": options.precision,
+            "graph": {"nodes": len(graph.graph.node)},
+        }
         report |= {
             "schema": 1,
             "bytes": len(data),

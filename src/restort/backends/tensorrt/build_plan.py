@@ -60,7 +60,11 @@ def check_fused(flavour: Flavour, options: BuildOptions) -> None:
 
 
 def wanted_plan(weights: Weights, precision: str, profile: Profile, capability: str) -> Wanted:
-    """The plan that an engine of that profile, on a GPU of compute capability '9.0', holds."""
+    """The plan that an engine of that profile, on a GPU of compute capability '9.0', holds.
+
+    Raises UsageError for a size that the network does not take.
+    """
+    networks.check_profile((-1, weights.spec.in_channels, -1, -1), profile, weights.spec.size_multiple)
     return Wanted(weights, precision, profile.opt, round(10 * float(capability)))
 
 
@@ -71,7 +75,6 @@ def build_plan(flavour: Flavour, weights: Weights, plan: Path, options: BuildOpt
     these weights, or the builder fails.
     """
     check_fused(flavour, options)
-    networks.check_profile((-1, 0, -1, -1), options.profile, weights.spec.size_multiple)
     plugin_library.load(flavour)
     model = plan_graph(weights, plan)
     shape = networks.input_shape(model)

@@ -5,6 +5,7 @@ It is loaded after TensorRT, once in a process, before an engine that holds the 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -144,7 +145,8 @@ def _compiled(flavour: Flavour, say: Callable[[str], object]) -> Path:
             "the plugin's library"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return target
 
 
