@@ -81,6 +81,16 @@ def test_every_size_has_an_engine_of_its_own(world: World, weights: Weights) -> 
     assert [name.rsplit("-", 1)[0] for name in names] == ["tiny-fp16-fused-16x16", "tiny-fp16-fused-32x48"]
 
 
+def test_an_engine_that_asks_for_no_scratch(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faketensorrt.FakeEngine.device_memory_size", 0)
+    runner, _ = made(weights)
+    for _ in range(3):  # the last as a graph; the stand-in refuses the address 0
+        np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
+    runner.close()
+
+
 def test_the_environment_chooses_too(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
     runner = TensorrtRunner(weights)
