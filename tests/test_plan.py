@@ -26,6 +26,7 @@ if not cuda.available():
 import onnx  # noqa: E402
 
 from restort.backends.fused import plan as plans  # noqa: E402
+from restort.backends.fused.plan_cache import Wanted  # noqa: E402
 from restort.backends.fused.plan_file import (  # noqa: E402
     ADDRESS,
     HEADER,
@@ -60,6 +61,10 @@ def test_plans_are_what_they_were_made_of(made: tuple[str, Weights, bytes, Plan]
     assert (plan.input, plan.output) == ((n, 3, h, w), (n, 3, h * scale, w * scale))
     assert plan.capability == 90 and plan.text["weights_sha256"] == "digest"
     assert write_plan(plan) == data
+    wanted = Wanted(weights, "fp16", (n, h, w), 90)
+    assert (
+        wanted.differs(plan) is None and dataclasses.replace(wanted, capability=80).differs(plan) is not None
+    )
     assert [r.kind for r in plan.regions][:3] == ["input", "output", "scratch"]
     assert not plan.regions[2].data and all(r.size % 256 == 0 for r in plan.regions)
     passed = plans.plan_pass(weights, "fp16", (n, h, w), 90)
