@@ -26,6 +26,11 @@ and output on the GPU, median; `copies_ms` is a call with NumPy arrays in and ou
 
 A case in 'plain' form builds the graph of --plain, an export by PyTorch of ELAN-light x4 at 1x3x192x320 (made by
 benchmarks/plain_export.py, 3 MB), with the FP16 flag and nothing else, as the ports of 2022 did: the profile before.
+Cases with 'kernels fused' are engines of RestoRT's own kernels, by the plugin RestortPass: RESTORT_PLUGIN names its
+library, or it is compiled; their plans have to be in the same RESTORT_CACHE, made before in PyTorch's Python by
+
+    python benchmarks/plan_make.py --workloads
+
 Cases of another form (restort.export.form) or with other options of the build show what they buy; --form
 'attention unit, level 2' has the cases without a form of their own run so. What can be built at all is found faster
 by benchmarks/tensorrt86_bisect.py.
@@ -47,7 +52,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tensorrt86_cases import PLAIN, Case, cases, parsed
+from tensorrt86_cases import FUSED, PLAIN, Case, cases, parsed
 
 HERE = Path(__file__).resolve().parent
 Record = dict[str, Any]
@@ -75,7 +80,7 @@ def measure(case: Case, plain: Path | None) -> Record:
     options |= parsed(case.form)[1]
     runner = TensorrtRunner(weights, case.precision, profile=profile, options=options)
     runner.say = runner.warn = say
-    if case.form:
+    if case.form and case.form != FUSED:
         other_graph(runner, case, plain)
     x = np.random.default_rng(0).random((case.batch, 3, case.height, case.width), np.float32)
     start = time.perf_counter()
@@ -121,6 +126,8 @@ def measure(case: Case, plain: Path | None) -> Record:
         "layers": layers(engine, x),
         "device": runner.device,
     }
+    if "plan" in about:
+        record["plan"] = about["plan"]
     runner.close()
     return record
 

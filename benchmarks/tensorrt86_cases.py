@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from gpu_workloads import TASKS
+
 from restort.backends.tensorrt.build import BuildOptions
 from restort.export.form import WEAKLY_TYPED, Form
 
 PRECISIONS = ("fp16", "tf32", "fp32")
 PLAIN = "plain"  # the graph of --plain, with the FP16 flag and nothing else
-OPTIONS = ("constraints", "level", "threads", "static")
+OPTIONS = ("constraints", "level", "threads", "static", "kernels")
+FUSED = "kernels fused"  # RestoRT's own, whose plans have to be in the cache folder: plan_make.py --workloads
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def parsed(form: str) -> tuple[Form, dict[str, Any]]:
 
 def cases(plain: bool) -> Iterator[Case]:
     """The most important first."""
+    for network, height, width in TASKS:
+        yield Case(network, height, width, form=FUSED)
     yield Case("elan-light-x4", 192, 320)
     yield Case("elan-x4", 192, 320)
     yield Case("restormer", 368, 552)

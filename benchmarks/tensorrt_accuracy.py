@@ -16,7 +16,14 @@ folder that goes from one to the next:
     . D/env.sh; PYTHONPATH=src:benchmarks:$PYTHONPATH $TRT_PYTHON benchmarks/tensorrt_accuracy.py run --work W
     python benchmarks/tensorrt_accuracy.py table --work W        # needs scikit-image; writes the record
 
-Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set. Runs that are
+Engines of RestoRT's own kernels (fp16) are the run tensorrt:fused; their plans are made before, in PyTorch's Python and
+into the RESTORT_CACHE that the run has, too, and RESTORT_PLUGIN names the plugin's library, or it is compiled:
+
+    python benchmarks/tensorrt_accuracy.py plans --work W [--capability 90]
+    ... tensorrt_accuracy.py run --work W --runs tensorrt:fused
+
+Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set; with RestoRT's
+kernels each size has one. Runs that are
 done are not done again. `table` writes what is there, so it can be called in between.
 """
 
@@ -43,6 +50,7 @@ SHARED = HERE.parents[1] / "shared"
 OUTPUT = HERE / "results" / "accuracy_tensorrt.json"
 REFERENCE = "torch:fp32"
 RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed"
+FUSED = "fused"  # in place of a precision: fp16, by RestoRT's own kernels
 SETS = {"ELAN-light x4": "set5", "restormer-small-denoise": "kodak24"}
 SIGMA = 25.0
 
@@ -116,6 +124,23 @@ def pictures(work: Path, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield (degraded / 255).astype(np.float32), clean
 
 
+def make_plans(args: argparse.Namespace) -> None:
+    """The plans of all sizes of the sets, into the cache folder."""
+    from restort.backends.fused.plan_cache import PlanCache, Wanted
+
+    for model in SETS:
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        shapes = {padded(image, weights).shape for image, _ in pictures(args.work, model)}
+        for n, _, h, w in sorted(shapes):
+            say(str(PlanCache().provide(Wanted(weights, "fp16", (n, h, w), args.capability), say)))
+
+
+def padded(image: np.ndarray, weights: Weights) -> np.ndarray:
+    """(1, C, H, W) of the size that the network takes."""
+    x = pad_to_multiple(image.transpose(2, 0, 1)[None], weights.spec.size_multiple)
+    return np.ascontiguousarray(x, np.float32)
+
+
 def run(args: argparse.Namespace) -> None:
     """W/MODEL/BACKEND-PRECISION/N.npy: outputs, neither clipped nor rounded, cropped to the picture."""
     for model in SETS:
@@ -148,19 +173,15 @@ def one_run(
     folder: Path,
 ) -> dict[str, Any]:
     backend, _, precision = label.partition(":")
-    multiple = weights.spec.size_multiple
-    padded = [
-        np.ascontiguousarray(pad_to_multiple(image.transpose(2, 0, 1)[None], multiple), np.float32)
-        for image in inputs
-    ]
+    arrays = [padded(image, weights) for image in inputs]
     if backend == "tensorrt":
-        runner = tensorrt(args, model, weights, precision, [x.shape[2:] for x in padded])
+        runner = tensorrt(args, model, weights, precision, [x.shape[2:] for x in arrays])
     else:
         from restort.backends import create
 
         runner = create(weights, backend, precision)
     scale = weights.spec.scale
-    for i, (image, x) in enumerate(zip(inputs, padded)):
+    for i, (image, x) in enumerate(zip(inputs, arrays)):
         y = runner(x)[0].transpose(1, 2, 0)
         np.save(folder / f"{i}.npy", y[: image.shape[0] * scale, : image.shape[1] * scale])
     from restort.backends.processor import processor_name
@@ -178,11 +199,22 @@ def one_run(
         about["engines"] = [
             {
                 name: stored.about.get(name)
-                for name in ("precision", "keep_fp32", "layers", "seconds", "flags")
+                for name in (
+                    "precision",
+                    "keep_fp32",
+                    "layers",
+                    "seconds",
+                    "flags",
+                    "kernels",
+                    "plan",
+                    "profile",
+                )
+                if name in stored.about
             }
-            for stored in runner._supply(precision).cache.entries()
-            if stored.about.get("label") == runner._supply(precision).model
-            and stored.key["precision"] == precision
+            for stored in runner._supply(runner.precision).cache.entries()
+            if stored.about.get("label") == runner._supply(runner.precision).model
+            and stored.key["precision"] == runner.precision
+            and (stored.about.get("kernels") == FUSED) == (precision == FUSED)
         ]
     runner.close()
     return about
@@ -191,11 +223,15 @@ def one_run(
 def tensorrt(
     args: argparse.Namespace, model: str, weights: Weights, precision: str, sizes: list[tuple[int, ...]]
 ) -> Any:
-    """A runner whose engine takes all sizes of the set."""
+    """A runner whose engine takes all sizes of the set, or with an engine for each of them."""
     from restort.backends.tensorrt import mixed
     from restort.backends.tensorrt.keys import Profile
     from restort.backends.tensorrt.runner import TensorrtRunner
 
+    if precision == FUSED:
+        runner = TensorrtRunner(weights, "fp16", options={"kernels": FUSED})
+        runner.say = runner.warn = say
+        return runner
     if precision == "mixed":
         mixed.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
     least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
@@ -279,13 +315,16 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="accuracy of TensorRT against PyTorch")
-    parser.add_argument("step", choices=("all", "inputs", "mixed", "run", "table"))
+    parser.add_argument("step", choices=("all", "inputs", "mixed", "plans", "run", "table"))
     parser.add_argument("--work", type=Path, default=Path("tensorrt-accuracy"), help="a folder for the steps")
     parser.add_argument("--runs", help=f"backend:precision,... (default: {RUNS})")
     parser.add_argument("--only", default="", help="run: only the model whose name holds this, such as elan")
     parser.add_argument("--limit", type=int, help="pictures of Kodak24 (default: all)")
     parser.add_argument("--budget", type=float, default=2e-4, help="relative L2 of mixed (default: 2e-4)")
     parser.add_argument("--level", type=int, help="of the builder")
+    parser.add_argument(
+        "--capability", type=int, default=90, help="of the GPU that plans are for (default: 90)"
+    )
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "test", help="holds set5 and kodak24")
     parser.add_argument(
         "--elan", type=Path, default=SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"
@@ -298,6 +337,8 @@ def main() -> None:
         make_inputs(args)
     if args.step in ("mixed", "all"):
         choose_mixed(args)
+    if args.step == "plans" or (everything and "tensorrt:fused" in runs):
+        make_plans(args)
     if args.step in ("run", "all"):
         args.runs = f"{REFERENCE},onnxruntime:fp32,{runs}" if everything else runs
         run(args)

@@ -204,6 +204,8 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
             "flags": built.report["flags"],
             "timings": built.timing_cache is not None,
         }
+    if found.version.startswith("8.6"):
+        done["fused"] = fused(module, found, weights)
     done["names"] = sorted({call[0] for call in module.calls})
     if found.capabilities.timing_cache:
         assert supply.combiner(found)(b"a", b"b") == b"plan"
@@ -212,6 +214,29 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
     done["ran"] = engine(np.zeros((1, 3, 64, 64), np.float32)).shape
     engine.close()
     return done
+
+
+def fused(module: PuppetModule, flavour: Any, weights: Any) -> list[str]:
+    """An engine of RestoRT's own kernels; the layers of its report, and what the builder was told."""
+    import tempfile
+
+    from handmade import plan_of
+
+    from restort.backends.tensorrt import build as building
+    from restort.backends.tensorrt import build_plan, keys, plugin_library
+
+    build_plan.gpu = building.gpu
+    plugin_library.load = lambda flavour: None
+    module.calls.clear()
+    assert Puppet(module, module.real.IPluginRegistry).get_plugin_creator("RestortPass", "1", "") is not None
+    profile = keys.Profile.fixed(1, 64, 64)
+    options = building.BuildOptions(profile, "bf16", kernels="fused")
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(plan_of(build_plan.wanted_plan(weights, "bf16", profile, "8.9")))
+        file.flush()
+        built = build_plan.build_plan(flavour, weights, Path(file.name), options)
+    set_ = [name for name, _ in module.calls]
+    return [*built.report["layers"], *sorted(set(set_))]
 
 
 def load(bindings: str, libraries: str) -> Any:

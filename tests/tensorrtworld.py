@@ -11,10 +11,15 @@ from typing import Any
 import faketensorrt
 import pytest
 from fakecuda import FakeCuda
+from handmade import plan_of
 
-from restort.backends.tensorrt import cuda, runner, supply
+from restort.backends.fused import plan_cache
+from restort.backends.fused.plan_cache import Wanted
+from restort.backends.tensorrt import build_plan, cuda, plugin_library, runner, supply
 from restort.backends.tensorrt.build import BuildOptions, Built
+from restort.backends.tensorrt.build_plan import about_plan
 from restort.backends.tensorrt.gpu import Gpu
+from restort.backends.tensorrt.plan_graph import plan_graph
 
 H100 = Gpu("NVIDIA H100", "9.0", "13.0")
 
@@ -28,6 +33,28 @@ class World:
         self.gpu = H100
         self.builds: list[BuildOptions] = []
         self.behaves: dict[str, str] = {}
+        self.plans: list[Path] = []
+        self.compiled: list[str] = []
+        self.loaded = 0
+
+    def load_plugin(self, flavour: Any, say: Any = None) -> None:
+        self.loaded += 1
+
+    def made(self, wanted: Wanted, processes: int | None = None) -> bytes:
+        self.compiled.append(wanted.size)
+        return plan_of(wanted)
+
+    def build_plan(self, flavour: Any, weights: Any, plan: Path, options: BuildOptions) -> Built:
+        """An engine of RestoRT's own kernels, of a plan of tests/handmade.py."""
+        assert self.loaded, "the plugin comes first"
+        self.plans.append(plan)
+        built = self.build(flavour, plan_graph(weights, plan), options)
+        about = {
+            "kernels": "fused",
+            "plan": about_plan(plan),
+            "layers": {"source": "plugin", "RestortPass": 1},
+        }
+        return Built(built.plan, built.report | about)
 
     def build(self, flavour: Any, graph: Any, options: BuildOptions) -> Built:
         assert graph.graph.output and options.progress is not None
@@ -41,7 +68,12 @@ class World:
             version=flavour.version,
         )
         about = {entry.key: entry.value for entry in graph.metadata_props}
-        report: dict[str, Any] = {"flags": {}, "layers": {}, "graph": {"nodes": len(graph.graph.node)}}
+        report: dict[str, Any] = {
+            "flags": {},
+            "layers": {},
+            "precision": options.precision,
+            "graph": {"nodes": len(graph.graph.node)},
+        }
         report |= {
             "schema": 1,
             "bytes": len(data),
@@ -60,6 +92,10 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(runner, "find", lambda name: found.flavour)
     monkeypatch.setattr(supply, "gpu", lambda: found.gpu)
     monkeypatch.setattr(supply, "build", found.build)
+    monkeypatch.setattr(supply, "build_plan", found.build_plan)
+    monkeypatch.setattr(build_plan, "gpu", lambda: found.gpu)
+    monkeypatch.setattr(plan_cache, "made", found.made)
+    monkeypatch.setattr(plugin_library, "load", found.load_plugin)
     monkeypatch.setattr(supply, "combiner", lambda flavour: lambda a, b: a + b"," + b)
     yield found
     assert not found.cuda.used and not found.cuda.pinned

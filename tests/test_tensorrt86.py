@@ -36,7 +36,15 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"profile": "dynamic"}, {"level": 5}, {"batch": 2}, {"form": "windows shuffle"}]
+    "options",
+    [
+        {},
+        {"profile": "dynamic"},
+        {"level": 5},
+        {"batch": 2},
+        {"form": "windows shuffle"},
+        {"form": "kernels fused"},
+    ],
 )
 def test_a_record_says_everything(world: World, script: Any, options: dict[str, Any]) -> None:
     monkeypatched = script.timed
@@ -51,6 +59,8 @@ def test_a_record_says_everything(world: World, script: Any, options: dict[str, 
     assert script.record_key(record) == case.key and record["floor_ms"] > 0
     assert [layer["ms"] for layer in record["layers"]] == [0.25, 0.75]
     assert "myelin 75 %" in script.by_kind(record)
+    fused = case.form == "kernels fused"
+    assert ("plan" in record, world.builds[-1].kernels == "fused") == (fused, fused)
 
 
 def test_threads_make_no_other_engine(world: World, script: Any) -> None:
@@ -73,7 +83,7 @@ def test_it_goes_on_where_it_stopped(
 
     def child(case: Any, plain: Any, limit: float) -> dict[str, Any]:
         asked.append(str(case))
-        if case.network == "restormer" and case.height == 720:
+        if case.network == "restormer" and case.height == 720 and not case.form:
             return {"error": "no result within 330 s"}
         times = {"median_ms": 5.0, "build_s": 30.0, "peak_mib": 99.0, "layers": [{"name": "a", "ms": 1.0}]}
         names = ("workload", "precision", "batch", "variant")

@@ -30,6 +30,11 @@ def run(args: argparse.Namespace, task: str | None) -> int:
 
     if args.backend != "tensorrt":
         raise UsageError("--ahead builds TensorRT engines; use it with --backend tensorrt")
+    if os.environ.get("RESTORT_TENSORRT_KERNELS") == "fused":
+        raise UsageError(
+            "engines of RestoRT's own kernels are built where their GPU is; leave --ahead out, or unset "
+            "RESTORT_TENSORRT_KERNELS (a plan can be made ahead: `restort export --format plan`)"
+        )
     flavour = find(os.environ.get("RESTORT_TENSORRT") or "rtx")
     precision = "fp16" if args.precision == "auto" else args.precision
     weights, _ = choice.choose(args, task)

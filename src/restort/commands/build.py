@@ -6,10 +6,18 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from restort.commands import choice, options
-from restort.commands.engine_options import Display, budget, capabilities, names, shapes
+from restort.commands.engine_options import (
+    Display,
+    add_kernels,
+    budget,
+    capabilities,
+    check_kernels,
+    names,
+    shapes,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -66,6 +74,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="GPUs to build for, such as 8.6,8.9,12.0; only TensorRT-RTX can, and needs none of them (default: the "
         "GPU of this machine)",
     )
+    add_kernels(parser)
     parser.add_argument(
         "--level", metavar="N", type=options.not_negative, help="how hard to search, 0 to 5 (default: 3)"
     )
@@ -92,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     from restort.backends.tensorrt.flavour import find
     from restort.imaging.files import check_free
 
+    check_kernels(args)
     flavour = find(args.flavour)
     graph, weights = _source(args)
     precision = args.precision or ("fp16" if graph is None else _own_precision(graph))
@@ -100,11 +110,13 @@ def run(args: argparse.Namespace) -> int:
         precision=precision,
         compute_capabilities=args.compute_capability,
         level=args.level,
+        kernels=args.kernels,
     )
     check_options(flavour, wanted)
     keep = _kept(args, weights, precision)
     stem = args.onnx.stem if weights is None else _name(args, weights)
-    target = args.output or Path(f"{stem}-{precision}.{flavour.name}.engine")
+    fused = "-fused" * (args.kernels == "fused")
+    target = args.output or Path(f"{stem}-{precision}{fused}.{flavour.name}.engine")
     for path in (target, sidecar.path_of(target)):
         check_free(path, args.overwrite)
     if not args.quiet:
@@ -130,7 +142,7 @@ def _checked(args: argparse.Namespace, weights: Weights, wanted: BuildOptions) -
     from restort.measure.sensitivity import Budget
 
     budget = Budget(**(chosen(weights) or {}).get("budget", {}))
-    options = {} if wanted.level is None else {"level": wanted.level}
+    options = _further(wanted)
     fits, outcome = of_engine(weights, args.flavour, wanted.profile, options, budget)
     if not fits or not args.quiet:
         choice.say(outcome)
@@ -256,12 +268,18 @@ def _through_the_cache(
         flavour,
         targets=wanted.compute_capabilities,
         keep_fp32=keep,
-        options={} if wanted.level is None else {"level": wanted.level},
+        options=_further(wanted),
+        plan=args.plan,
         say=choice.silent if args.quiet else choice.say,
         progress=wanted.progress,
     )
     stored = supply.obtain(wanted.profile)
     return Built(stored.path.read_bytes(), stored.about)
+
+
+def _further(wanted: BuildOptions) -> dict[str, Any]:
+    """The options by which engines of the cache are told apart."""
+    return {"kernels": wanted.kernels} | ({} if wanted.level is None else {"level": wanted.level})
 
 
 def _beginning(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
@@ -282,9 +300,10 @@ def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> 
         print(json.dumps(about | report, indent=2))
     if not args.quiet:
         counts = [f"{n} {kind}" for kind, n in report["layers"].items() if kind != "source"]
+        layers = "layers" if report["layers"].get("source") == "plugin" else "layers by type"
         choice.say(
             f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
-            f"layers by type: {', '.join(counts)}"
+            f"{layers}: {', '.join(counts)}"
         )
         if found := doubt(report):
             choice.say(found)

@@ -20,6 +20,8 @@ PARTS = {
     "rtx-kernels": "kernels that TensorRT-RTX compiled",
     "sensitivity": "which blocks need float32",
     "kernels": "compiled kernels of the fused backend",
+    "plans": "passes of the fused backend, compiled ahead",
+    "plugins": "TensorRT's plugin RestortPass",
     "weights": "downloaded weights",
 }
 KEPT = ("weights",)  # cleared only when named: they have to be downloaded again

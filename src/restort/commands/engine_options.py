@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.keys import Profile
     from restort.backends.tensorrt.progress import Progress
+
+KERNELS = ("tensorrt", "fused")  # as in restort.backends.tensorrt.build, which is not imported for --help
 
 
 def shapes(text: str) -> Profile:
@@ -34,6 +37,46 @@ def capabilities(text: str) -> tuple[str, ...]:
             f"{text!r} is no list of compute capabilities; give some, such as 8.6,8.9"
         )
     return found
+
+
+def add_kernels(parser: argparse.ArgumentParser) -> None:
+    """--kernels and --plan of `restort build`."""
+    parser.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="tensorrt",
+        help="tensorrt: the library's own, searched for (default); fused: RestoRT's, compiled ahead for one --shape in "
+        "fp16 or bf16 (TensorRT 8.6)",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="FILE.plan",
+        type=Path,
+        help="with --kernels fused: a plan of `restort export --format plan`, where PyTorch and Triton are not here "
+        "(default: of the cache folder, or made now)",
+    )
+
+
+def check_kernels(args: argparse.Namespace) -> None:
+    """UsageError for options that do not go with --kernels; size and precision of --plan where they are not given."""
+    from restort.errors import UsageError
+
+    if args.kernels != "fused":
+        if args.plan is not None:
+            raise UsageError("--plan is a pass of RestoRT's own kernels; use it with --kernels fused")
+        return
+    if args.onnx is not None:
+        raise UsageError("--kernels fused needs the network: give --model or --weights, not --onnx")
+    if args.keep_fp32 is not None or args.budget is not None:
+        raise UsageError("--keep-fp32 and --budget are for --precision mixed, which --kernels fused has not")
+    if args.plan is not None:
+        from restort.backends.fused.plan_cache import opened
+        from restort.backends.tensorrt.keys import Profile
+
+        plan = opened(args.plan.expanduser())
+        n, _, h, w = plan.input
+        args.shape = args.shape or Profile.fixed(n, h, w)
+        args.precision = args.precision or plan.text.get("precision")
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -54,14 +54,19 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
         scale = f", x{model['scale']}" if model["scale"] > 1 else ""
         lines.append(("model", f"{model['name']} ({model['architecture']}{scale})"))
     lines += [("runs with", runs), ("precision", _precision(found))]
+    if found.get("kernels") == "fused":
+        lines += _from_plan(found)
     layers = [f"{n} {kind}" for kind, n in found["layers"].items() if kind != "source"]
-    if found["layers"].get("source") == "engine":
+    if found["layers"].get("source") == "plugin":
+        of = ""
+    elif found["layers"].get("source") == "engine":
         of = "the engine"
     elif found.get("flags", {}).get("strongly_typed", True):
         of = "the network, strongly typed"
     else:
         of = f"the network, not checked: {found.get('unchecked', 'the engine was not opened')}"
-    lines.append(("layers", f"{', '.join(layers)} (by type of output, of {of})"))
+    by = f"by type of output, of {of}" if of else "a plugin, which is loaded with the engine"
+    lines.append(("layers", f"{', '.join(layers)} ({by})"))
     ports = () if found["opened"] else (*found["graph"]["inputs"], *found["graph"]["outputs"])
     for port in ports:
         lines.append((port["name"], f"{port['dtype']} {' x '.join(map(str, port['shape']))}"))
@@ -73,7 +78,21 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def _from_plan(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines about RestoRT's own kernels."""
+    plan = found["plan"]
+    makers = ", ".join(filter(None, (f"RestoRT {plan['restort']}", plan["compilers"])))
+    sizes = {name: f"{size / 2**20:.0f} MiB" for name, size in plan["memory"].items()}
+    return [
+        ("kernels", f"fused: {plan['kernels']} kernels in {plan['launches']} launches"),
+        ("plan", f"compute capability {plan['compute_capability']}, made by {makers}"),
+        ("its memory", f"{sizes['weights']} of weights, {sizes['context']} for each execution context"),
+    ]
+
+
 def _precision(found: dict[str, Any]) -> str:
+    if found.get("kernels") == "fused":
+        return f"{found['precision']} storage, float32 accumulation"
     kept = found["keep_fp32"]
     more = f", {len(kept)} sections in float32: {', '.join(kept)}" if kept else ""
     return f"{found['precision']}{more}; TF32 {'on' if found['flags'].get('tf32') else 'off'}"

@@ -35,3 +35,16 @@ def planning_for(capability: int, processors: int = 132) -> Iterator[None]:
         yield
     finally:
         _elsewhere.reset(token)
+
+
+def compiles(device: Any) -> bool:
+    """Whether a plan on `device`, a torch.device, may name kernels in CUDA C++ (restort.kernels.cuda).
+
+    On a GPU, where they can be compiled here; without memory ('meta') always; on the CPU, where Triton's interpreter
+    would have to run them, only if the plan is for a GPU elsewhere.
+    """
+    if device.type == "cuda":
+        from restort.kernels.cuda import available
+
+        return available()
+    return bool(device.type == "meta" or _elsewhere.get() is not None)

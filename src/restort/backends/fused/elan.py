@@ -14,10 +14,9 @@ import torch
 from restort.backends.fused.elan_weights import Packed, pack
 from restort.backends.fused.passes import Pass
 from restort.kernels import colour_head, lfe, upsample_tail, window_attention
-from restort.kernels.cuda import available
 from restort.kernels.launch import Launch
 from restort.kernels.lfe import BORDER
-from restort.kernels.machine import machine
+from restort.kernels.machine import compiles, machine
 from restort.kernels.workspace import Workspace
 from restort.models.spec import ElanSpec
 
@@ -186,7 +185,7 @@ def _can_tile(packed: Packed, device: torch.device, capability: int) -> bool:
     size = packed.spec.channels, packed.part, capability
     if packed.groups[0][0].tiled is None or not (lfe.tile.fits(*size) and window_attention.tile.fits(*size)):
         return False
-    return device.type == "meta" or (device.type == "cuda" and available())
+    return compiles(device)
 
 
 def _can_tile_tail(packed: Packed, capability: int) -> bool:

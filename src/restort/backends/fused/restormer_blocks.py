@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from restort.backends.fused.restormer_weights import Block, Packed
-from restort.kernels.cuda import available
 from restort.kernels.depthwise_gram import kernel as depthwise_gram
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
 from restort.kernels.launch import Launch
-from restort.kernels.machine import machine
+from restort.kernels.machine import compiles, machine
 from restort.kernels.norm_expand import kernel as norm_expand
 from restort.kernels.pointwise import kernel as pointwise
 from restort.kernels.stream_ffn import kernel as stream_ffn
@@ -91,7 +90,7 @@ class BlockPlanner:
             return False, False
         if self.streamed:
             pixels = 1 << 40
-        elif self.device.type == "cpu" or (self.device.type == "cuda" and not available()):
+        elif not compiles(self.device):
             return False, False
         return choose(pixels, block.channels, block.heads, self.capability, self.processors)
 

@@ -14,6 +14,12 @@ flavour.py   Which library: `find('auto'|'tensorrt'|'rtx') -> Flavour` (RestortE
 build.py     `build(flavour, graph, options) -> Built(plan: bytes, report: dict, timing_cache: bytes | None)`.
              `graph` is an onnx.ModelProto or its bytes, of `restort.export.typed.typed_graph`. BuildOptions is
              frozen; see there. The report becomes the sidecar.
+build_plan.py  `build_plan(flavour, weights, plan, options) -> Built`: an engine of RestoRT's own kernels, the file
+             `plan` (restort.backends.fused.plan_cache) as one node; `ready(flavour, about)` before one is opened.
+plan_graph.py  `plan_graph(weights, plan) -> onnx.ModelProto`: one node, a whole pass of restort.backends.fused.plan,
+             which the plugin in C++ in plugin/ runs.
+plugin_library.py  `load(flavour)`: that plugin as a library, named by RESTORT_PLUGIN or compiled once.
+report.py    `report_of(...)`: what the sidecars of both kinds of engines have in common.
 sidecar.py   `ENGINE.json` beside `ENGINE`: `write(path, built)`, under temporary names, the sidecar last, so that
              an engine without one is unfinished; `read(path) -> dict` (RestortError: none, damaged, of a newer
              schema); `problem(path) -> str | None`: whether size and SHA-256 of the engine are those written.
@@ -31,7 +37,10 @@ A sidecar holds, schema 1:
     flags       what was set: {"strongly_typed": true, "tf32": false, "level": 3, "workspace": null, ...}
     layers      {"source": "engine" | "network", "float32": n, "float16": n, ...}: by type of the output; from
                 the engine's inspector where it can be opened here, else from the parsed network, whose types a
-                strongly typed engine keeps
+                strongly typed engine keeps; {"source": "plugin", "RestortPass": 1} with RestoRT's own kernels
+    kernels     "fused" with RestoRT's own kernels; absent with the library's
+    plan        of those: {"sha256", "compute_capability", "restort", "sources" (digest), "compilers", "kernels" and
+                "launches" (numbers), "memory": {"weights", "context"} (bytes on the GPU), "plugin_sha256"}
 Input and output of an engine are always float32 NCHW, 'input' and 'output', whatever it computes in.
 
 plugins, cache and runtime: cache.py (keys, locks, LRU), runtime.py and runner.py (running), see there.

@@ -8,23 +8,21 @@ choice of precision to the builder's timing, except for layers picked out by nam
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, Literal
 
 import onnx
 
-import restort
-from restort.backends.tensorrt import inspect, sidecar
+from restort.backends.tensorrt import inspect
 from restort.backends.tensorrt import network as networks
 from restort.backends.tensorrt.flavour import Flavour
 from restort.backends.tensorrt.gpu import gpu
 from restort.backends.tensorrt.keys import Profile
-from restort.backends.tensorrt.log import Heard, plain
+from restort.backends.tensorrt.log import Heard
 from restort.backends.tensorrt.progress import Phases, Progress, monitor
+from restort.backends.tensorrt.report import report_of, warnings
 from restort.errors import RestortError, UsageError
 from restort.export import typed
 from restort.export.fixed import with_fixed_input
@@ -38,6 +36,7 @@ level, and whether sizes are fixed in the graph; `restort.export.form.WEAKLY_TYP
 TensorRT 8.6 finds no kernel for a Restormer ("Mismatched type for tensor"); above level 0 a build takes over 330 s."""
 
 MOST_THREADS = 16  # more do not make a build faster, and each takes memory
+KERNELS = ("tensorrt", "fused")
 NOT_IN_KEYS = ("threads",)
 """Options that say how an engine is built and not what it is."""
 
@@ -61,6 +60,8 @@ class BuildOptions:
     static                  writes a fixed size into the graph, whose arithmetic of sizes then is done when it is read
                             (of the layers of a Restormer that is two fifths); None for what is best known.
     threads                 of the processor that build, where that can be set; None for as many as there are.
+    kernels                 'tensorrt' for those that the library chooses; 'fused' for RestoRT's own, compiled ahead for
+                            one size (restort.backends.tensorrt.build_plan).
     progress                told of phases and the share that is done; may raise, which ends the build.
     """
 
@@ -73,6 +74,7 @@ class BuildOptions:
     constraints: Literal["all", "wide", "none", "pinned"] | None = None
     static: bool | None = None
     threads: int | None = None
+    kernels: str = "tensorrt"
     progress: Progress | None = None
 
 
@@ -111,13 +113,10 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
 
     start = time.perf_counter()
     with flavour.log.listening() as heard:
-        try:
-            builder = flavour.module.Builder(flavour.log.logger)
-        except TypeError:  # what pybind11 makes of a null pointer, such as without a GPU
-            raise heard.error("starting the builder") from None
+        builder = starting(flavour, heard)
         network, parser = networks.parse(flavour, builder, data)
         config = builder.create_builder_config()
-        flags = _configure(flavour, config, options, architecture)
+        flags = configure(flavour, config, options, architecture)
         flags["static"] = static
         flags["threads"] = _set_threads(builder, options.threads)
         networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
@@ -125,31 +124,19 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
             constraints = _constraints(options.precision, asked, architecture)
             flags["constraints"] = constraints
             flags["constrained_layers"] = _constrain(flavour, network, config, model, constraints)
-        plan = _run(flavour, builder, network, config, options.progress, heard)
+        plan = run(flavour, builder, network, config, options.progress, heard)
         seconds = time.perf_counter() - start
         counts = networks.layer_types(flavour.module, network)
         timings = _timings(flavour, config)
         del parser
     here = gpu()
-    report: dict[str, Any] = {
-        "schema": sidecar.SCHEMA,
-        "restort": restort.__version__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    report = report_of(flavour, options, model, data, plan, here)
+    report |= {
         "seconds": round(seconds, 2),
-        "bytes": len(plan),
-        "sha256": hashlib.sha256(plan).hexdigest(),
-        "flavour": flavour.name,
-        "version": flavour.version,
-        "targets": list(options.compute_capabilities) or ([here.compute_capability] if here else []),
-        "gpu": here.to_json() if here else None,
-        "graph": _graph(model, data),
-        "model": _model(about),
-        "profile": {name: list(getattr(options.profile, name)) for name in ("min", "opt", "max")},
-        "precision": options.precision,
         "keep_fp32": [name for name in about.get("restort.keep_fp32", "").split(",") if name],
         "flags": flags,
         "layers": {"source": "network"} | counts,
-        "warnings": sorted(set(map(plain, heard.warnings())))[:20],
+        "warnings": warnings(heard),
     }
     if here is not None and (
         not options.compute_capabilities or here.compute_capability in report["targets"]
@@ -162,6 +149,14 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
             inspect.check(options.precision, layers, low)
             report["layers"] = {"source": "engine"} | inspect.output_types(layers)
     return Built(plan, report, timings)
+
+
+def starting(flavour: Flavour, heard: Heard) -> Any:
+    """The library's builder. Raises RestortError where there is none."""
+    try:
+        return flavour.module.Builder(flavour.log.logger)
+    except TypeError:  # what pybind11 makes of a null pointer, such as without a GPU
+        raise heard.error("starting the builder") from None
 
 
 def graph_precision(flavour: Flavour, precision: str, constraints: str | None, architecture: str = "") -> str:
@@ -183,6 +178,15 @@ def _constraints(precision: str, asked: str | None, architecture: str) -> str:
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
     """UsageError where the library has not what `options` ask for."""
+    if options.kernels not in KERNELS:
+        raise UsageError(
+            f"there are no kernels {options.kernels!r} for an engine; choose {', '.join(KERNELS)}"
+        )
+    if options.kernels == "fused":
+        from restort.backends.tensorrt.build_plan import check_fused
+
+        check_fused(flavour, options)
+        return
     if options.precision not in typed.PRECISIONS:
         raise UsageError(
             f"there is no precision {options.precision!r} for an engine; choose {', '.join(typed.PRECISIONS)}"
@@ -221,7 +225,7 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
         raise UsageError(f"a build takes at least one thread, not {options.threads}")
 
 
-def _configure(flavour: Flavour, config: Any, options: BuildOptions, architecture: str) -> dict[str, Any]:
+def configure(flavour: Flavour, config: Any, options: BuildOptions, architecture: str) -> dict[str, Any]:
     """Sets everything but the profile; what was set, for the report."""
     module, can = flavour.module, flavour.capabilities
     level = options.level
@@ -293,7 +297,7 @@ def _constrain(flavour: Flavour, network: Any, config: Any, model: onnx.ModelPro
     return networks.constrain(flavour, network, types, everything=constraints == "all")
 
 
-def _run(
+def run(
     flavour: Flavour, builder: Any, network: Any, config: Any, progress: Progress | None, heard: Heard
 ) -> bytes:
     """The plan. Raises RestortError where there is none, and whatever `progress` raised."""
@@ -314,34 +318,3 @@ def _run(
 def _timings(flavour: Flavour, config: Any) -> bytes | None:
     cache = config.get_timing_cache() if flavour.capabilities.timing_cache else None
     return None if cache is None else bytes(cache.serialize())
-
-
-def _graph(model: onnx.ModelProto, data: bytes) -> dict[str, Any]:
-    weights = {tensor.name for tensor in model.graph.initializer}
-
-    def port(value: onnx.ValueInfoProto) -> dict[str, Any]:
-        kind = value.type.tensor_type
-        dims = [d.dim_value or d.dim_param or None for d in kind.shape.dim]
-        return {"name": value.name, "dtype": typed.NAMES.get(kind.elem_type, "other"), "shape": dims}
-
-    return {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "nodes": len(model.graph.node),
-        "opset": next(
-            (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None
-        ),
-        "inputs": [port(value) for value in model.graph.input if value.name not in weights],
-        "outputs": [port(value) for value in model.graph.output],
-    }
-
-
-def _model(about: dict[str, str]) -> dict[str, Any] | None:
-    if "restort.architecture" not in about:
-        return None
-    return {
-        "name": about.get("restort.model", ""),
-        "architecture": about["restort.architecture"],
-        "scale": int(about.get("restort.scale", 1)),
-        "size_multiple": int(about.get("restort.size_multiple", 1)),
-        "weights_sha256": about.get("restort.weights_sha256", ""),
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 from restort.backends.gpu import Trouble, look
@@ -61,6 +62,7 @@ def is_ready(weights: Weights, precision: str) -> bool:
         if (
             model.get("weights_sha256") == weights.digest
             and key["precision"] == precision
+            and about.get("kernels", "tensorrt") == (os.environ.get("RESTORT_TENSORRT_KERNELS") or "tensorrt")
             and versions.get(key["flavour"]) == key["version"]
             and here.compute_capability in key["targets"]
             and key["gpu"] in (None, here.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from restort.backends.tensorrt import inspect, sidecar
+from restort.backends.tensorrt.build_plan import ready
 from restort.backends.tensorrt.flavour import TITLES, Flavour, find, installed
 from restort.backends.tensorrt.gpu import gpu
 from restort.backends.tensorrt.network import type_names
@@ -31,7 +32,9 @@ def describe(engine: Path) -> dict[str, Any]:
     opened = None
     if why_not is None:
         try:
-            opened = look(find(about.get("flavour", "auto")), engine.read_bytes())
+            flavour = find(about.get("flavour", "auto"))
+            ready(flavour, about)
+            opened = look(flavour, engine.read_bytes())
         except RestortError as error:
             why_not = str(error)
     if missing is not None and opened is None:

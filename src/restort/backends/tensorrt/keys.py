@@ -63,7 +63,8 @@ class Key:
     gpu        the name of the GPU it was built on; None for RTX, whose engines fit every GPU of their targets.
     driver     the CUDA version the driver gives, such as '13.0', where it matters: TensorRT times its kernels
                with it and compiles some through it. None for RTX, which compiles its kernels where it runs.
-    graph      `graph_of(...)` of weights, SHA-256 of the file of a graph that is not RestoRT's.
+    graph      `graph_of(...)` of weights, `plan_of(...)` where the kernels are RestoRT's own, SHA-256 of the file of a
+               graph that is not RestoRT's.
     keep_fp32  the sections of a mixed engine that stay in float32.
     flags      what else the builder was told.
     """
@@ -98,7 +99,8 @@ class Key:
     @property
     def family(self) -> str:
         """What engines of the same model and precision have in common in their names."""
-        return f"{slug(self.model)}-{self.precision}"
+        fused = "-fused" if self.flags.get("kernels") == "fused" else ""
+        return f"{slug(self.model)}-{self.precision}{fused}"
 
     def stands_for(self, kept: Mapping[str, Any], size: Size) -> bool:
         """Whether an engine of the key `kept` (JSON) does for `size` what one of this key would.
@@ -139,6 +141,18 @@ def graph_of(digest: str, *form: object) -> str:
     """
     text = json.dumps([digest, emitter_digest(), *form])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_of(digest: str, sources: str, plugin: str) -> str:
+    """The identity of what an engine of RestoRT's own kernels holds, without making it.
+
+    digest   SHA-256 of the weights' file.
+    sources  of the kernels (restort.backends.fused.plan_cache.sources_digest).
+    plugin   of the plugin's library or sources (restort.backends.tensorrt.plugin_library.digest).
+
+    Precision, size and compute capability are in the key beside it.
+    """
+    return hashlib.sha256(json.dumps(["plan", digest, sources, plugin]).encode()).hexdigest()
 
 
 @functools.cache

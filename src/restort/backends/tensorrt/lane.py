@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 
 INPUT, OUTPUT = "input", "output"
+LEAST_SCRATCH = 256  # an engine of a plugin alone asks for none, and the address 0 may be refused
 SLOTS = 2  # calls of one shape in flight: one computes while the other's copies run
 
 
@@ -72,7 +73,7 @@ class Lane:
                     f"the engine does not take an input of {'x'.join(map(str, shape))} ({heard.error('setting it')})"
                 )
             self.output_shape = tuple(int(n) for n in self.context.get_tensor_shape(OUTPUT))
-            self.scratch_bytes = _scratch_bytes(engine, self.context)
+            self.scratch_bytes = max(_scratch_bytes(engine, self.context), LEAST_SCRATCH)
 
     def allocate(self) -> None:
         """Its buffers."""

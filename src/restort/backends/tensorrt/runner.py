@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 
 from restort.backends.base import Array, checked, closed
+from restort.backends.fused.plan_cache import PRECISIONS as FUSED_PRECISIONS
 from restort.backends.tensorrt import cuda
+from restort.backends.tensorrt.build import BuildOptions, check_options
+from restort.backends.tensorrt.build_plan import ready
 from restort.backends.tensorrt.cache import Stored
 from restort.backends.tensorrt.flavour import find
 from restort.backends.tensorrt.gpu import Gpu
@@ -43,6 +46,9 @@ LADDER = {
 
 FLAVOUR = "RESTORT_TENSORRT"
 """Names the library where both are installed: tensorrt or rtx."""
+KERNELS = "RESTORT_TENSORRT_KERNELS"
+"""Names the kernels of engines where the options do not: tensorrt or fused."""
+FUSED_KEPT = 4  # engines of one size each that stay open, with weights and scratch of their own
 
 _log = logging.getLogger("restort")
 
@@ -52,7 +58,8 @@ class TensorrtRunner:
 
     profile     the sizes of the engine to run or build; default: whatever engine in the cache takes an array, and
                 if none does, the one of restort.backends.tensorrt.supply.profile_for.
-    options     further fields of restort.backends.tensorrt.build.BuildOptions.
+    options     further fields of restort.backends.tensorrt.build.BuildOptions. With {'kernels': 'fused'} every size
+                has an engine of its own, of which the last FUSED_KEPT stay open.
 
     Several threads may call one runner. `say` is told what takes long, `warn` once if results had to be computed in
     another precision. Raises RestortError, one sentence, where the library, the GPU or the engine fails, and
@@ -76,8 +83,10 @@ class TensorrtRunner:
         self.say: Callable[[str], object] = _log.info
         self.warn: Callable[[str], object] = _log.warning
         self._weights: Weights | None = weights
-        self._profile, self._options = profile, options or {}
+        self._profile, self._options = profile, dict(options or {})
+        self._options.setdefault("kernels", os.environ.get(KERNELS) or "tensorrt")
         self.flavour = find(flavour or os.environ.get(FLAVOUR) or "auto")
+        self._check()
         cuda.runtime()
         self._lock = threading.RLock()
         self._supplies: dict[str, Supply] = {}
@@ -85,6 +94,18 @@ class TensorrtRunner:
         self._jit: dict[Path, tuple[Engine, int]] = {}
         self._told = False
         self.gpu: Gpu = self._supply(precision).gpu or present()
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the kernels are RestoRT's own."""
+        return bool(self._options["kernels"] == "fused")
+
+    def _check(self) -> None:
+        """UsageError for options with which no engine could be built, before an array comes."""
+        step = self.spec.size_multiple
+        profile = self._profile or Profile.fixed(1, step, step)
+        if self._options["kernels"] != "tensorrt":
+            check_options(self.flavour, BuildOptions(profile, self.precision, **self._options))
 
     def __call__(self, x: Array) -> Array:
         x = checked(x, self.spec)
@@ -133,7 +154,8 @@ class TensorrtRunner:
         return y
 
     def _ladder(self) -> tuple[str, ...]:
-        return tuple(p for p in LADDER[self.precision] if p in self.flavour.precisions)
+        here = {*self.flavour.precisions, *(FUSED_PRECISIONS if self.is_fused else ())}
+        return tuple(p for p in LADDER[self.precision] if p in here)
 
     def _engine(self, shape: tuple[int, ...], precision: str) -> Engine | None:
         """The engine for x of `shape`, opened; None where there is none that takes the batch as a whole."""
@@ -178,10 +200,13 @@ class TensorrtRunner:
         if path is not None:
             with contextlib.suppress(OSError):
                 jit = path.read_bytes()
+        ready(self.flavour, stored.about)
         engine = Engine(self.flavour, stored.path.read_bytes(), jit=jit)
         if path is not None:
             self._jit[path] = (engine, len(jit or b""))
         self._opened.append((supply.precision, profile_of(stored.key), engine))
+        if self.is_fused:  # one let go is closed when no call holds it any more
+            del self._opened[:-FUSED_KEPT]
         return engine
 
     def _supply(self, precision: str) -> Supply:
@@ -190,12 +215,15 @@ class TensorrtRunner:
                 raise closed(self.name)
             if precision not in self._supplies:
                 keep = kept_sections(self._weights) if precision == "mixed" else ()
+                options = dict(self._options)
+                if precision not in FUSED_PRECISIONS:  # in place of a result that was not finite
+                    options.pop("kernels")
                 self._supplies[precision] = Supply(
                     self._weights,
                     precision,
                     self.flavour,
                     keep_fp32=keep,
-                    options=self._options,
+                    options=options,
                     say=lambda line: self.say(line),
                 )
             return self._supplies[precision]

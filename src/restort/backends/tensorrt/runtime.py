@@ -9,6 +9,7 @@ one tile run while the one before it is computed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -209,6 +210,8 @@ class Engine:
         else:
             self._enqueue(lane)
         lane.calls += 1
+        if lane.calls == 1:  # what plugins and lazily loaded kernels take is taken by now
+            self._note_memory()
 
     def _enqueue(self, lane: Lane) -> None:
         with self.flavour.log.listening() as heard:
@@ -300,6 +303,10 @@ class Engine:
     def peak_bytes(self) -> int:
         """The GPU memory that was taken since this engine was opened; that of other programs is counted in."""
         return max(self._free_before - self._least_free, 0)
+
+    def __del__(self) -> None:  # of an engine that a runner has let go while calls were under way
+        with contextlib.suppress(Exception):
+            self.close()
 
     def close(self) -> None:
         with self._lock:

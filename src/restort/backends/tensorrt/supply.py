@@ -9,13 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from restort.backends.fused.plan_cache import PlanCache, given, model_of, sources_digest
 from restort.backends.gpu import Trouble, look
-from restort.backends.tensorrt.build import NOT_IN_KEYS, BuildOptions, Built, build, graph_precision
+from restort.backends.tensorrt import plugin_library
+from restort.backends.tensorrt.build import (
+    NOT_IN_KEYS,
+    BuildOptions,
+    Built,
+    build,
+    check_options,
+    graph_precision,
+)
+from restort.backends.tensorrt.build_plan import build_plan, wanted_plan
 from restort.backends.tensorrt.cache import EngineCache, Say, Stored
 from restort.backends.tensorrt.gpu import Gpu, gpu
 from restort.backends.tensorrt.inspect import doubt
-from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, slug
+from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, plan_of, slug
 from restort.backends.tensorrt.progress import Progress
+from restort.backends.tensorrt.sidecar import sha256
 from restort.backends.tensorrt.timings import Timings
 from restort.cache import cache_root
 from restort.errors import RestortError
@@ -66,7 +77,8 @@ class Supply:
 
     targets     compute capabilities of machines to come (RTX alone builds without their GPU); empty: this GPU.
     keep_fp32   the sections of a mixed engine that stay in float32.
-    options     further fields of BuildOptions.
+    options     further fields of BuildOptions; with {'kernels': 'fused'} each size has an engine of its own.
+    plan        with those kernels, the file of a plan that a user names; else it is found in the cache or made.
     say         told, in a line each, what takes long and why.
     progress    told of a build's phases; default: `say`, seldom.
     """
@@ -77,17 +89,25 @@ class Supply:
     targets: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    plan: Path | None = None
     cache: EngineCache = field(default_factory=EngineCache)
     say: Say = lambda line: None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        if self.options.get("kernels") == "tensorrt":  # the usual, which is no part of keys
+            self.options = {name: value for name, value in self.options.items() if name != "kernels"}
         self.gpu = None if self.targets else present()
 
     @property
     def model(self) -> str:
-        return self.weights.metadata.get("name") or self.weights.path.stem
+        return model_of(self.weights)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the kernels are RestoRT's own."""
+        return self.options.get("kernels") == "fused"
 
     def key(self, profile: Profile) -> Key:
         """The identity of the engine of that profile."""
@@ -100,17 +120,23 @@ class Supply:
             targets=self.targets or capability,
             gpu=None if here is None or is_rtx else here.name,
             driver=None if here is None or is_rtx else here.driver,
-            graph=graph_of(
-                self.weights.digest,
-                self.precision,
-                sorted(self.keep_fp32),
-                self.flavour.capabilities.newer_operators,
-            ),
+            graph=self._graph(),
             profile=profile,
             precision=self.precision,
             keep_fp32=tuple(sorted(self.keep_fp32)),
             flags={name: value for name, value in self.options.items() if name not in NOT_IN_KEYS},
         )
+
+    def _graph(self) -> str:
+        digest = self.weights.digest
+        if self.is_fused:
+            return plan_of(digest, sources_digest(), plugin_library.digest())
+        newer = self.flavour.capabilities.newer_operators
+        return graph_of(digest, self.precision, sorted(self.keep_fp32), newer)
+
+    def profile_for(self, size: Size) -> Profile:
+        """The profile of the engine to be built for an input of `size`, if none in the cache takes it."""
+        return Profile.fixed(*size) if self.is_fused else profile_for(self.weights.spec, size)
 
     def find(self, size: Size) -> Stored | None:
         """An engine in the cache that takes `size`, the most special one."""
@@ -122,12 +148,15 @@ class Supply:
     def provide(self, size: Size) -> Stored:
         """The same, or one that is built now; in a process only one at a time."""
         with self._lock:
-            return self.find(size) or self.obtain(profile_for(self.weights.spec, size))
+            return self.find(size) or self.obtain(self.profile_for(size))
 
     def obtain(self, profile: Profile) -> Stored:
         """The engine of exactly that profile, built if need be."""
         key = self.key(profile)
         stored = self.cache.obtain(key, lambda: self._build(profile), self.say)
+        if self.plan is not None and stored.about["plan"]["sha256"] != sha256(self.plan):
+            self.cache.discard(stored, self.say, "it holds another plan, by other compilers")
+            stored = self.cache.obtain(key, lambda: self._build(profile), self.say)
         if stored.built:
             about = stored.about
             self.say(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
@@ -135,7 +164,20 @@ class Supply:
                 self.say(found)
         return stored
 
+    def _build_fused(self, options: BuildOptions) -> Built:
+        assert self.gpu is not None  # check_fused
+        check_options(self.flavour, options)
+        wanted = wanted_plan(self.weights, self.precision, options.profile, self.gpu.compute_capability)
+        plugin_library.load(self.flavour, self.say)  # what is quick to fail goes first
+        plan = PlanCache().provide(wanted, self.say) if self.plan is None else given(self.plan, wanted)
+        return build_plan(self.flavour, self.weights, plan, options)
+
     def _build(self, profile: Profile) -> Built:
+        told = self.progress or told_seldom(self.say)
+        if self.is_fused:
+            return self._build_fused(
+                BuildOptions(profile, self.precision, self.targets, progress=told, **self.options)
+            )
         timings = self.timings()
         seen = None if timings is None else timings.read()
         can = self.flavour.capabilities
@@ -153,7 +195,7 @@ class Supply:
             precision=self.precision,
             compute_capabilities=self.targets,
             timing_cache=seen,
-            progress=self.progress or told_seldom(self.say),
+            progress=told,
             **self.options,
         )
         built = build(self.flavour, graph, options)

@@ -1,0 +1,254 @@
+"""The file of a plan: one forward pass at one shape, compiled for one kind of GPU, with its weights.
+
+Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt/plugin/restort_pass.cpp does):
+
+    header      96 bytes: magic 'RSTPLAN\\n', uint32 CRC-32 of all bytes from offset 12 on, uint32 version (1),
+                uint64 bytes of the file, uint32 capability (90 for 9.0), uint32 numbers of regions, kernels, launches
+                and arguments, uint32 bytes of the text, uint32 0, uint32 0, 4 uint32 shape of the input
+                (N, C, H, W), 4 uint32 shape of the output, uint64 0
+    regions     32 bytes each: uint32 kind, uint32 0, uint64 bytes of memory, uint64 offset of its first content in
+                the file, uint64 bytes of that (0: none)
+    kernels     144 bytes each: uint64 offset and uint64 bytes of the cubin, uint32 dynamic shared memory, uint32
+                threads of a block, uint32 blocks of a cluster (compiled in; 1: none), uint32 1 if launched with
+                programmatic stream serialization, int32 percentage of the multiprocessor's memory that is to be
+                shared memory (-1: not said), uint32 0, char[104] name of the function, zeros after
+    launches    80 bytes each: uint32 kernel, 3 uint32 grid, uint32 first argument, uint32 how many, char[56] where in
+                the network it stands, zeros after
+    arguments   16 bytes each: uint32 kind (0: address, 1: int32, 2: the address 0), uint32 region of an address,
+                int64 offset in that region, or the number
+    text        JSON, for people and Python: architecture, precision, model, weights_sha256, restort, sources
+                (digest of the kernels' sources), compilers
+    contents    cubins and contents of regions, each at a multiple of 256
+
+Kinds of region: 0 the input, 1 the output, both float32 and given by the caller; 2 weights; 3 the pass's scratch;
+4 other memory that begins as zeros. 2, 3 and 4 are of whoever runs the plan, zeroed once, their contents copied to the
+beginning. A plan that runs beside itself needs a second set. Addresses are multiples of 256, of all regions. Launches
+run in their order on one stream.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from restort.errors import RestortError
+
+MAGIC, VERSION = b"RSTPLAN\n", 1
+HEADER = struct.Struct("<8sIIQ8I4I4IQ")
+REGION = struct.Struct("<IIQQQ")
+KERNEL = struct.Struct("<QQIIIIiI104s")
+LAUNCH = struct.Struct("<6I56s")
+ARGUMENT = struct.Struct("<IIq")
+KINDS = ("input", "output", "weights", "scratch", "zeroed")
+ADDRESS, NUMBER, NOTHING = range(3)
+ALIGNMENT = 256
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Memory of `size` bytes, a multiple of 256; `data` is what it begins with, zeros after."""
+
+    kind: str
+    size: int
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Machine code, and how its function is launched: see the module."""
+
+    cubin: bytes
+    name: str
+    shared: int
+    threads: int
+    cluster: int = 1
+    overlap: bool = False
+    carveout: int = -1
+
+
+@dataclass(frozen=True)
+class Argument:
+    """`kind` ADDRESS: `value` bytes into `region`; NUMBER: an int32; NOTHING: the address 0."""
+
+    kind: int
+    value: int = 0
+    region: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch: `kernel` is a number of Plan.kernels."""
+
+    kernel: int
+    grid: tuple[int, int, int]
+    arguments: tuple[Argument, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the file holds. `input` (N, C, H, W) and `output` (N, C', H', W') are float32, contiguous."""
+
+    capability: int
+    input: Shape
+    output: Shape
+    regions: tuple[Region, ...]
+    kernels: tuple[Kernel, ...]
+    launches: tuple[Call, ...]
+    text: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> int:
+        """Memory of all regions but the caller's."""
+        return sum(region.size for region in self.regions if region.kind not in ("input", "output"))
+
+
+def write_plan(plan: Plan) -> bytes:
+    """The file's bytes; RestortError for a plan that does not agree with itself."""
+    check_plan(plan)
+    text = json.dumps(plan.text, sort_keys=True).encode()
+    arguments = [argument for call in plan.launches for argument in call.arguments]
+    counts = len(plan.regions), len(plan.kernels), len(plan.launches), len(arguments)
+    tables = sum(n * record.size for n, record in zip(counts, (REGION, KERNEL, LAUNCH, ARGUMENT)))
+    end = HEADER.size + tables + len(text)
+    blobs: list[tuple[int, bytes]] = []
+
+    def place(blob: bytes) -> int:
+        nonlocal end
+        if not blob:
+            return 0
+        start = -(-end // ALIGNMENT) * ALIGNMENT
+        blobs.append((start, blob))
+        end = start + len(blob)
+        return start
+
+    head = bytearray()
+    for region in plan.regions:
+        head += REGION.pack(KINDS.index(region.kind), 0, region.size, place(region.data), len(region.data))
+    for kernel in plan.kernels:
+        head += KERNEL.pack(
+            place(kernel.cubin), len(kernel.cubin), kernel.shared, kernel.threads, kernel.cluster,
+            kernel.overlap, kernel.carveout, 0, kernel.name.encode(),
+        )  # fmt: skip
+    first = 0
+    for call in plan.launches:
+        head += LAUNCH.pack(call.kernel, *call.grid, first, len(call.arguments), call.label.encode()[:55])
+        first += len(call.arguments)
+    for argument in arguments:
+        head += ARGUMENT.pack(argument.kind, argument.region, argument.value)
+    head += text
+    header = HEADER.pack(
+        MAGIC, 0, VERSION, end, plan.capability, *counts, len(text), 0, 0, *plan.input, *plan.output, 0
+    )
+    made = bytearray(end)
+    made[: HEADER.size + len(head)] = header + head
+    for start, blob in blobs:
+        made[start : start + len(blob)] = blob
+    struct.pack_into("<I", made, 8, zlib.crc32(memoryview(made)[12:]))
+    return bytes(made)
+
+
+def read_plan(data: bytes) -> Plan:
+    """The plan of a file's bytes; RestortError where they are not all of one, unchanged."""
+    if data[:8] != MAGIC:
+        raise RestortError(
+            "this is no plan of a pass: it does not begin with RSTPLAN; make one with make_plan"
+        )
+    if len(data) < HEADER.size:
+        raise RestortError("the plan of the pass ends in its header; make it again")
+    _, crc, version, size, capability, *numbers = HEADER.unpack_from(data)
+    if version != VERSION:
+        raise RestortError(
+            f"the plan of the pass has version {version}, and this reads {VERSION}; make it again"
+        )
+    if size != len(data):
+        raise RestortError(f"the plan of the pass has {len(data)} of {size} bytes; make it again")
+    if zlib.crc32(memoryview(data)[12:]) != crc:
+        raise RestortError("the plan of the pass is damaged: its checksum is another; make it again")
+    try:
+        plan = _unpack(data, capability, numbers)
+    except (struct.error, ValueError, IndexError, TypeError) as error:
+        raise RestortError(f"the plan of the pass cannot be read ({error}); make it again") from None
+    check_plan(plan)
+    return plan
+
+
+def _unpack(data: bytes, capability: int, numbers: list[int]) -> Plan:
+    n_regions, n_kernels, n_launches, n_arguments, length = numbers[:5]
+    place = HEADER.size
+
+    def table(record: struct.Struct, count: int) -> list[Any]:
+        nonlocal place
+        rows = [record.unpack_from(data, place + i * record.size) for i in range(count)]
+        place += count * record.size
+        return rows
+
+    def blob(start: int, size: int) -> bytes:
+        if start + size > len(data):
+            raise ValueError("contents end after the file")
+        return data[start : start + size]
+
+    regions = [Region(KINDS[kind], size, blob(at, n)) for kind, _, size, at, n in table(REGION, n_regions)]
+    kernels = [
+        Kernel(blob(at, n), _text(name), shared, threads, cluster, bool(overlap), carveout)
+        for at, n, shared, threads, cluster, overlap, carveout, _, name in table(KERNEL, n_kernels)
+    ]
+    calls, rows = table(LAUNCH, n_launches), table(ARGUMENT, n_arguments)
+    arguments = [Argument(kind, value, region) for kind, region, value in rows]
+    launches = [
+        Call(kernel, (x, y, z), tuple(arguments[first : first + count]), _text(label))
+        for kernel, x, y, z, first, count, label in calls
+    ]
+    if sum(len(call.arguments) for call in launches) != n_arguments:
+        raise ValueError("launches and arguments do not agree")
+    text = json.loads(blob(place, length)) if length else {}
+    a, b, c, d, e, f, g, h = numbers[7:15]
+    made = tuple(regions), tuple(kernels), tuple(launches), text
+    return Plan(capability, (a, b, c, d), (e, f, g, h), *made)
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0")[0].decode()
+
+
+def check_plan(plan: Plan) -> None:
+    """RestortError unless every address lies in its region, every number fits, every index is of something."""
+    problem = _problem(plan)
+    if problem:
+        raise RestortError(f"the plan of the pass is not usable: {problem}")
+
+
+def _problem(plan: Plan) -> str | None:
+    for kind, shape in (("input", plan.input), ("output", plan.output)):
+        sizes = [region.size for region in plan.regions if region.kind == kind]
+        n, c, h, w = shape
+        if len(sizes) != 1 or sizes[0] != -(-4 * n * c * h * w // ALIGNMENT) * ALIGNMENT:
+            return f"it has {len(sizes)} regions for the {kind}, or one of another size than its shape"
+    for i, region in enumerate(plan.regions):
+        if region.size % ALIGNMENT or not region.size or len(region.data) > region.size:
+            return f"region {i} has {region.size} bytes and {len(region.data)} of contents"
+    for i, kernel in enumerate(plan.kernels):
+        if kernel.cubin[:4] != b"\x7fELF" or not 0 < len(kernel.name.encode()) < 104:
+            return f"kernel {i} is no machine code, or its name is too long"
+        if not 0 < kernel.threads <= 1024 or kernel.cluster < 1 or not 0 <= kernel.shared < 1 << 20:
+            return f"kernel {i} has {kernel.threads} threads and {kernel.shared} bytes of shared memory"
+    for i, call in enumerate(plan.launches):
+        if not 0 <= call.kernel < len(plan.kernels) or not all(0 < n < 1 << 31 for n in call.grid):
+            return f"launch {i} is of kernel {call.kernel} over {call.grid}"
+        if call.grid[0] % plan.kernels[call.kernel].cluster:
+            return f"launch {i} has a grid that is no multiple of its clusters"
+        for argument in call.arguments:
+            if argument.kind == ADDRESS:
+                if not 0 <= argument.region < len(plan.regions):
+                    return f"launch {i} names region {argument.region}"
+                if not 0 <= argument.value < plan.regions[argument.region].size:
+                    return f"launch {i} points {argument.value} bytes into region {argument.region}"
+            elif argument.kind == NUMBER and not -(1 << 31) <= argument.value < 1 << 31:
+                return f"launch {i} has the number {argument.value}, which is no int32"
+            elif argument.kind not in (NUMBER, NOTHING):
+                return f"launch {i} has an argument of kind {argument.kind}"
+    return None

@@ -1,0 +1,124 @@
+// A pass's plan as it lies in its file (format: backends/fused/plan_file.py), read and checked; no GPU is needed.
+
+#pragma once
+
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace restort {
+
+// What goes wrong, in a sentence.
+struct Trouble : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+inline std::string text(char const* form, ...) {
+    char line[512];
+    va_list arguments;
+    va_start(arguments, form);
+    std::vsnprintf(line, sizeof line, form, arguments);
+    va_end(arguments);
+    return line;
+}
+
+struct Header {
+    char magic[8];
+    uint32_t crc, version;
+    uint64_t bytes;
+    uint32_t capability, regions, kernels, launches, arguments, text, zeros[2], input[4], output[4];
+    uint64_t zero;
+};
+struct Region { uint32_t kind, zero; uint64_t bytes, at, content; };
+struct Kernel {
+    uint64_t at, bytes;
+    uint32_t shared, threads, cluster, overlap;
+    int32_t carveout;
+    uint32_t zero;
+    char name[104];
+};
+struct Launch { uint32_t kernel, grid[3], first, count; char label[56]; };
+struct Argument { uint32_t kind, region; int64_t value; };
+static_assert(sizeof(Header) == 96 && sizeof(Region) == 32 && sizeof(Kernel) == 144, "records of the file");
+static_assert(sizeof(Launch) == 80 && sizeof(Argument) == 16, "records of the file");
+
+enum { INPUT = 0, OUTPUT = 1, WEIGHTS = 2, KINDS = 5 };
+enum { ADDRESS = 0, NUMBER = 1, NOTHING = 2 };
+
+inline uint32_t crc32(char const* data, size_t count) {
+    uint32_t table[256];
+    for (uint32_t i = 0; i < 256; ++i) {
+        uint32_t value = i;
+        for (int bit = 0; bit < 8; ++bit) value = value >> 1 ^ (value & 1 ? 0xEDB88320u : 0);
+        table[i] = value;
+    }
+    uint32_t sum = ~0u;
+    for (size_t i = 0; i < count; ++i) sum = sum >> 8 ^ table[(sum ^ static_cast<uint8_t>(data[i])) & 255];
+    return ~sum;
+}
+
+struct Plan {
+    std::vector<char> file;
+    Header head;
+    std::vector<Region> regions;
+    std::vector<Kernel> kernels;
+    std::vector<Launch> launches;
+    std::vector<Argument> arguments;
+
+    // `count` may be more than the plan has: zeros after it are left out.
+    Plan(char const* data, size_t count) {
+        if (count < sizeof head || std::memcmp(data, "RSTPLAN\n", 8))
+            throw Trouble(text("its plan of %zu bytes is none, or cut off; give it as file:PATH", count));
+        std::memcpy(&head, data, sizeof head);
+        if (head.version != 1) throw Trouble(text("its plan has version %u, and this reads 1", head.version));
+        if (head.bytes > count || head.bytes < sizeof head)
+            throw Trouble(text("its plan has %zu of %llu bytes", count, static_cast<unsigned long long>(head.bytes)));
+        file.assign(data, data + head.bytes);
+        if (crc32(file.data() + 12, file.size() - 12) != head.crc) throw Trouble("its plan is damaged; make it again");
+        size_t place = sizeof head;
+        take(regions, head.regions, place);
+        take(kernels, head.kernels, place);
+        take(launches, head.launches, place);
+        take(arguments, head.arguments, place);
+        verify();
+    }
+
+    template <typename T> void take(std::vector<T>& into, uint32_t count, size_t& place) {
+        if (count > (file.size() - place) / sizeof(T)) throw Trouble("its plan ends in a table");
+        into.resize(count);
+        if (count) std::memcpy(into.data(), file.data() + place, count * sizeof(T));
+        place += count * sizeof(T);
+    }
+
+    bool inside(uint64_t at, uint64_t count) const { return at <= file.size() && count <= file.size() - at; }
+
+    void verify() const {
+        int seen[KINDS] = {};
+        for (auto const& r : regions) {
+            if (r.kind >= KINDS || !r.bytes || r.bytes % 256 || r.content > r.bytes || !inside(r.at, r.content))
+                throw Trouble("its plan has a region that cannot be");
+            ++seen[r.kind];
+        }
+        if (seen[INPUT] != 1 || seen[OUTPUT] != 1) throw Trouble("its plan is not of one input and one output");
+        for (auto const& k : kernels)
+            if (!inside(k.at, k.bytes) || !std::memchr(k.name, 0, sizeof k.name) || !k.threads || k.threads > 1024)
+                throw Trouble("its plan has a kernel that cannot be");
+        for (auto const& l : launches) {
+            if (l.kernel >= kernels.size() || l.first > arguments.size() || l.count > arguments.size() - l.first ||
+                !std::memchr(l.label, 0, sizeof l.label))
+                throw Trouble("its plan has a launch that cannot be");
+            for (uint32_t i = l.first; i < l.first + l.count; ++i) {
+                Argument const& a = arguments[i];
+                if (a.kind > NOTHING || (a.kind == ADDRESS && (a.region >= regions.size() || a.value < 0 ||
+                        static_cast<uint64_t>(a.value) >= regions[a.region].bytes)))
+                    throw Trouble("its plan has an address outside of its region");
+            }
+        }
+    }
+};
+
+}  // namespace restort

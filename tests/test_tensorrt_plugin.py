@@ -1,0 +1,190 @@
+"""The library of the plugin RestortPass: named, compiled once by a stand-in for the compiler, loaded after TensorRT."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from restort.backends.tensorrt import plugin_library
+from restort.errors import RestortError, UsageError
+
+COMPILER = """#!/bin/sh
+echo "$@" >> "$COMPILER_LOG"
+while [ $# -gt 0 ]; do
+    if [ "$1" = -o ]; then echo compiled > "$2"; fi
+    shift
+done
+"""
+
+
+class Machine:
+    """A TensorRT 8.6 with its headers, CUDA's, and a compiler; `loaded` are the libraries that were opened."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.loaded: list[str] = []
+        self.registers = True
+        self.log = folder / "log"
+        self.include, self.cuda = folder / "include", folder / "cuda" / "include"
+        self.headers("8", "6")
+        self.cuda.mkdir(parents=True)
+        for name in ("cuda.h", "cuda_runtime_api.h"):
+            (self.cuda / name).write_text("")
+        self.compiler = folder / "c++"
+        self.compiler.write_text(COMPILER)
+        self.compiler.chmod(0o755)
+        registry = SimpleNamespace(get_plugin_creator=self.creator)
+        self.flavour: Any = SimpleNamespace(
+            name="tensorrt",
+            version="8.6.0",
+            title="TensorRT 8.6.0",
+            module=SimpleNamespace(get_plugin_registry=lambda: registry),
+        )
+        for name, value in {
+            "RESTORT_CACHE": folder / "cache",
+            "CXX": self.compiler,
+            "COMPILER_LOG": self.log,
+            "CUDA_HOME": self.cuda.parent,
+            plugin_library.INCLUDE: self.include,
+        }.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.delenv(plugin_library.LIBRARY, raising=False)
+        monkeypatch.setattr(plugin_library, "nvinfer_library", lambda: folder / "lib" / "libnvinfer.so.8")
+        monkeypatch.setattr(plugin_library, "ctypes", SimpleNamespace(CDLL=self.open))
+
+    def headers(self, major: str, minor: str) -> None:
+        self.include.mkdir(exist_ok=True)
+        (self.include / "NvInferRuntime.h").write_text("")
+        text = f"#define NV_TENSORRT_MAJOR {major} //!< major\n#define NV_TENSORRT_MINOR {minor}\n"
+        (self.include / "NvInferVersion.h").write_text(text)
+
+    def creator(self, name: str, version: str, namespace: str) -> Any:
+        assert (name, version, namespace) == ("RestortPass", "1", "")
+        return object() if self.loaded and self.registers else None
+
+    def open(self, path: str) -> Any:
+        self.loaded.append(path)
+        if Path(path).read_text() == "no library":
+            raise OSError(f"{path}: invalid ELF header")
+
+    def calls(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_it_is_compiled_once(machine: Machine) -> None:
+    said: list[str] = []
+    plugin_library.load(machine.flavour, said.append)
+    plugin_library.load(machine.flavour, said.append)  # TensorRT knows it already
+    assert len(machine.loaded) == 1 and said == ["compiling the plugin RestortPass for TensorRT 8.6.0, once"]
+    (call,) = machine.calls()
+    for part in (
+        "-std=c++17 -O2 -fPIC -shared",
+        f"-I{machine.include} -I{machine.cuda}",
+        "restort_pass.cpp -Wl,--no-as-needed",
+        f"-L{machine.folder / 'lib'} -l:libnvinfer.so.8 -Wl,--as-needed -ldl",
+    ):
+        assert part in call
+    (made,) = (machine.folder / "cache" / "plugins").iterdir()
+    assert machine.loaded == [str(made)] and made.name.endswith("-tensorrt-8.6.0.so")
+    machine.loaded.clear()  # another process
+    plugin_library.load(machine.flavour)
+    assert machine.loaded == [str(made)] and len(machine.calls()) == 1
+
+
+def test_its_sources_are_shipped() -> None:
+    names = [path.name for path in plugin_library.sources()]
+    assert names == ["plan_file.hpp", "plan_gpu.hpp", "restort_pass.cpp"]
+    assert (plugin_library.FOLDER / "restort_pass.cpp").read_text().count('"RestortPass"') > 1
+
+
+def test_a_library_that_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = machine.folder / "mine.so"
+    before = plugin_library.digest()
+    monkeypatch.setenv(plugin_library.LIBRARY, str(named))
+    with pytest.raises(UsageError, match=r"RESTORT_PLUGIN is .*mine\.so, where there is no file"):
+        plugin_library.load(machine.flavour)
+    named.write_text("mine")
+    assert plugin_library.digest() != before
+    plugin_library.load(machine.flavour)
+    assert machine.loaded == [str(named)] and not machine.calls()
+    machine.loaded.clear()
+    named.write_text("no library")
+    with pytest.raises(
+        RestortError, match=r"mine\.so does not load .*invalid ELF header.*unset RESTORT_PLUGIN"
+    ):
+        plugin_library.load(machine.flavour)
+    machine.loaded.clear()
+    machine.registers = False
+    named.write_text("of another libnvinfer")
+    with pytest.raises(RestortError, match="does not know RestortPass: it was linked to another"):
+        plugin_library.load(machine.flavour)
+
+
+def test_what_is_missing_is_one_sentence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(RestortError, match=words) as error:
+            plugin_library.load(machine.flavour)
+        assert "\n" not in str(error.value) and "RESTORT_PLUGIN" in str(error.value)
+        assert not machine.loaded and not list((machine.folder / "cache").rglob("*.so*"))
+
+    with monkeypatch.context() as patched:
+        patched.setenv("CXX", "no-such-compiler")
+        refused(r"there is no no-such-compiler here; install one \(apt-get install g\+\+\)")
+    machine.headers("10", "3")
+    refused(r"headers of TensorRT 8\.6, and .*include has those of 10\.3; .*RESTORT_TENSORRT_INCLUDE")
+    machine.headers("8", "6")
+    with monkeypatch.context() as patched:
+        patched.setenv(plugin_library.INCLUDE, str(machine.folder / "nothing"))
+        refused(r"no NvInferRuntime\.h lies in .*nothing; name their folder")
+    with monkeypatch.context() as patched:
+        patched.setattr(plugin_library, "_cuda_folders", lambda: iter([machine.folder]))
+        refused(r"no cuda\.h .*set CUDA_HOME")
+    machine.compiler.write_text("#!/bin/sh\necho 'a.hpp:1: error: no such thing' >&2\nexit 1\n")
+    refused(r"could not compile the plugin RestortPass \(a\.hpp:1: error: no such thing\)")
+    machine.compiler.write_text("#!/bin/sh\nexit 1\n")
+    refused("it says nothing")
+
+
+def test_headers_are_found_beside_the_library(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plugin_library.INCLUDE)
+    monkeypatch.setattr(plugin_library, "USUAL", ())
+    plugin_library.load(machine.flavour)
+    assert f"-I{machine.include} " in machine.calls()[0]
+
+
+def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
+    (machine.folder / "cache").write_text("no folder")
+    with pytest.raises(RestortError, match=r"cannot write .*set RESTORT_CACHE"):
+        plugin_library.load(machine.flavour)
+
+
+def test_where_tensorrt_was_loaded_from(tmp_path: Path) -> None:
+    with pytest.raises(RestortError, match=r"libnvinfer\.so\.8 is not found .*RESTORT_PLUGIN"):
+        plugin_library.nvinfer_library()
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("no C compiler here")
+    library, source = tmp_path / "libnvinfer.so.8", tmp_path / "none.c"
+    source.write_text("")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    code = (
+        "import ctypes, sys; ctypes.CDLL(sys.argv[1])\n"
+        "from restort.backends.tensorrt.plugin_library import nvinfer_library as found; print(found())"
+    )
+    command = [sys.executable, "-c", code, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.strip() == str(library), done.stderr
+    assert ctypes.sizeof(ctypes.c_void_p) == 8
