@@ -23,8 +23,8 @@ into the RESTORT_CACHE that the run has, too, and RESTORT_PLUGIN names the plugi
     ... tensorrt_accuracy.py run --work W --runs tensorrt:fused
 
 Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set; with RestoRT's
-kernels each size has one. Runs that are
-done are not done again. `table` writes what is there, so it can be called in between.
+kernels, and of a Restormer in TensorRT 8.6, each size has one. Runs that are done are not done
+again. `table` writes what is there, so it can be called in between.
 """
 
 from __future__ import annotations
@@ -225,6 +225,7 @@ def tensorrt(
 ) -> Any:
     """A runner whose engine takes all sizes of the set, or with an engine for each of them."""
     from restort.backends.tensorrt import mixed
+    from restort.backends.tensorrt.build import wants_one_size
     from restort.backends.tensorrt.keys import Profile
     from restort.backends.tensorrt.runner import TensorrtRunner
 
@@ -235,9 +236,12 @@ def tensorrt(
     if precision == "mixed":
         mixed.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
     least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
-    profile = Profile(least, most, most)  # type: ignore[arg-type]
     options = {} if args.level is None else {"level": args.level}
-    runner = TensorrtRunner(weights, precision, profile=profile, options=options)
+    runner = TensorrtRunner(weights, precision, options=options)
+    if not wants_one_size(runner.flavour, weights.spec.architecture):
+        runner.close()
+        profile = Profile(least, most, most)  # type: ignore[arg-type]
+        runner = TensorrtRunner(weights, precision, profile=profile, options=options)
     runner.say = runner.warn = say
     return runner
 

@@ -155,7 +155,7 @@ def test_few_engines_stay_open(world: World, weights: Weights) -> None:
     first = next(stream)
     for i in range(2, 8):
         runner(picture(16, 16 * i))
-    assert len(runner._opened) == runners.FUSED_KEPT == 4
+    assert len(runner._opened) == runners.KEPT == 4
     np.testing.assert_array_equal(first, enlarged(picture(16, 16)))
     assert len(list(stream)) == 3  # of an engine that was let go meanwhile
     del stream

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakebackend import ELAN, write_weights
+from fakebackend import ELAN, RESTORMER, write_weights
 from tensorrtworld import World, playing
 
 import restort.backends as backends
@@ -253,6 +253,19 @@ def test_sizes_beyond_the_usual_get_an_engine_that_lasts(weights: Weights) -> No
     spec = weights.spec
     assert profile_for(spec, (1, 16, 16)) == Profile((1, 16, 16), (1, 384, 640), (1, 1280, 1280))
     assert profile_for(spec, (4, 1296, 64)).max == (1, 1536, 1280)
+
+
+@pytest.mark.parametrize("is_typed", [False, True])
+def test_a_restormer_has_an_engine_for_each_size_where_the_library_has_no_types(
+    world: World, tmp_path: Path, is_typed: bool
+) -> None:
+    world.flavour.capabilities = replace(world.flavour.capabilities, strongly_typed=is_typed)
+    restormer = load_weights(write_weights(tmp_path / "restormer.safetensors", RESTORMER))
+    supply = Supply(restormer, "fp16", world.flavour)
+    one = Profile.fixed(1, 32, 48)
+    assert supply.profile_for((1, 32, 48)) == (profile_for(restormer.spec, (1, 32, 48)) if is_typed else one)
+    assert supply.provide((1, 32, 48)).built and not supply.provide((1, 32, 48)).built
+    assert supply.provide((1, 64, 64)).built is not is_typed
 
 
 def test_building_ahead_needs_no_gpu(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,8 +270,13 @@ def configure(flavour: Flavour, config: Any, options: BuildOptions, architecture
     return flags
 
 
+def wants_one_size(flavour: Flavour, architecture: str) -> bool:
+    """Whether engines of that network are best built for one size each: with others, a build takes too long."""
+    return not flavour.capabilities.strongly_typed and bool(_usual(architecture)["static"])
+
+
 def _is_static(flavour: Flavour, options: BuildOptions, architecture: str) -> bool:
-    usual = not flavour.capabilities.strongly_typed and bool(_usual(architecture)["static"])
+    usual = wants_one_size(flavour, architecture)
     return options.profile.is_fixed and (usual if options.static is None else bool(options.static))
 
 

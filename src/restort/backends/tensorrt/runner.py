@@ -48,7 +48,7 @@ FLAVOUR = "RESTORT_TENSORRT"
 """Names the library where both are installed: tensorrt or rtx."""
 KERNELS = "RESTORT_TENSORRT_KERNELS"
 """Names the kernels of engines where the options do not: tensorrt or fused."""
-FUSED_KEPT = 4  # engines of one size each that stay open, with weights and scratch of their own
+KEPT = 4  # engines of one size each that stay open, with weights and scratch of their own
 
 _log = logging.getLogger("restort")
 
@@ -58,8 +58,9 @@ class TensorrtRunner:
 
     profile     the sizes of the engine to run or build; default: whatever engine in the cache takes an array, and
                 if none does, the one of restort.backends.tensorrt.supply.profile_for.
-    options     further fields of restort.backends.tensorrt.build.BuildOptions. With {'kernels': 'fused'} every size
-                has an engine of its own, of which the last FUSED_KEPT stay open.
+    options     further fields of restort.backends.tensorrt.build.BuildOptions. With {'kernels': 'fused'}, and of
+                networks of which the library makes good engines for one size only, every size has an engine of its
+                own, of which the last KEPT stay open.
 
     Several threads may call one runner. `say` is told what takes long, `warn` once if results had to be computed in
     another precision. Raises RestortError, one sentence, where the library, the GPU or the engine fails, and
@@ -205,8 +206,8 @@ class TensorrtRunner:
         if path is not None:
             self._jit[path] = (engine, len(jit or b""))
         self._opened.append((supply.precision, profile_of(stored.key), engine))
-        if self.is_fused:  # one let go is closed when no call holds it any more
-            del self._opened[:-FUSED_KEPT]
+        if supply.is_by_size:  # one let go is closed when no call holds it any more
+            del self._opened[:-KEPT]
         return engine
 
     def _supply(self, precision: str) -> Supply:

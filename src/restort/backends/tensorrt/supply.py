@@ -19,6 +19,7 @@ from restort.backends.tensorrt.build import (
     build,
     check_options,
     graph_precision,
+    wants_one_size,
 )
 from restort.backends.tensorrt.build_plan import build_plan, wanted_plan
 from restort.backends.tensorrt.cache import EngineCache, Say, Stored
@@ -134,9 +135,14 @@ class Supply:
         newer = self.flavour.capabilities.newer_operators
         return graph_of(digest, self.precision, sorted(self.keep_fp32), newer)
 
+    @property
+    def is_by_size(self) -> bool:
+        """Whether every size has an engine of its own."""
+        return self.is_fused or wants_one_size(self.flavour, self.weights.spec.architecture)
+
     def profile_for(self, size: Size) -> Profile:
         """The profile of the engine to be built for an input of `size`, if none in the cache takes it."""
-        return Profile.fixed(*size) if self.is_fused else profile_for(self.weights.spec, size)
+        return Profile.fixed(*size) if self.is_by_size else profile_for(self.weights.spec, size)
 
     def find(self, size: Size) -> Stored | None:
         """An engine in the cache that takes `size`, the most special one."""
