@@ -259,7 +259,7 @@ def test_sizes_beyond_the_usual_get_an_engine_that_lasts(weights: Weights) -> No
 def test_a_restormer_has_an_engine_for_each_size_where_the_library_has_no_types(
     world: World, tmp_path: Path, is_typed: bool
 ) -> None:
-    world.flavour.capabilities = replace(world.flavour.capabilities, strongly_typed=is_typed)
+    world.flavour.capabilities.strongly_typed = is_typed
     restormer = load_weights(write_weights(tmp_path / "restormer.safetensors", RESTORMER))
     supply = Supply(restormer, "fp16", world.flavour)
     one = Profile.fixed(1, 32, 48)
