@@ -245,7 +245,9 @@ def versions() -> Record:
 def main() -> int:
     parser = argparse.ArgumentParser(description="TensorRT 8.6 on an H100")
     parser.add_argument("--seconds", type=float, default=560, help="begin nothing new after so long")
-    parser.add_argument("--only", help="cases whose name holds one of these words (a comma between)")
+    parser.add_argument(
+        "--only", help="cases whose name is, or else holds, one of these words (a comma between)"
+    )
     parser.add_argument("--again", help="measure such cases once more")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "tensorrt86.json")
     parser.add_argument("--plain", type=Path, help="a plain export of ELAN-light x4, for the profile before")
@@ -269,7 +271,11 @@ def main() -> int:
 
 
 def has_word(case: Case, words: str | None) -> bool:
-    return words is None or any(word in str(case) for word in words.split(","))
+    """A word that is the whole name of a case means that case alone."""
+    names = {str(other) for other in cases(True)}
+    return words is None or any(
+        word == str(case) if word in names else word in str(case) for word in words.split(",")
+    )
 
 
 def run(args: argparse.Namespace, wanted: list[Case]) -> int:
