@@ -19,15 +19,16 @@ from restort.measure.plots import _svg
 if TYPE_CHECKING:
     from gpu_report import Report
 
-BACKENDS = (
-    ("fused", "fp16"),
-    ("fused", "bf16"),
-    ("torch", "fp32"),
-    ("torch", "fp16"),
-    ("torch-compile", "fp16"),
-    ("onnxruntime-cuda", "fp32"),
-    ("onnxruntime-cuda", "fp16"),
-    ("tensorrt", "fp16"),
+BACKENDS = (  # backend, precision, variant
+    ("fused", "fp16", ""),
+    ("fused", "bf16", ""),
+    ("torch", "fp32", ""),
+    ("torch", "fp16", ""),
+    ("torch-compile", "fp16", ""),
+    ("onnxruntime-cuda", "fp32", ""),
+    ("onnxruntime-cuda", "fp16", ""),
+    ("tensorrt", "fp16", ""),
+    ("tensorrt", "fp16", "kernels fused"),
 )
 KINDS = (  # of a TensorRT layer: what its name begins with or else contains, and the kind in both languages
     ("reformatting", "reformatting", "格式转换（Reformatting）"),
@@ -104,17 +105,19 @@ def by_kernel(result: Record) -> list[Record]:
 def charts(report: Report) -> dict[str, bytes]:
     """File names and their SVG; none where there is nothing to draw."""
     say, made, end = report.say, {}, ".zh-CN.svg" if report.chinese else ".svg"
-    shown = [b for b in BACKENDS if any(report.one(place, *b) for place in TASKS)]
+    shown = [b for b in BACKENDS if any(report.of(place, b) for place in TASKS)]
     panels = []
     for place in TASKS:
         bars: list[Bar] = []
         for b in shown:
-            r, ours = report.one(place, *b), report.one(place)
+            r, ours = report.of(place, b), report.one(place)
             label = number(r.get("median_ms"))
             if r and ours and b != BACKENDS[0]:
                 label += f" ({report.times(r['median_ms'] / ours['median_ms'])})"
             label += " *" if r.get("finite") is False else ""
-            bars.append((report.backend(*b), r.get("median_ms"), label, b[0] == "fused"))
+            bars.append(
+                (report.backend(*b), r.get("median_ms"), label, "fused" in (b[0], b[2].partition(" ")[2]))
+            )
         panels.append((report.title(place), bars))
     if shown:
         note = say(

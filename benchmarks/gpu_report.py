@@ -75,6 +75,10 @@ class Report:
         network, height, width = place
         return self.found.get((f"{network}-{height}x{width}", backend, precision, batch, variant), {})
 
+    def of(self, place: Place, backend: tuple[str, str, str]) -> Record:
+        """The record of one picture for one of gpu_charts.BACKENDS."""
+        return self.one(place, backend[0], backend[1], variant=backend[2])
+
     def say(self, english: str, chinese: str) -> str:
         return chinese if self.chinese else english
 
@@ -86,12 +90,13 @@ class Report:
         size = size.replace("x", " x ")
         return f"{TITLES.get(network, network)}{self.say(', ', '，')}{size}"
 
-    def backend(self, backend: str, precision: str) -> str:
+    def backend(self, backend: str, precision: str, variant: str = "") -> str:
         name, packages = NAMES.get(backend, (backend, ()))
         versions = [v for r in self.records if r["backend"] == backend for v in [r.get("versions", {})]]
         found = next((v[p] for v in reversed(versions) for p in packages if p in v), "")
         short = ".".join(found.split("+")[0].split(".")[:2]) or ("8.6" if backend == "tensorrt" else "")
-        return " ".join(f"{name.format(short)} {precision.replace('fp32', 'float32')}".split())
+        more = self.say(", RestoRT's kernels", "，RestoRT 的内核") if variant == "kernels fused" else ""
+        return " ".join(f"{name.format(short)} {precision.replace('fp32', 'float32')}".split()) + more
 
     def times(self, value: float) -> str:
         return self.say(f"{number(value)}x", f"{number(value)} 倍")

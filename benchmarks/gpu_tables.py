@@ -47,12 +47,12 @@ def backends(report: Report) -> str:
     """1: the five workloads, milliseconds and how many times fused fp16 is faster."""
     say = report.say
     rows, marked = [], False
-    for backend, precision in BACKENDS:
-        row = [report.backend(backend, precision)]
+    for b in BACKENDS:
+        row = [report.backend(*b)]
         for place in TASKS:
-            r, ours = report.one(place, backend, precision), report.one(place)
+            r, ours = report.of(place, b), report.one(place)
             cell = number(r.get("median_ms"))
-            if r and (backend, precision) == ("fused", "fp16"):
+            if r and b == BACKENDS[0]:
                 cell = f"**{cell}**"
             elif r and ours:
                 times = report.times(r["median_ms"] / ours["median_ms"])
@@ -67,7 +67,7 @@ def backends(report: Report) -> str:
     ways: dict[str, list[str]] = defaultdict(list)
     for r in report.found.values():
         way = str(r.get("note", "")).partition(":")[0]
-        if r["backend"] == "torch-compile" and way.startswith("compiled "):
+        if r["backend"] == "torch-compile" and way.startswith("compiled ") and not r["variant"]:
             network = report.title(r["workload"]).partition(say(",", "，"))[0]
             ways[way[9:]] += [] if network in ways[way[9:]] else [network]
     words = {"whole": say("as a whole", "整体编译"), "regional": say("block by block", "逐块编译")}

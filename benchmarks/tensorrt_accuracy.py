@@ -24,7 +24,8 @@ into the RESTORT_CACHE that the run has, too, and RESTORT_PLUGIN names the plugi
 
 Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set; with RestoRT's
 kernels, and of a Restormer in TensorRT 8.6, each size has one. Runs that are done are not done
-again. `table` writes what is there, so it can be called in between.
+again. `table` writes what is there, so it can be called in between, and keeps rows of the record whose outputs are not
+there any more.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorrt_accuracy_sets import REFERENCE, SETS, SIGMA, pictures, slug
 
 from restort.errors import RestortError
 from restort.imaging.pad import pad_to_multiple
@@ -48,15 +49,8 @@ from restort.models.checkpoint import Weights, load_weights
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 OUTPUT = HERE / "results" / "accuracy_tensorrt.json"
-REFERENCE = "torch:fp32"
 RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed"
 FUSED = "fused"  # in place of a precision: fp16, by RestoRT's own kernels
-SETS = {"ELAN-light x4": "set5", "restormer-small-denoise": "kodak24"}
-SIGMA = 25.0
-
-
-def slug(name: str) -> str:
-    return name.lower().replace(" ", "-")
 
 
 def make_inputs(args: argparse.Namespace) -> None:
@@ -109,19 +103,6 @@ def choose_mixed(args: argparse.Namespace) -> None:
         found = Search(weights, pairs).choose(Budget(args.budget), say)
         say(f"{model}: {found.sentence()}")
         target.write_text(json.dumps(found.to_json(), indent=1) + "\n")
-
-
-def pictures(work: Path, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(what the network is given, (H, W, C) on the scale of [0, 1], the clean picture, uint8)."""
-    with np.load(work / f"{SETS[model]}.npz") as kept:
-        for i in range(sum(name.startswith("clean") for name in kept.files)):
-            clean = kept[f"clean{i}"]
-            if f"degraded{i}" in kept.files:
-                degraded = kept[f"degraded{i}"].astype(np.float64)
-            else:  # as `restort evaluate` makes it
-                noise = np.random.Generator(np.random.PCG64([0, i])).standard_normal(clean.shape)
-                degraded = clean + SIGMA * noise
-            yield (degraded / 255).astype(np.float32), clean
 
 
 def make_plans(args: argparse.Namespace) -> None:
@@ -246,73 +227,6 @@ def tensorrt(
     return runner
 
 
-def table(args: argparse.Namespace) -> None:
-    """The record, and the tables in Markdown."""
-    from accuracy_table import text
-
-    from restort.measure import quality
-    from restort.measure.machine import provenance
-    from restort.measure.tensors import EPSILON, definitions, tensor_error
-
-    tables = []
-    for model, dataset in SETS.items():
-        weights = load_weights(args.work / f"{slug(model)}.safetensors")
-        clean = [picture for _, picture in pictures(args.work, model)]
-        border = weights.spec.scale if weights.spec.scale > 1 else 0
-        psnr: Callable[..., float] = quality.psnr_y if border else quality.psnr
-        ssim: Callable[..., float] = quality.ssim_y if border else quality.ssim
-        reference: np.ndarray | None = None
-        rows: list[dict[str, Any]] = []
-        for label in [REFERENCE, "onnxruntime:fp32", *args.runs.split(",")]:
-            backend, _, precision = label.partition(":")
-            folder = args.work / slug(model) / label.replace(":", "-")
-            row: dict[str, Any] = {"backend": backend, "precision": precision}
-            if not (folder / "done.json").is_file():
-                failed = folder / "error.json"
-                why = json.loads(failed.read_text())["error"] if failed.is_file() else "has not been run"
-                rows.append(row | {"error": why})
-                continue
-            outputs = [np.load(folder / f"{i}.npy") for i in range(len(clean))]
-            flat = np.concatenate([y.reshape(-1) for y in outputs])
-            reference = flat if label == REFERENCE else reference
-            if reference is None:
-                raise SystemExit(f"there is nothing to compare with: run {REFERENCE} first")
-            found = tensor_error(flat, reference, epsilon=EPSILON, peak=1.0).to_json()
-            found |= {"psnr_vs_reference": found.pop("psnr"), "elements": found.pop("shape")[0]}
-            eight = [np.rint(np.clip(y.astype(np.float64), 0, 1) * 255).astype(np.uint8) for y in outputs]
-            scores = [
-                [measure(y, truth, border=border) for y, truth in zip(eight, clean)]
-                for measure in (psnr, ssim)
-            ]
-            row |= found | {"error": None, "about": json.loads((folder / "done.json").read_text())}
-            rows.append(
-                row
-                | {
-                    "psnr_on_set": round(float(np.mean(scores[0])), 4),
-                    "ssim_on_set": round(float(np.mean(scores[1])), 5),
-                }
-            )
-        settings: dict[str, Any] = {"pictures": len(clean)} | ({} if border else {"sigmas": [SIGMA]})
-        tables.append(
-            {
-                "model": model,
-                "weights_sha256": weights.digest,
-                "dataset": dataset,
-                "settings": settings,
-                "reference": REFERENCE,
-                "rows": rows,
-            }
-        )
-        print(text(tables[-1]), "\n", flush=True)
-    meanings = definitions(EPSILON)
-    print(
-        f"relative error: {meanings['relative']}; outputs not clipped or rounded; PSNR in dB and SSIM of the set"
-    )
-    record = {"epsilon": EPSILON, "definitions": meanings, "tables": tables, **provenance()}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -347,8 +261,9 @@ def main() -> None:
         args.runs = f"{REFERENCE},onnxruntime:fp32,{runs}" if everything else runs
         run(args)
     if args.step in ("table", "all"):
-        args.runs = runs
-        table(args)
+        from tensorrt_accuracy_table import table
+
+        table(args.work, args.output, runs.split(","))
 
 
 if __name__ == "__main__":
