@@ -29,7 +29,7 @@ def table(work: Path, output: Path, runs: Sequence[str]) -> None:
     """
     found = json.loads(output.read_text()) if output.is_file() else {}
     before = {(t["model"], t["weights_sha256"]): t for t in found.get("tables", [])}
-    tables = []
+    tables: list[Row] = []
     for model, dataset in SETS.items():
         weights = load_weights(work / f"{slug(model)}.safetensors")
         clean = [picture for _, picture in pictures(work, model)]
@@ -37,22 +37,17 @@ def table(work: Path, output: Path, runs: Sequence[str]) -> None:
         kept = before.get((model, weights.digest), {"settings": None, "rows": []})
         rows = kept["rows"] if kept["settings"] == settings else []
         old = {label_of(row): row for row in rows if row["error"] is None}
-        tables.append(
-            {
-                "model": model,
-                "weights_sha256": weights.digest,
-                "dataset": dataset,
-                "settings": settings,
-                "reference": REFERENCE,
-                "rows": [],
-            }
-        )
+        made_rows: list[Row] = []
+        about = {"model": model, "weights_sha256": weights.digest, "dataset": dataset, "settings": settings}
+        tables.append({**about, "reference": REFERENCE, "rows": made_rows})
         folder = work / slug(model)
         reference = flat(outputs(folder, REFERENCE, len(clean)))
         for label in dict.fromkeys([REFERENCE, "onnxruntime:fp32", *runs, *old]):
             made = outputs(folder, label, len(clean))
-            row = scored(label, made, reference, clean, weights) if made else old.get(label)
-            tables[-1]["rows"].append(described(folder, label, row))
+            row = old.get(label)
+            if made and reference is not None:
+                row = scored(made, reference, clean, weights)
+            made_rows.append(described(folder, label, row))
             save(output, tables)
         print(text(tables[-1]), "\n", flush=True)
     meaning = definitions(EPSILON)["relative"]
@@ -75,9 +70,7 @@ def flat(found: Outputs) -> np.ndarray | None:
     return np.concatenate([y.reshape(-1) for y in found]) if found else None
 
 
-def scored(label: str, made: Outputs, reference: np.ndarray | None, clean: Outputs, weights: Weights) -> Row:
-    if reference is None:
-        raise SystemExit(f"there is nothing to compare with: run {REFERENCE} first")
+def scored(made: Outputs, reference: np.ndarray, clean: Outputs, weights: Weights) -> Row:
     border = weights.spec.scale if weights.spec.scale > 1 else 0
     measures: dict[str, Callable[..., float]] = {
         "psnr_on_set": quality.psnr_y if border else quality.psnr,
@@ -101,10 +94,9 @@ def described(folder: Path, label: str, row: Row | None) -> Row:
     place = folder / label.replace(":", "-")
     named: Row = {"backend": backend, "precision": precision}
     if row is None:
-        failed = place / "error.json"
-        return named | {
-            "error": json.loads(failed.read_text())["error"] if failed.is_file() else "has not been run"
-        }
+        failed, done = place / "error.json", (place / "done.json").is_file()
+        why = f"there is nothing to compare with: run {REFERENCE}" if done else "has not been run"
+        return named | {"error": json.loads(failed.read_text())["error"] if failed.is_file() else why}
     if "about" in row:  # of the record
         return row
     return named | row | {"error": None, "about": json.loads((place / "done.json").read_text())}
