@@ -102,8 +102,15 @@ def test_the_environment_chooses_too(world: World, weights: Weights, monkeypatch
     assert world.builds[-1].kernels == "tensorrt" and not world.builds[-1].profile.is_fixed
     runner.close()
     monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "cutlass")
-    with pytest.raises(UsageError, match="no kernels 'cutlass' for an engine; choose tensorrt, fused"):
+    with pytest.raises(
+        UsageError, match=r"no kernels 'cutlass' for an engine; choose tensorrt, fused .*=cutlass"
+    ):
         TensorrtRunner(weights)
+    monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
+    with pytest.raises(UsageError, match=r"not fp32.*RESTORT_TENSORRT_KERNELS=fused chose.*unset it"):
+        TensorrtRunner(weights, "fp32")
+    with pytest.raises(UsageError, match=r"or leave --kernels out$"):
+        TensorrtRunner(weights, "fp32", options=FUSED)
 
 
 def test_neither_kind_of_kernels_stands_for_the_other(world: World, weights: Weights) -> None:
