@@ -300,6 +300,49 @@ def test_a_plan_that_is_named(world: World, weights: Weights, tmp_path: Path) ->
     file.write_bytes(plan_of(wanted, compilers="Triton 4.0"))
     assert supply.obtain(profile).about["plan"]["compilers"] == "Triton 4.0"
     assert any("it holds another plan" in line for line in said)
+    kept = EngineCache().entries()[0].path
+    file.write_bytes(plan_of(replace(wanted, capability=80)))
+    with pytest.raises(UsageError, match="does not fit"):
+        supply.obtain(profile)
+    assert kept.exists() and len(world.plans) == 2  # a plan that does not fit costs no engine
+
+
+def test_a_plan_named_from_home(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pass.plan").write_bytes(plan_of(wanted_of(weights)))
+    supply = Supply(weights, "fp16", world.flavour, options=FUSED, plan=Path("~/pass.plan"))
+    for built in (True, False):
+        assert supply.obtain(Profile.fixed(1, 32, 48)).built is built
+
+
+def test_a_plan_that_cannot_be_made_or_kept(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(wanted: Wanted, processes: int | None = None) -> bytes:
+        raise RestortError("a kernel does not compile")
+
+    monkeypatch.setattr(plan_cache, "made", fails)
+    with pytest.raises(RestortError, match=r"^a kernel does not compile$"):  # of no folder's fault
+        PlanCache().provide(wanted_of(weights), lambda line: None)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RestortError, match=r"cannot write the cache .*file/plans .*set RESTORT_CACHE"):
+        PlanCache(tmp_path / "file" / "plans").provide(wanted_of(weights), lambda line: None)
+
+
+def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from restort.backends.fused import plan
+
+    def fails(*arguments: Any, **options: Any) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(plan, "make_plan", fails)
+    with pytest.raises(
+        RestortError, match=r"cannot write the cache .* .permission denied.; set RESTORT_CACHE"
+    ):
+        plan_cache.made(wanted_of(weights))
 
 
 @pytest.mark.parametrize(
