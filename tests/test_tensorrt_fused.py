@@ -380,8 +380,12 @@ def test_files_that_are_no_plans(weights: Weights, tmp_path: Path) -> None:
     with pytest.raises(RestortError, match=r"pass\.plan"):
         given(file, wanted_of(weights))
     file.write_bytes(b"no plan")
-    with pytest.raises(RestortError, match=r"pass\.plan: this is no plan of a pass"):
+    with pytest.raises(
+        RestortError, match=r"pass\.plan: this is no plan of a pass.*restort export --format plan"
+    ):
         given(file, wanted_of(weights))
+    with pytest.raises(RestortError, match="it is a folder; give the name of a file"):
+        given(tmp_path, wanted_of(weights))
 
 
 def test_another_gpu_has_other_plans(world: World, weights: Weights) -> None:
