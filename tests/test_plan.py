@@ -161,6 +161,16 @@ def test_a_result_of_too_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
         plans.plan_pass(weights_of(ELAN), "fp16", (1, 16, 32), 90)
 
 
+def _ended(job: object) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_triton", _ended)
+    with pytest.raises(RestortError, match="most likely for want of memory; free some, and try again"):
+        plans.make_plan(weights_of(ELAN), "fp16", (1, 16, 16))
+
+
 def test_compiling_is_silent(tmp_path: Path) -> None:
     """Also what Triton warns of, once in every process that compiles."""
     code = (

@@ -344,6 +344,13 @@ def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.Monke
     ):
         plan_cache.made(wanted_of(weights))
 
+    def starved(*arguments: Any, **options: Any) -> bytes:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(plan, "make_plan", starved)
+    with pytest.raises(RestortError, match="no process can be started to compile in; free some memory"):
+        plan_cache.made(wanted_of(weights))
+
 
 @pytest.mark.parametrize(
     ("changes", "expected"),

@@ -13,6 +13,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
@@ -220,10 +221,17 @@ def _compiled(launches: Sequence[Launch], capability: int, processes: int) -> li
     wanted = list(dict.fromkeys(one for one in jobs if one is not None))
     if any(one is None and not hasattr(launch.kernel, "compile") for one, launch in zip(jobs, launches)):
         raise RestortError("kernels are interpreted here, not compiled; unset TRITON_INTERPRET")
-    with ProcessPoolExecutor(max(1, min(processes, len(wanted))), mp_context=get_context("spawn")) as pool:
-        triton = pool.map(_triton, wanted)
-        precompile_cuda(launches, capability)
-        found = dict(zip(wanted, triton))
+    workers = max(1, min(processes, len(wanted)))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            triton = pool.map(_triton, wanted)
+            precompile_cuda(launches, capability)
+            found = dict(zip(wanted, triton))
+    except BrokenProcessPool:
+        raise RestortError(
+            "a process that compiled kernels was ended from outside, most likely for want of memory; free some, and "
+            "try again"
+        ) from None
     made = [_cuda(launch, capability) if one is None else found[one] for one, launch in zip(jobs, launches)]
     for code in made:
         if code.kernel.shared > SHARED_KIB[capability] << 10:

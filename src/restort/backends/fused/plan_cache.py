@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import restort
 from restort.backends.fused.plan_file import Plan, read_plan
 from restort.cache import cache_root
-from restort.errors import RestortError, UsageError
+from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.imaging.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EAGAIN):  # of processes to compile in
+            raise OutOfMemory("no process can be started to compile in; free some memory") from None
         reason = (error.strerror or str(error)).lower()
         raise RestortError(
             f"cannot write the cache {folder} ({reason}); set RESTORT_CACHE to another folder"
