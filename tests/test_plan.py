@@ -161,6 +161,13 @@ def test_a_result_of_too_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
         plans.plan_pass(weights_of(ELAN), "fp16", (1, 16, 32), 90)
 
 
+def test_a_cache_of_triton_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(RestortError, match=r"Triton cannot keep the kernel .*set TRITON_CACHE_DIR"):
+        plans.make_plan(weights_of(ELAN), "fp16", (1, 16, 16))
+
+
 def _ended(job: object) -> None:
     os._exit(9)
 

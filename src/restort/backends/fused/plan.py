@@ -263,6 +263,11 @@ def _triton(wanted: Job) -> _Code:
         with warnings.catch_warnings():  # Triton's own, about its settings
             warnings.simplefilter("ignore")
             made = compile_job(wanted)
+    except OSError as error:
+        raise RestortError(
+            f"Triton cannot keep the kernel {wanted.kernel} ({error.strerror or error}: {error.filename}); set "
+            "TRITON_CACHE_DIR to a folder that can be written"
+        ) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise RestortError(f"the kernel {wanted.kernel} does not compile: {reason}") from None
