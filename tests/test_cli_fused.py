@@ -95,6 +95,11 @@ def test_a_plan_from_elsewhere(world: World, weights: Path, restort: Any) -> Non
     )
     assert told.status == 0 and "small -> p.plan: 1 kernels" in told.err, told.err
     world.compiled.clear()
+    told = restort("inspect", "p.plan")
+    assert (
+        told.status == 1
+        and "p.plan is a plan, not an engine; build one of it with `restort build" in told.err
+    )
     told = restort("build", "--weights", weights, *FUSED, "--plan", "p.plan")  # its size and precision
     assert told.status == 0 and world.plans == [Path("p.plan").resolve()] and not world.compiled, told.err
     assert str(world.builds[-1].profile) == "1x32x48"

@@ -37,7 +37,7 @@ from restort.backends.fused.plan_file import (  # noqa: E402
     write_plan,
 )
 from restort.backends.tensorrt.plan_graph import plan_graph  # noqa: E402
-from restort.errors import RestortError  # noqa: E402
+from restort.errors import OutOfMemory, RestortError, UsageError  # noqa: E402
 from restort.models.checkpoint import Weights  # noqa: E402
 from tests import interpreter  # noqa: E402
 from tests.plan_cases import CASES, ELAN, weights_of  # noqa: E402
@@ -148,8 +148,49 @@ def test_what_is_no_plan_to_make() -> None:
         plans.make_plan(weights, "fp32", (1, 32, 32))
     with pytest.raises(RestortError, match="multiples of 16"):
         plans.make_plan(weights, "fp16", (1, 32, 40))
-    with pytest.raises(RestortError, match="capability 91"):
+    with pytest.raises(UsageError, match=r"capability 9\.1 is not known; choose 8\.0, "):
         plans.make_plan(weights, "fp16", (1, 32, 32), 91)
+    with pytest.raises(OutOfMemory, match="not enough for the plan of 1x16000000x16000000; choose a smaller"):
+        plans.make_plan(weights, "fp16", (1, 16_000_000, 16_000_000))
+
+
+def test_a_result_of_too_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans.sentinel, "LIMIT", 3 * 16 * 16 * ELAN.scale**2)
+    plans.plan_pass(weights_of(ELAN), "fp16", (1, 16, 16), 90)
+    with pytest.raises(OutOfMemory, match="32-bit indices"):
+        plans.plan_pass(weights_of(ELAN), "fp16", (1, 16, 32), 90)
+
+
+def test_a_cache_of_triton_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(RestortError, match=r"Triton cannot keep the kernel .*set TRITON_CACHE_DIR"):
+        plans.make_plan(weights_of(ELAN), "fp16", (1, 16, 16))
+
+
+def _ended(job: object) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_is_ended_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_triton", _ended)
+    with pytest.raises(RestortError, match="most likely for want of memory; free some, and try again"):
+        plans.make_plan(weights_of(ELAN), "fp16", (1, 16, 16))
+
+
+def test_compiling_is_silent(tmp_path: Path) -> None:
+    """Also what Triton warns of, once in every process that compiles."""
+    code = (
+        "from tests.plan_cases import ELAN, weights_of\n"
+        "from restort.backends.fused.plan import make_plan\n"
+        "if __name__ == '__main__':\n"
+        "    make_plan(weights_of(ELAN), 'fp16', (1, 16, 16))\n"
+    )
+    (tmp_path / "make.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, str(tmp_path / "make.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_graphs_are_one_node(made: tuple[str, Weights, bytes, Plan], tmp_path: Path) -> None:

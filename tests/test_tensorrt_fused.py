@@ -102,8 +102,15 @@ def test_the_environment_chooses_too(world: World, weights: Weights, monkeypatch
     assert world.builds[-1].kernels == "tensorrt" and not world.builds[-1].profile.is_fixed
     runner.close()
     monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "cutlass")
-    with pytest.raises(UsageError, match="no kernels 'cutlass' for an engine; choose tensorrt, fused"):
+    with pytest.raises(
+        UsageError, match=r"no kernels 'cutlass' for an engine; choose tensorrt, fused .*=cutlass"
+    ):
         TensorrtRunner(weights)
+    monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
+    with pytest.raises(UsageError, match=r"not fp32.*RESTORT_TENSORRT_KERNELS=fused chose.*unset it"):
+        TensorrtRunner(weights, "fp32")
+    with pytest.raises(UsageError, match=r"or leave --kernels out$"):
+        TensorrtRunner(weights, "fp32", options=FUSED)
 
 
 def test_neither_kind_of_kernels_stands_for_the_other(world: World, weights: Weights) -> None:
@@ -293,6 +300,56 @@ def test_a_plan_that_is_named(world: World, weights: Weights, tmp_path: Path) ->
     file.write_bytes(plan_of(wanted, compilers="Triton 4.0"))
     assert supply.obtain(profile).about["plan"]["compilers"] == "Triton 4.0"
     assert any("it holds another plan" in line for line in said)
+    kept = EngineCache().entries()[0].path
+    file.write_bytes(plan_of(replace(wanted, capability=80)))
+    with pytest.raises(UsageError, match="does not fit"):
+        supply.obtain(profile)
+    assert kept.exists() and len(world.plans) == 2  # a plan that does not fit costs no engine
+
+
+def test_a_plan_named_from_home(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pass.plan").write_bytes(plan_of(wanted_of(weights)))
+    supply = Supply(weights, "fp16", world.flavour, options=FUSED, plan=Path("~/pass.plan"))
+    for built in (True, False):
+        assert supply.obtain(Profile.fixed(1, 32, 48)).built is built
+
+
+def test_a_plan_that_cannot_be_made_or_kept(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(wanted: Wanted, processes: int | None = None) -> bytes:
+        raise RestortError("a kernel does not compile")
+
+    monkeypatch.setattr(plan_cache, "made", fails)
+    with pytest.raises(RestortError, match=r"^a kernel does not compile$"):  # of no folder's fault
+        PlanCache().provide(wanted_of(weights), lambda line: None)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RestortError, match=r"cannot write the cache .*file/plans .*set RESTORT_CACHE"):
+        PlanCache(tmp_path / "file" / "plans").provide(wanted_of(weights), lambda line: None)
+
+
+def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from restort.backends.fused import plan
+
+    def fails(*arguments: Any, **options: Any) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(plan, "make_plan", fails)
+    with pytest.raises(
+        RestortError, match=r"cannot write the cache .* .permission denied.; set RESTORT_CACHE"
+    ):
+        plan_cache.made(wanted_of(weights))
+
+    def starved(*arguments: Any, **options: Any) -> bytes:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(plan, "make_plan", starved)
+    with pytest.raises(RestortError, match="no process can be started to compile in; free some memory"):
+        plan_cache.made(wanted_of(weights))
 
 
 @pytest.mark.parametrize(
@@ -330,8 +387,12 @@ def test_files_that_are_no_plans(weights: Weights, tmp_path: Path) -> None:
     with pytest.raises(RestortError, match=r"pass\.plan"):
         given(file, wanted_of(weights))
     file.write_bytes(b"no plan")
-    with pytest.raises(RestortError, match=r"pass\.plan: this is no plan of a pass"):
+    with pytest.raises(
+        RestortError, match=r"pass\.plan: this is no plan of a pass.*restort export --format plan"
+    ):
         given(file, wanted_of(weights))
+    with pytest.raises(RestortError, match="it is a folder; give the name of a file"):
+        given(tmp_path, wanted_of(weights))
 
 
 def test_another_gpu_has_other_plans(world: World, weights: Weights) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_it_is_compiled_once(machine: Machine) -> None:
     ):
         assert part in call
     (made,) = (machine.folder / "cache" / "plugins").iterdir()
-    assert machine.loaded == [str(made)] and made.name.endswith("-tensorrt-8.6.0.so")
+    assert machine.loaded == [str(made)] and made.name.endswith(f"-{platform.machine()}-tensorrt-8.6.0.so")
     machine.loaded.clear()  # another process
     plugin_library.load(machine.flavour)
     assert machine.loaded == [str(made)] and len(machine.calls()) == 1
@@ -143,6 +144,11 @@ def test_what_is_missing_is_one_sentence(machine: Machine, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setenv("CXX", "no-such-compiler")
         refused(r"there is no no-such-compiler here; install one \(apt-get install g\+\+\)")
+        patched.setenv("CXX", "g++ 'x")
+        with pytest.raises(
+            UsageError, match=r"CXX is .*, which is no command .no closing quotation.; name the"
+        ):
+            plugin_library.load(machine.flavour)
     machine.headers("10", "3")
     refused(r"headers of TensorRT 8\.6, and .*include has those of 10\.3; .*RESTORT_TENSORRT_INCLUDE")
     machine.headers("8", "6")

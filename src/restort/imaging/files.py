@@ -93,13 +93,13 @@ def _why(error: Exception, path: Path) -> str:
         return f"there is no {'such file' if found else f'folder {path.parent}'}; check the path"
     if code in (errno.EISDIR, errno.ENXIO):
         return (
-            "it is a folder, not a picture"
+            "it is a folder; give the name of a file"
             if os.path.isdir(path)
             else "it is not a regular file; give a picture file"
         )
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         if os.path.isdir(path) and os.access(path, os.R_OK):  # Windows opens no folder
-            return "it is a folder, not a picture"
+            return "it is a folder; give the name of a file"
         return "no permission; change the permissions or choose another place"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk is full; free some space or choose another folder"

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
@@ -36,8 +38,8 @@ from restort.backends.fused.plan_file import (
     read_plan,
     write_plan,
 )
-from restort.errors import RestortError
-from restort.kernels import cuda
+from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.kernels import cuda, sentinel
 from restort.kernels.launch import Launch
 from restort.kernels.machine import SHARED_KIB, planning_for
 from restort.kernels.precompile import Job, job, precompile_cuda
@@ -81,12 +83,22 @@ def plan_pass(weights: Weights, precision: str, shape: tuple[int, int, int], cap
     n, h, w = shape
     check_shape((n, weights.spec.in_channels, h, w), weights.spec)
     if capability not in SHARED_KIB:
-        raise RestortError(f"compute capability {capability} is not known; {sorted(SHARED_KIB)} are")
+        known = ", ".join(f"{one / 10}" for one in sorted(SHARED_KIB))
+        raise UsageError(f"compute capability {capability / 10} is not known; choose {known}")
     module: Any = importlib.import_module(f"restort.backends.fused.{weights.spec.architecture}")
     dtype = TYPES[precision]
-    with planning_for(capability), _Zeros(), torch.no_grad():
-        packed = module.pack(weights, dtype)
-        made: Pass = module.plan(packed, weights.spec, n, h, w, dtype, torch.device("cpu"))
+    try:
+        with planning_for(capability), _Zeros(), torch.no_grad():
+            packed = module.pack(weights, dtype)
+            made: Pass = module.plan(packed, weights.spec, n, h, w, dtype, torch.device("cpu"))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"the memory of this machine is not enough for the plan of {n}x{h}x{w}; choose a smaller size"
+        ) from None
+    if made.output.numel() > sentinel.LIMIT:  # as restort.backends.fused.instances
+        raise OutOfMemory("the result has more elements than 32-bit indices reach; choose a smaller size")
     return made
 
 
@@ -209,10 +221,17 @@ def _compiled(launches: Sequence[Launch], capability: int, processes: int) -> li
     wanted = list(dict.fromkeys(one for one in jobs if one is not None))
     if any(one is None and not hasattr(launch.kernel, "compile") for one, launch in zip(jobs, launches)):
         raise RestortError("kernels are interpreted here, not compiled; unset TRITON_INTERPRET")
-    with ProcessPoolExecutor(max(1, min(processes, len(wanted))), mp_context=get_context("spawn")) as pool:
-        triton = pool.map(_triton, wanted)
-        precompile_cuda(launches, capability)
-        found = dict(zip(wanted, triton))
+    workers = max(1, min(processes, len(wanted)))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            triton = pool.map(_triton, wanted)
+            precompile_cuda(launches, capability)
+            found = dict(zip(wanted, triton))
+    except BrokenProcessPool:
+        raise RestortError(
+            "a process that compiled kernels was ended from outside, most likely for want of memory; free some, and "
+            "try again"
+        ) from None
     made = [_cuda(launch, capability) if one is None else found[one] for one, launch in zip(jobs, launches)]
     for code in made:
         if code.kernel.shared > SHARED_KIB[capability] << 10:
@@ -241,7 +260,14 @@ def _triton(wanted: Job) -> _Code:
     from restort.kernels.precompile_child import compile_job
 
     try:
-        made = compile_job(wanted)
+        with warnings.catch_warnings():  # Triton's own, about its settings
+            warnings.simplefilter("ignore")
+            made = compile_job(wanted)
+    except OSError as error:
+        raise RestortError(
+            f"Triton cannot keep the kernel {wanted.kernel} ({error.strerror or error}: {error.filename}); set "
+            "TRITON_CACHE_DIR to a folder that can be written"
+        ) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise RestortError(f"the kernel {wanted.kernel} does not compile: {reason}") from None

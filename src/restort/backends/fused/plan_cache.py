@@ -8,13 +8,14 @@ take more than LIMIT bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 import restort
 from restort.backends.fused.plan_file import Plan, read_plan
 from restort.cache import cache_root
-from restort.errors import RestortError, UsageError
+from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.imaging.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -117,12 +118,11 @@ class PlanCache:
             f"compiling the plan of {model_of(wanted.weights)}, {wanted.precision}, {wanted.size}: there is none yet"
         )
         path = self.folder / wanted.name
-        try:
-            write_bytes(path, made(wanted, processes), overwrite=True)
-        except RestortError as error:
+        with _writing(self.folder):  # before minutes are spent
+            self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
-                raise RestortError(f"{error}; set RESTORT_CACHE to another folder") from None
-            raise
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        write_bytes(path, made(wanted, processes), overwrite=True)
         self._shrink(path)
         return path
 
@@ -152,7 +152,21 @@ def made(wanted: Wanted, processes: int | None = None) -> bytes:
             "'restort[fused]'"
         ) from None
     count = processes or max(1, min(16, os.cpu_count() or 1))
-    return make_plan(wanted.weights, wanted.precision, wanted.shape, wanted.capability, processes=count)
+    with _writing(cache_root()):  # compiled kernels are kept there
+        return make_plan(wanted.weights, wanted.precision, wanted.shape, wanted.capability, processes=count)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOMEM, errno.EAGAIN):  # of processes to compile in
+            raise OutOfMemory("no process can be started to compile in; free some memory") from None
+        reason = (error.strerror or str(error)).lower()
+        raise RestortError(
+            f"cannot write the cache {folder} ({reason}); set RESTORT_CACHE to another folder"
+        ) from None
 
 
 def opened(path: Path) -> Plan:

@@ -45,6 +45,7 @@ ARGUMENT = struct.Struct("<IIq")
 KINDS = ("input", "output", "weights", "scratch", "zeroed")
 ADDRESS, NUMBER, NOTHING = range(3)
 ALIGNMENT = 256
+MOST = 1 << 46  # bytes of all regions
 Shape = tuple[int, int, int, int]
 
 
@@ -156,7 +157,7 @@ def read_plan(data: bytes) -> Plan:
     """The plan of a file's bytes; RestortError where they are not all of one, unchanged."""
     if data[:8] != MAGIC:
         raise RestortError(
-            "this is no plan of a pass: it does not begin with RSTPLAN; make one with make_plan"
+            "this is no plan of a pass: it does not begin with RSTPLAN; make one with `restort export --format plan`"
         )
     if len(data) < HEADER.size:
         raise RestortError("the plan of the pass ends in its header; make it again")
@@ -199,6 +200,8 @@ def _unpack(data: bytes, capability: int, numbers: list[int]) -> Plan:
     ]
     calls, rows = table(LAUNCH, n_launches), table(ARGUMENT, n_arguments)
     arguments = [Argument(kind, value, region) for kind, region, value in rows]
+    if any(first + count > n_arguments for *_, first, count, _ in calls):
+        raise ValueError("arguments of a launch end after their table")
     launches = [
         Call(kernel, (x, y, z), tuple(arguments[first : first + count]), _text(label))
         for kernel, x, y, z, first, count, label in calls
@@ -206,6 +209,8 @@ def _unpack(data: bytes, capability: int, numbers: list[int]) -> Plan:
     if sum(len(call.arguments) for call in launches) != n_arguments:
         raise ValueError("launches and arguments do not agree")
     text = json.loads(blob(place, length)) if length else {}
+    if not isinstance(text, dict):
+        raise ValueError("its text is no table")
     a, b, c, d, e, f, g, h = numbers[7:15]
     made = tuple(regions), tuple(kernels), tuple(launches), text
     return Plan(capability, (a, b, c, d), (e, f, g, h), *made)
@@ -231,6 +236,8 @@ def _problem(plan: Plan) -> str | None:
     for i, region in enumerate(plan.regions):
         if region.size % ALIGNMENT or not region.size or len(region.data) > region.size:
             return f"region {i} has {region.size} bytes and {len(region.data)} of contents"
+    if sum(region.size for region in plan.regions) > MOST:
+        return "its regions take more memory than any GPU has"
     for i, kernel in enumerate(plan.kernels):
         if kernel.cubin[:4] != b"\x7fELF" or not 0 < len(kernel.name.encode()) < 104:
             return f"kernel {i} is no machine code, or its name is too long"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+from restort.backends.fused.plan_file import MAGIC
 from restort.backends.tensorrt import inspect, sidecar
 from restort.backends.tensorrt.build_plan import ready
 from restort.backends.tensorrt.flavour import TITLES, Flavour, find, installed
@@ -21,6 +23,11 @@ def describe(engine: Path) -> dict[str, Any]:
     """
     if not engine.is_file():
         raise RestortError(f"there is no engine {engine}; name a file that `restort build` wrote")
+    with contextlib.suppress(OSError), engine.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            raise RestortError(
+                f"{engine} is a plan, not an engine; build one of it with `restort build --kernels fused --plan`"
+            )
     about: dict[str, Any] = {}
     missing: RestortError | None = None
     try:

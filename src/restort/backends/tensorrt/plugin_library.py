@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -122,7 +123,8 @@ def _remedy() -> str:
 
 def _compiled(flavour: Flavour, say: Callable[[str], object]) -> Path:
     """The library in the cache folder, made if it is not there."""
-    target = cache_root() / "plugins" / f"restort-pass-{digest()[:16]}-tensorrt-{flavour.version}.so"
+    name = f"restort-pass-{digest()[:16]}-{platform.machine()}-tensorrt-{flavour.version}.so"
+    target = cache_root() / "plugins" / name
     if target.is_file():
         return target
     command = [*compiler(), *OPTIONS]
@@ -162,7 +164,13 @@ def _failed(said: str, name: str) -> str:
 
 def compiler() -> list[str]:
     """The C++ compiler: CXX, or g++. Raises RestortError where there is none."""
-    chosen = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    named = os.environ.get("CXX", "")
+    try:
+        chosen = shlex.split(named) or ["g++"]
+    except ValueError as error:
+        raise UsageError(
+            f"CXX is {named!r}, which is no command ({str(error).lower()}); name the C++ compiler, such as g++"
+        ) from None
     if shutil.which(chosen[0]) is None:
         raise RestortError(
             f"the plugin {NAME} has to be compiled, and there is no {chosen[0]} here; install one (apt-get install "

@@ -30,7 +30,7 @@ from restort.backends.tensorrt.keys import Profile, Size, profile_of
 from restort.backends.tensorrt.mixed import kept_sections
 from restort.backends.tensorrt.runtime import Engine, EngineRefused
 from restort.backends.tensorrt.supply import LARGEST, Supply, present
-from restort.errors import OutOfMemory, RestortError
+from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.imaging.memory import bytes_per_pixel
 from restort.models.checkpoint import Weights
 
@@ -85,9 +85,10 @@ class TensorrtRunner:
         self.warn: Callable[[str], object] = _log.warning
         self._weights: Weights | None = weights
         self._profile, self._options = profile, dict(options or {})
+        by_environment = "kernels" not in self._options
         self._options.setdefault("kernels", os.environ.get(KERNELS) or "tensorrt")
         self.flavour = find(flavour or os.environ.get(FLAVOUR) or "auto")
-        self._check()
+        self._check(by_environment)
         cuda.runtime()
         self._lock = threading.RLock()
         self._supplies: dict[str, Supply] = {}
@@ -101,12 +102,19 @@ class TensorrtRunner:
         """Whether the kernels are RestoRT's own."""
         return bool(self._options["kernels"] == "fused")
 
-    def _check(self) -> None:
+    def _check(self, by_environment: bool) -> None:
         """UsageError for options with which no engine could be built, before an array comes."""
         step = self.spec.size_multiple
         profile = self._profile or Profile.fixed(1, step, step)
-        if self._options["kernels"] != "tensorrt":
+        if self._options["kernels"] == "tensorrt":
+            return
+        try:
             check_options(self.flavour, BuildOptions(profile, self.precision, **self._options))
+        except UsageError as error:
+            if not by_environment:
+                raise
+            setting = f"{KERNELS}={self._options['kernels']}"
+            raise UsageError(f"{error} ({setting} chose these kernels; unset it for the library's)") from None
 
     def __call__(self, x: Array) -> Array:
         x = checked(x, self.spec)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.plan_cache import PlanCache, given, model_of, sources_digest
+from restort.backends.fused.plan_cache import PlanCache, Wanted, given, model_of, sources_digest
 from restort.backends.gpu import Trouble, look
 from restort.backends.tensorrt import plugin_library
 from restort.backends.tensorrt.build import (
@@ -157,10 +157,11 @@ class Supply:
             return self.find(size) or self.obtain(self.profile_for(size))
 
     def obtain(self, profile: Profile) -> Stored:
-        """The engine of exactly that profile, built if need be."""
+        """The engine of exactly that profile, built if need be. Raises UsageError where `plan` is of something else."""
         key = self.key(profile)
+        plan = None if self.plan is None else given(self.plan, self._wanted(profile))
         stored = self.cache.obtain(key, lambda: self._build(profile), self.say)
-        if self.plan is not None and stored.about["plan"]["sha256"] != sha256(self.plan):
+        if plan is not None and stored.about["plan"]["sha256"] != sha256(plan):
             self.cache.discard(stored, self.say, "it holds another plan, by other compilers")
             stored = self.cache.obtain(key, lambda: self._build(profile), self.say)
         if stored.built:
@@ -170,10 +171,13 @@ class Supply:
                 self.say(found)
         return stored
 
+    def _wanted(self, profile: Profile) -> Wanted:
+        assert self.gpu is not None  # fused engines have no `targets`
+        return wanted_plan(self.weights, self.precision, profile, self.gpu.compute_capability)
+
     def _build_fused(self, options: BuildOptions) -> Built:
-        assert self.gpu is not None  # check_fused
         check_options(self.flavour, options)
-        wanted = wanted_plan(self.weights, self.precision, options.profile, self.gpu.compute_capability)
+        wanted = self._wanted(options.profile)
         plugin_library.load(self.flavour, self.say)  # what is quick to fail goes first
         plan = PlanCache().provide(wanted, self.say) if self.plan is None else given(self.plan, wanted)
         return build_plan(self.flavour, self.weights, plan, options)

@@ -47,6 +47,7 @@ static_assert(sizeof(Header) == 96 && sizeof(Region) == 32 && sizeof(Kernel) == 
 static_assert(sizeof(Launch) == 80 && sizeof(Argument) == 16, "records of the file");
 
 enum { INPUT = 0, OUTPUT = 1, WEIGHTS = 2, KINDS = 5 };
+constexpr uint64_t MOST = 1ull << 46;  // bytes of all regions, far from where their sum overflows
 enum { ADDRESS = 0, NUMBER = 1, NOTHING = 2 };
 
 inline uint32_t crc32(char const* data, size_t count) {
@@ -96,17 +97,31 @@ struct Plan {
 
     bool inside(uint64_t at, uint64_t count) const { return at <= file.size() && count <= file.size() - at; }
 
+    static void verify_shape(uint32_t const (&shape)[4], uint64_t bytes) {
+        uint64_t need = 4;
+        for (uint32_t n : shape) {
+            if (!n || n > INT32_MAX || need > MOST / n) throw Trouble("its plan has a shape that cannot be");
+            need *= n;
+        }
+        if ((need + 255) / 256 * 256 != bytes) throw Trouble("its plan has a picture of another size than its shape");
+    }
+
     void verify() const {
         int seen[KINDS] = {};
+        uint64_t total = 0;  // one allocation may hold all
         for (auto const& r : regions) {
-            if (r.kind >= KINDS || !r.bytes || r.bytes % 256 || r.content > r.bytes || !inside(r.at, r.content))
+            if (r.kind >= KINDS || !r.bytes || r.bytes % 256 || r.bytes > MOST - total || r.content > r.bytes ||
+                !inside(r.at, r.content))
                 throw Trouble("its plan has a region that cannot be");
             ++seen[r.kind];
+            total += r.bytes;
+            if (r.kind == INPUT || r.kind == OUTPUT) verify_shape(r.kind == INPUT ? head.input : head.output, r.bytes);
         }
         if (seen[INPUT] != 1 || seen[OUTPUT] != 1) throw Trouble("its plan is not of one input and one output");
         for (auto const& k : kernels)
-            if (!inside(k.at, k.bytes) || !std::memchr(k.name, 0, sizeof k.name) || !k.threads || k.threads > 1024)
-                throw Trouble("its plan has a kernel that cannot be");
+            if (!inside(k.at, k.bytes) || k.bytes < 4 || std::memcmp(file.data() + k.at, "\x7f" "ELF", 4) ||
+                !std::memchr(k.name, 0, sizeof k.name) || !k.threads || k.threads > 1024)
+                throw Trouble("its plan has a kernel that cannot be");  // without ELF, the driver would look for text
         for (auto const& l : launches) {
             if (l.kernel >= kernels.size() || l.first > arguments.size() || l.count > arguments.size() - l.first ||
                 !std::memchr(l.label, 0, sizeof l.label))
