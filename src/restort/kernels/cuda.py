@@ -13,6 +13,7 @@ Needs compute capability 8.0 and cuda-bindings (comes with PyTorch for CUDA), wh
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -49,7 +50,10 @@ class CudaKernel:
         return defines + headers + self.path.read_text()
 
     def compile(self, constants: Mapping[str, Any], capability: int) -> bytes:
-        """The cubin for a compute capability such as 90 for 9.0; from the disk cache if it is there. Needs no GPU."""
+        """The cubin for a compute capability such as 90 for 9.0; from the disk cache if it is there. Needs no GPU.
+
+        Where the cache cannot be written nothing is kept, and it is compiled again next time.
+        """
         text = self.source(constants)
         key = hashlib.sha256("\0".join([text, *OPTIONS, str(capability), _version()]).encode()).hexdigest()[
             :32
@@ -58,10 +62,14 @@ class CudaKernel:
         if kept.is_file():
             return kept.read_bytes()
         binary = _compile(text, self.__name__, capability)
-        kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        partial.write_bytes(binary)
-        partial.replace(kept)
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.write_bytes(binary)
+                partial.replace(kept)
+            finally:
+                partial.unlink(missing_ok=True)
         return binary
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:

@@ -19,11 +19,6 @@ SHARED_BYTES = 227 * 1024
 CHANNELS = (60, 180)  # those for which warp.cuh has the products
 
 
-def suits(channels: int, hidden: int, dtype: Any) -> bool:
-    """Whether the kernel can run this network; `hidden` channels in each of five parts."""
-    return channels in CHANNELS and hidden == 2 * channels // 5 and dtype.itemsize == 2
-
-
 def _operand(matrix: Tensor) -> Tensor:
     """(K, N) as a right operand: 8 x 8 pieces, of each column 8 rows together; rows are padded to 16s with zeros."""
     k, n = matrix.shape
