@@ -27,7 +27,7 @@ from restort.backends.tensorrt.build import BuildOptions, Built, build
 from restort.backends.tensorrt.gpu import Gpu
 from restort.backends.tensorrt.keys import Profile
 from restort.backends.tensorrt.log import Heard
-from restort.errors import RestortError, UsageError
+from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.export.emit import emit
 from restort.export.typed import typed_graph
 from restort.models.checkpoint import Weights, load_weights
@@ -268,6 +268,15 @@ def test_what_the_library_says_becomes_a_sentence(message: str, expected: str) -
     sentence = str(heard.error(doing))
     assert sentence.startswith(f"TensorRT failed while {doing}: ") and expected in sentence
     assert "/_src" not in sentence and ".cpp" not in sentence and "\n" not in sentence
+
+
+def test_an_engine_without_memory_enough_may_have_smaller_tiles() -> None:
+    taking = "RestortPass: taking 593.9 MiB failed: CUDA_ERROR_OUT_OF_MEMORY (2)"
+    heard = Heard("TensorRT", [("ERROR", taking)])
+    error = heard.error("running the engine")
+    assert isinstance(error, OutOfMemory) and "593.9 MiB" in str(error) and "--tile" in str(error)
+    assert not isinstance(heard.error("building the engine"), OutOfMemory)
+    assert not isinstance(Heard("TensorRT", [("ERROR", "a fault")]).error("running the engine"), OutOfMemory)
 
 
 def test_a_timing_cache_of_another_version_is_not_why_a_build_fails() -> None:

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from restort.errors import RestortError
+from restort.errors import OutOfMemory, RestortError
+
+LACKS_MEMORY = "the memory is not enough"
 
 # Patterns of TensorRT's messages, and what a person can do. The first that fits is taken, so causes come before
 # their consequences.
 REMEDIES: tuple[tuple[str, str, str], ...] = (
     (
-        r"bad_alloc|out ?of ?memory|insufficient (device )?memory|failed to allocate|cuda error.* 2\b",
-        "the memory is not enough",
+        r"bad_alloc|out[ _]?of[ _]?memory|insufficient (device )?memory|failed to allocate|cuda error.* 2\b",
+        LACKS_MEMORY,
         "take smaller sizes ({sizes}), or close what else uses the memory",
     ),
     (
@@ -88,7 +90,10 @@ class Heard:
         return [text for severity, text in self.messages if severity == "WARNING"]
 
     def error(self, doing: str) -> RestortError:
-        """What went wrong while `doing`, as 'building the engine', in one sentence with the likely remedy."""
+        """What went wrong while `doing`, as 'building the engine', in one sentence with the likely remedy.
+
+        OutOfMemory, which smaller tiles may cure, where an engine that is there has not memory enough.
+        """
         said = self.errors() or self.warnings()[-1:]
         if not said:
             return RestortError(f"{self.library} failed while {doing} and did not say why")
@@ -96,7 +101,8 @@ class Heard:
             match = next((text for text in said if re.search(pattern, text, re.IGNORECASE)), None)
             if match is not None:
                 remedy = remedy.format(sizes="--shape" if "building" in doing else "--tile")
-                return RestortError(
+                lacks = cause == LACKS_MEMORY and doing in ("preparing the engine", "running the engine")
+                return (OutOfMemory if lacks else RestortError)(
                     f"{self.library} failed while {doing}: {cause} ({plain(match)}); {remedy}"
                 )
         return RestortError(f"{self.library} failed while {doing}: {plain(said[0])}")
