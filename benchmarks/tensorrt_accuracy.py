@@ -20,7 +20,7 @@ Engines of RestoRT's own kernels (fp16) are the run tensorrt:fused; their plans 
 into the RESTORT_CACHE that the run has, too, and RESTORT_PLUGIN names the plugin's library, or it is compiled:
 
     python benchmarks/tensorrt_accuracy.py plans --work W [--capability 90]
-    ... tensorrt_accuracy.py run --work W --runs tensorrt:fused
+    ... tensorrt_accuracy.py run --work W --runs tensorrt:fused        # one of the runs that `run` does by itself, too
 
 Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set; with RestoRT's
 kernels, and of a Restormer in TensorRT 8.6, each size has one. Runs that are done are not done
@@ -49,7 +49,7 @@ from restort.models.checkpoint import Weights, load_weights
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 OUTPUT = HERE / "results" / "accuracy_tensorrt.json"
-RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed"
+RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed,tensorrt:fused"
 FUSED = "fused"  # in place of a precision: fp16, by RestoRT's own kernels
 
 
@@ -255,7 +255,7 @@ def main() -> None:
         make_inputs(args)
     if args.step in ("mixed", "all"):
         choose_mixed(args)
-    if args.step == "plans" or (everything and "tensorrt:fused" in runs):
+    if args.step == "plans":
         make_plans(args)
     if args.step in ("run", "all"):
         args.runs = f"{REFERENCE},onnxruntime:fp32,{runs}" if everything else runs
