@@ -17,6 +17,7 @@ WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 OCTET = 8  # hidden channels of a warp
+CHOICES = {"EARLY": 0, "UNIFORM": 0, "SPREAD": 0, "OVERLAP": 0}
 
 
 class Weights(NamedTuple):
@@ -71,7 +72,8 @@ def _twice(numbers: Tensor) -> Tensor:
 def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    AHEAD 1: the next weights of the expansion are asked for a whole chunk before their use.
+    AHEAD: the next weights of the expansion are asked for when needed (0), or a whole chunk before, into registers (1)
+    or shared memory (2).
     """
     if channels > 96:
         return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, "AHEAD": 0}
@@ -80,15 +82,16 @@ def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     return {"WARPS": 4, "TALL": 8, "BLOCKS": 3, "AHEAD": 0}
 
 
-def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True) -> int:
+def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     columns = channels // 8
     normalised = columns * (128 * 5 * (tall + 2) // 2 + 32)
     fold = -(-columns * (128 * columns + 16) // 128) * 128 if apply else 0
+    staged = 32 * warps * channels if ahead == 2 else 0
     return (
         normalised
         + warps * 256 * tall
-        + max(warps * 256 * tall, fold)
+        + max(warps * 256 * tall + staged, fold)
         + 2 * warps * 128 * columns
         + 2 * warps * 768
     )
@@ -103,7 +106,7 @@ def fits(channels: int, hidden: int, capability: int) -> bool:
         and channels in (48, 96, 192)
         and hidden % chunk == 0
         and hidden > chunk
-        and shared_bytes(channels, cut["TALL"], cut["WARPS"]) <= SHARED_BYTES
+        and shared_bytes(channels, cut["TALL"], cut["WARPS"], ahead=cut["AHEAD"]) <= SHARED_BYTES
     )
 
 
@@ -124,7 +127,7 @@ def launch(
     """A call of the kernel, as kernel.launch, with the weights from `pack`. `out` must not overlap x or v."""
     n, h, width, channels = x.shape
     hidden = OCTET * weights.w.shape[0]
-    cut = {**tiles(channels, capability), "GELU": 1 if "bfloat16" in str(x.dtype) else 2, **variant}
+    cut = {**CHOICES, **tiles(channels, capability), "GELU": 1 if "bfloat16" in str(x.dtype) else 2, **variant}
     constants = {
         "C": channels,
         "F": hidden,
@@ -135,7 +138,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         **cut,
-        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"], v is not None),
+        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"], v is not None, cut["AHEAD"]),
     }
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)

@@ -17,6 +17,7 @@ WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 PART = 48  # q channels of a warp's part of a Gram matrix
+CHOICES = {"UNIFORM": 0, "OVERLAP": 0}
 
 
 class Weights(NamedTuple):
@@ -65,8 +66,8 @@ def _twice(numbers: Tensor) -> Tensor:
 def tiles(channels: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    AHEAD 1: the next weights of the expansion are asked for a whole pass before their use. GRAM: rows of pixels of the
-    Gram products that are unrolled.
+    AHEAD: the next weights of the expansion are asked for when needed (0), or a whole pass before, into registers (1) or
+    shared memory (2). GRAM: rows of pixels of the Gram products that are unrolled.
     """
     if channels > 96:
         return {"WARPS": 12, "TALL": 8, "BLOCKS": 1, "AHEAD": 0, "GRAM": 2}
@@ -83,13 +84,14 @@ def part_k(channels: int, heads: int, warps: int) -> int:
     return 0
 
 
-def shared_bytes(channels: int, tall: int, warps: int) -> int:
+def shared_bytes(channels: int, tall: int, warps: int, ahead: int = 0) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     of_v = channels // 16
     later, passes, last = -(-of_v // warps), -(-3 * of_v // warps), 3 * of_v % warps
     apart = min(of_v, warps) if later >= passes - (last > 0) else 0
     normalised = channels // 8 * (128 * 5 * (tall + 2) // 2 + 32)
-    return normalised + (2 * of_v + apart) * 512 * tall + 3 * of_v * 768 + 8 * channels
+    staged = 32 * warps * channels if ahead == 2 else 0
+    return normalised + (2 * of_v + apart) * 512 * tall + 3 * of_v * 768 + 8 * channels + staged
 
 
 def fits(channels: int, heads: int, capability: int) -> bool:
@@ -101,7 +103,7 @@ def fits(channels: int, heads: int, capability: int) -> bool:
         and channels % heads == 0
         and channels // heads in (48, 96)
         and part_k(channels, heads, cut["WARPS"]) > 0
-        and shared_bytes(channels, cut["TALL"], cut["WARPS"]) <= SHARED_BYTES
+        and shared_bytes(channels, cut["TALL"], cut["WARPS"], cut["AHEAD"]) <= SHARED_BYTES
     )
 
 
@@ -130,7 +132,7 @@ def launch(
     """
     n, h, width, channels = x.shape
     heads = sums.shape[2]
-    cut = {**tiles(channels), **variant}
+    cut = {**CHOICES, **tiles(channels), **variant}
     cut.setdefault("PART_K", part_k(channels, heads, cut["WARPS"]))
     constants = {
         "C": channels,
@@ -140,7 +142,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         **cut,
-        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"]),
+        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"], cut["AHEAD"]),
     }
     pixels = n * h * width
     return Launch(
