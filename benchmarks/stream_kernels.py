@@ -21,6 +21,7 @@ import torch
 
 from restort.kernels import stream_ffn, stream_gram
 from restort.kernels.common import roofs
+from restort.kernels.machine import machine
 from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import wide as gram_wide
 
@@ -76,12 +77,12 @@ def sizes(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def inputs(h: int, w: int, c: int, f: int, dtype: Any) -> dict[str, Any]:
-    """About unit activations, on the GPU."""
+def inputs(h: int, w: int, c: int, f: int, dtype: Any, device: str = "cuda") -> dict[str, Any]:
+    """About unit activations."""
     torch.manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0, kind: Any = dtype) -> Any:
-        return (torch.randn(*shape, device="cuda") * scale).to(kind)
+        return (torch.randn(*shape, device=device) * scale).to(kind)
 
     wide = torch.float32
     return {
@@ -155,10 +156,9 @@ def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int
 
 def gram_wide_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
     n, h, w, c = case["x"].shape
-    processors = torch.cuda.get_device_properties(0).multi_processor_count
-    splits = gram_wide.splits(n, h, w, c, processors, **variant)
+    splits = gram_wide.splits(n, h, w, c, machine(case["x"].device)[1], **variant)
     ch = c // heads
-    sums = torch.empty(splits, n, heads, ch * (ch + 2), device="cuda")
+    sums = torch.empty(splits, n, heads, ch * (ch + 2), device=case["x"].device)
     weights = gram_wide.pack(case["qkv_w"], case["qkv_affine"], case["qkv_dw"])
     return gram_wide.launch(case["x"], weights, v, sums, **variant)
 

@@ -17,7 +17,10 @@ WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 OCTET = 8  # hidden channels of a warp
-CHOICES = {"EARLY": 0, "UNIFORM": 0, "SPREAD": 0, "OVERLAP": 0}
+CHANNELS = (48, 96, 192)
+BEFORE = dict.fromkeys(CHANNELS, {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0})
+SINCE = dict.fromkeys(CHANNELS, {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 1})
+HOW = BEFORE  # what else `tiles` says
 
 
 class Weights(NamedTuple):
@@ -73,13 +76,14 @@ def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
     AHEAD: the next weights of the expansion are asked for when needed (0), or a whole chunk before, into registers (1)
-    or shared memory (2).
+    or shared memory (2). EARLY 1: the first rows of a chunk are added up before the products beside it are waited for.
+    SPREAD 1: a projection is shared out among the pieces of a chunk. UNIFORM 1: the compiler knows that a warp's number
+    is one number.
     """
+    how = HOW.get(channels, {})
     if channels > 96:
-        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, "AHEAD": 0}
-    if channels > 48:
-        return {"WARPS": 4, "TALL": 8, "BLOCKS": 2, "AHEAD": 0}
-    return {"WARPS": 4, "TALL": 8, "BLOCKS": 3, "AHEAD": 0}
+        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, **how}
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2 if channels > 48 else 3, **how}
 
 
 def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0) -> int:
@@ -99,12 +103,12 @@ def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True, ahead
 
 def fits(channels: int, hidden: int, capability: int) -> bool:
     """Whether the kernel takes such a block."""
+    if capability != CAPABILITY or channels not in CHANNELS:
+        return False
     cut = tiles(channels, capability)
     chunk = OCTET * cut["WARPS"]
     return (
-        capability == CAPABILITY
-        and channels in (48, 96, 192)
-        and hidden % chunk == 0
+        hidden % chunk == 0
         and hidden > chunk
         and shared_bytes(channels, cut["TALL"], cut["WARPS"], ahead=cut["AHEAD"]) <= SHARED_BYTES
     )
@@ -127,7 +131,7 @@ def launch(
     """A call of the kernel, as kernel.launch, with the weights from `pack`. `out` must not overlap x or v."""
     n, h, width, channels = x.shape
     hidden = OCTET * weights.w.shape[0]
-    cut = {**CHOICES, **tiles(channels, capability), "GELU": 1 if "bfloat16" in str(x.dtype) else 2, **variant}
+    cut = {**tiles(channels, capability), "GELU": 1 if "bfloat16" in str(x.dtype) else 2, **variant}
     constants = {
         "C": channels,
         "F": hidden,
