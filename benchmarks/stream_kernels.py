@@ -139,8 +139,10 @@ def ffn_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
 
 def wide_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
     weights = wide.pack(case["w"], case["affine"], case["dw"], case["out_w"])
-    names = ("x", "v", "fold", "fold_b", "out_b")
-    return wide.launch(**{name: case[name] for name in names}, weights=weights, out=out, **variant)
+    given = {name: case[name] for name in ("x", "v", "fold", "fold_b", "out_b")}
+    if {**wide.tiles(case["x"].shape[-1]), **variant}["FOLDED"]:
+        given["fold"] = wide.ordered(given["fold"])
+    return wide.launch(**given, weights=weights, out=out, **variant)
 
 
 def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:

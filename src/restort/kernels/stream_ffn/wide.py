@@ -18,8 +18,8 @@ CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 OCTET = 8  # hidden channels of a warp
 CHANNELS = (48, 96, 192)
-BEFORE = dict.fromkeys(CHANNELS, {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0})
-SINCE = dict.fromkeys(CHANNELS, {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 1})
+BEFORE = dict.fromkeys(CHANNELS, {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 0})
+SINCE = dict.fromkeys(CHANNELS, {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 1, "FOLDED": 1})
 HOW = BEFORE  # what else `tiles` says
 
 
@@ -42,6 +42,21 @@ class Weights(NamedTuple):
 def run(channels: int) -> int:
     """Neighbouring channels of a pixel that a thread has."""
     return 8 if channels % 32 == 0 else 4
+
+
+def ordered_run(channels: int) -> int:
+    """The runs in whose order the kernel wants the attention's matrix; 0: as it is."""
+    return run(channels) if HOW[channels]["FOLDED"] else 0
+
+
+def ordered(fold: Tensor) -> Tensor:
+    """The attention's matrices (N, C, C) as the B operand of their product: [tile][tile][column][row], the channels of
+    both in the order in which threads have them. stream_ffn's `fold` for FOLDED; the kernel _fold makes it so itself."""
+    n, channels, _ = fold.shape
+    length = run(channels)
+    parts = (channels // (4 * length), 4, length // 2, 2)  # run, j, pair, of it
+    tiles = fold.view(n, *parts, *parts).permute(0, 5, 7, 1, 3, 2, 4, 6, 8)
+    return tiles.contiguous().view(n, channels, channels)
 
 
 def pack(w: Tensor, affine: Tensor, dw16: Tensor, out_w: Tensor) -> Weights:
@@ -78,7 +93,7 @@ def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     AHEAD: the next weights of the expansion are asked for when needed (0), or a whole chunk before, into registers (1)
     or shared memory (2). EARLY 1: the first rows of a chunk are added up before the products beside it are waited for.
     SPREAD 1: a projection is shared out among the pieces of a chunk. UNIFORM 1: the compiler knows that a warp's number
-    is one number.
+    is one number. FOLDED 1: the fold comes `ordered`.
     """
     how = HOW.get(channels, {})
     if channels > 96:
@@ -86,11 +101,12 @@ def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     return {"WARPS": 4, "TALL": 8, "BLOCKS": 2 if channels > 48 else 3, **how}
 
 
-def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0) -> int:
+def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0, folded: int = 0) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     columns = channels // 8
     normalised = columns * (128 * 5 * (tall + 2) // 2 + 32)
-    fold = -(-columns * (128 * columns + 16) // 128) * 128 if apply else 0
+    padding = 0 if folded else 16
+    fold = -(-columns * (128 * columns + padding) // 128) * 128 if apply else 0
     staged = 32 * warps * channels if ahead == 2 else 0
     return (
         normalised
@@ -142,7 +158,9 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         **cut,
-        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"], v is not None, cut["AHEAD"]),
+        "SHARED": shared_bytes(
+            channels, cut["TALL"], cut["WARPS"], v is not None, cut["AHEAD"], cut["FOLDED"]
+        ),
     }
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)
