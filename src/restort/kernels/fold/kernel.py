@@ -32,7 +32,7 @@ def _total(sums, total, n, splits, LENGTH: tl.constexpr, WIDTH: tl.constexpr, RO
 def _fold(
     sums, temperature, w, out, splits,
     C: tl.constexpr, HEADS: tl.constexpr, CH: tl.constexpr, CHP: tl.constexpr, BM: tl.constexpr,
-    PRECISION: tl.constexpr, RUN: tl.constexpr,
+    PRECISION: tl.constexpr, RUN: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     head, part, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = tl.arange(0, CHP)
@@ -43,8 +43,8 @@ def _fold(
     k = tl.zeros([CHP], tl.float32)
     stride = tl.num_programs(2) * HEADS * (CH * (CH + 2))
     base = sums + (n * HEADS + head) * (CH * (CH + 2))
-    for s in range(0, splits, 4):
-        for j in tl.static_range(4):  # four at once, for what waits is the memory
+    for s in range(0, splits, AT_ONCE):
+        for j in tl.static_range(AT_ONCE):  # for what waits is the memory
             most = tl.where(s + j < splits, CH, 0)
             here = i < most
             gram += tl.load(
@@ -121,6 +121,7 @@ def launches(
                 "BM": rows,
                 "PRECISION": "tf32" if small else "tf32x3",
                 "RUN": run,
+                "AT_ONCE": 1 if run and total is not None else 4,
             },
             (heads, divide(channels, rows), n),
             8 if power(ch) > 32 else 4,

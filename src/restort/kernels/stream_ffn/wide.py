@@ -18,8 +18,9 @@ CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 OCTET = 8  # hidden channels of a warp
 CHANNELS = (48, 96, 192)
-BEFORE = dict.fromkeys(CHANNELS, {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 0})
-SINCE = dict.fromkeys(CHANNELS, {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 1, "FOLDED": 1})
+OFF = {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 0}
+ON = {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 1, "FOLDED": 1}
+BEFORE, SINCE = (dict.fromkeys(CHANNELS, how) for how in (OFF, ON))
 HOW = BEFORE  # what else `tiles` says
 
 
@@ -51,7 +52,7 @@ def ordered_run(channels: int) -> int:
 
 def ordered(fold: Tensor) -> Tensor:
     """The attention's matrices (N, C, C) as the B operand of their product: [tile][tile][column][row], the channels of
-    both in the order in which threads have them. stream_ffn's `fold` for FOLDED; the kernel _fold makes it so itself."""
+    both in the order in which threads have them: `fold` where FOLDED. The kernel _fold makes it so itself."""
     n, channels, _ = fold.shape
     length = run(channels)
     parts = (channels // (4 * length), 4, length // 2, 2)  # run, j, pair, of it
@@ -101,7 +102,9 @@ def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     return {"WARPS": 4, "TALL": 8, "BLOCKS": 2 if channels > 48 else 3, **how}
 
 
-def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0, folded: int = 0) -> int:
+def shared_bytes(
+    channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0, folded: int = 0
+) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     columns = channels // 8
     normalised = columns * (128 * 5 * (tall + 2) // 2 + 32)

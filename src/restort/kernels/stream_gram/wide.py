@@ -69,9 +69,9 @@ def _twice(numbers: Tensor) -> Tensor:
 def tiles(channels: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    AHEAD: the next weights of the expansion are asked for when needed (0), or a whole pass before, into registers (1) or
-    shared memory (2). GRAM: rows of pixels of the Gram products that are unrolled. UNIFORM 1: the compiler knows that a
-    warp's number is one number.
+    AHEAD: the next weights of the expansion are asked for when needed (0), or a whole pass before, into registers (1)
+    or shared memory (2). GRAM: rows of pixels of the Gram products that are unrolled. UNIFORM 1: the compiler knows
+    that a warp's number is one number.
     """
     how = {"GRAM": 2, **HOW.get(channels, {})}
     if channels > 96:
