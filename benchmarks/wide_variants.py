@@ -4,8 +4,9 @@
 
 Everything is compiled first, by processes and threads, without the GPU (--compile: no more than that). Then, the most
 important first: the median of 20 launches in microseconds, relative L2 against PyTorch in float32 (TF32 off), whether a
-second run gives the same bits. At the end whole passes as CUDA graphs, ways in turn: the median of 15, and the error.
-The file is written after each line; after `--seconds` on the GPU no further kernel is begun, only whole passes.
+second run gives the same bits, and whether these are those of before. At the end whole passes as CUDA graphs, ways in
+turn: the median of 15, and the error. The file is written after each line; after `--seconds` on the GPU no further
+kernel is begun, only whole passes.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def kernels(table: Table, until: float) -> None:
             )
             expected = [v, sums]
         del full
+        first: list[Any] = []
         for name in names:
             if time.time() > until:
                 return
@@ -150,8 +152,10 @@ def kernels(table: Table, until: float) -> None:
                     seen.append([result.clone() for result in results])
                 wrong = [error(a if i == 0 else a.sum(0), expected[i]) for i, a in enumerate(seen[0])]
                 same = all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
-                us = 1e3 * median_ms([one])
-                table.add(**row, us=round(us, 2), error=float(f"{max(wrong):.3g}"), same_bits=same)
+                first = first or seen[0]
+                as_before = all(map(torch.equal, seen[0], first))
+                us, wrong_most = round(1e3 * median_ms([one]), 2), float(f"{max(wrong):.3g}")
+                table.add(**row, us=us, error=wrong_most, same_bits=same, as_before=as_before)
             except Exception as trouble:
                 table.add(**row, trouble=f"{type(trouble).__name__}: {trouble}"[:300])
         del case, expected
