@@ -104,7 +104,18 @@ print("agree")
 """
 
 
-@pytest.mark.parametrize("check", [VARIANTS, BLOCKS, STREAMED], ids=["variants", "blocks", "streamed"])
+SINCE = """
+from restort.kernels.stream_ffn import wide
+from restort.kernels.stream_gram import wide as gram_wide
+wide.HOW, gram_wide.HOW = wide.SINCE, gram_wide.SINCE
+"""
+
+
+@pytest.mark.parametrize(
+    "check",
+    [VARIANTS, BLOCKS, STREAMED, SINCE + STREAMED],
+    ids=["variants", "blocks", "streamed", "since"],
+)
 def test_networks_agree(check: str) -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

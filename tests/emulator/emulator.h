@@ -264,6 +264,7 @@ DEVICE u32 pick(u32 a, u32 b, u32 which) {
     return picked;
 }
 DEVICE int hidden(int value) { return value; }
+DEVICE int uniform(int value) { return value; }
 DEVICE float as_float(u32 bits) {
     float value;
     memcpy(&value, &bits, 4);

@@ -42,6 +42,9 @@ DEVICE int hidden(int value) {
     return value;
 }
 
+// The same, of a value that all lanes of a warp have: so that the compiler knows, and branches on it without looking for others.
+DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 window(u32 offset) { return (u32)__cvta_generic_to_shared(shared_bytes) + offset; }
 // By 32-bit addresses, said outright: NVRTC, unlike nvcc, takes 64 bits for the address of a shared array, which costs

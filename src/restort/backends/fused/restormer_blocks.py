@@ -77,7 +77,10 @@ class BlockPlanner:
         attend = self.attend_streamed if gram_streamed else self.attend
         feed = self.feed_streamed if ffn_streamed else self.feed
         v, sums, splits = attend(label, level, block, x)
-        matrix = self.sum_and_fold(label, block, sums, splits)
+        run = 0
+        if ffn_streamed and wide.fits(block.channels, block.hidden, self.capability):
+            run = wide.ordered_run(block.channels)
+        matrix = self.sum_and_fold(label, block, sums, splits, run)
         y = feed(label, level, block, x, v, matrix, keep)
         release(v)
         release(matrix)
@@ -202,8 +205,8 @@ class BlockPlanner:
         self.workspace.release(qkv)
         return v, sums, splits
 
-    def sum_and_fold(self, label: str, block: Block, sums: Buffer, splits: int) -> Buffer:
-        """The attention's matrix; releases `sums`."""
+    def sum_and_fold(self, label: str, block: Block, sums: Buffer, splits: int, run: int) -> Buffer:
+        """The attention's matrix, as it is or (`run` > 0) ordered; releases `sums`."""
         out = self.workspace.take((self.n, block.channels, block.channels), self.packed.dtype)
         total = None
         if splits > fold.FEW:
@@ -218,6 +221,7 @@ class BlockPlanner:
                 get(out),
                 label=f"{label}.attn",
                 capability=self.capability,
+                run=run,
             )
         )
         self.workspace.release(sums)

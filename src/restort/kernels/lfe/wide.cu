@@ -75,7 +75,6 @@ DEVICE constexpr u32 slot(int i) { return SLOTS_AT + i % SLOTS * SLOT; }
 #define CLUSTERED
 DEVICE void copy8(u32 to, const void* from) { emulator::launch_copy(to, from, 8, true); }
 DEVICE u32 pack_positive(float first, float second) { return pack(std::fmax(first, 0.0f), std::fmax(second, 0.0f)); }
-DEVICE int uniform(int value) { return value; }
 DEVICE void stages_begin() {}
 DEVICE void fetch(int i, const int* blob) {
     if (thread_index() != 0) return;
@@ -97,7 +96,6 @@ DEVICE u32 pack_positive(float first, float second) {
     asm("cvt.rn.relu." PAIR_TYPE ".f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
 }
-DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }  // the same in a warp, as the compiler then knows
 DEVICE u32 stage_barrier(int i) { return window(BARRIERS_AT + i % SLOTS * 8); }
 #if CLUSTER > 1
 #define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
