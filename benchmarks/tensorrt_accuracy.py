@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from datetime import datetime, timezone
@@ -207,8 +208,9 @@ def tensorrt(
     """A runner whose engine takes all sizes of the set, or with an engine for each of them."""
     from restort.backends.tensorrt import mixed
     from restort.backends.tensorrt.build import wants_one_size
+    from restort.backends.tensorrt.flavour import find
     from restort.backends.tensorrt.keys import Profile
-    from restort.backends.tensorrt.runner import TensorrtRunner
+    from restort.backends.tensorrt.runner import FLAVOUR, TensorrtRunner
 
     if precision == FUSED:
         runner = TensorrtRunner(weights, "fp16", options={"kernels": FUSED})
@@ -218,11 +220,9 @@ def tensorrt(
         mixed.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
     least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
     options = {} if args.level is None else {"level": args.level}
-    runner = TensorrtRunner(weights, precision, options=options)
-    if not wants_one_size(runner.flavour, weights.spec.architecture):
-        runner.close()
-        profile = Profile(least, most, most)  # type: ignore[arg-type]
-        runner = TensorrtRunner(weights, precision, profile=profile, options=options)
+    by_size = wants_one_size(find(os.environ.get(FLAVOUR) or "auto"), weights.spec.architecture)
+    profile = None if by_size else Profile(least, most, most)  # type: ignore[arg-type]
+    runner = TensorrtRunner(weights, precision, profile=profile, options=options)
     runner.say = runner.warn = say
     return runner
 

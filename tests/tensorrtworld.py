@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import faketensorrt
+import numpy as np
 import pytest
 from fakecuda import FakeCuda
 from handmade import plan_of
@@ -99,3 +100,7 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(supply, "combiner", lambda flavour: lambda a, b: a + b"," + b)
     yield found
     assert not found.cuda.used and not found.cuda.pinned
+
+
+def picture(h: int = 32, w: int = 48, n: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((n, 3, h, w), np.float32)

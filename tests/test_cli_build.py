@@ -14,7 +14,6 @@ from test_export import elan
 
 from restort.backends.tensorrt import build as building
 from restort.backends.tensorrt import describe, mixed
-from restort.cli import main
 from restort.models.checkpoint import load_weights
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
@@ -33,17 +32,6 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     return write_weights(tmp_path / "small.safetensors", elan(blocks=2, channels=12))
-
-
-@pytest.fixture
-def restort(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> SimpleNamespace:
-        status = main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return SimpleNamespace(status=status, out=out, err=err, lines=err.splitlines())
-
-    return call
 
 
 def test_an_engine_is_built_and_described(weights: Path, restort: Any) -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from tensorrtworld import World, playing
 
 from restort.backends.fused.plan_cache import Wanted
 from restort.backends.tensorrt import describe, flavour, sidecar
-from restort.cli import main
 from restort.models.checkpoint import load_weights
 
 FUSED = ("--kernels", "fused")
@@ -35,17 +33,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     return write_weights(tmp_path / "small.safetensors", replace(ELAN[2], channels=30))
-
-
-@pytest.fixture
-def restort(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> SimpleNamespace:
-        status = main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return SimpleNamespace(status=status, out=out, err=err, lines=err.splitlines())
-
-    return call
 
 
 def test_an_engine_in_one_command(world: World, weights: Path, restort: Any) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fakebackend import ELAN, write_weights
+from faketensorrt import enlarged
 from handmade import plan_of
-from tensorrtworld import H100, World, playing
+from tensorrtworld import H100, World, picture, playing
 
 from restort.backends.fused import plan_cache
 from restort.backends.fused.plan_cache import PlanCache, Wanted, given, opened
@@ -50,14 +51,6 @@ def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[Ten
     found = TensorrtRunner(weights, precision, options={**FUSED, **options})
     found.say = found.warn = said.append
     return found, said
-
-
-def picture(h: int = 32, w: int = 48, n: int = 1) -> np.ndarray:
-    return np.random.default_rng(0).random((n, 3, h, w), np.float32)
-
-
-def enlarged(x: np.ndarray) -> np.ndarray:
-    return x.repeat(2, 2).repeat(2, 3)
 
 
 def wanted_of(weights: Weights, h: int = 32, w: int = 48) -> Wanted:

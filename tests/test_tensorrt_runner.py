@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fakebackend import ELAN, RESTORMER, write_weights
-from tensorrtworld import World, playing
+from faketensorrt import enlarged
+from tensorrtworld import World, picture, playing
 
 import restort.backends as backends
 from restort.backends.tensorrt import mixed, supply
@@ -46,14 +47,6 @@ def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[Ten
     found = TensorrtRunner(weights, precision, **options)
     found.say = found.warn = said.append
     return found, said
-
-
-def picture(h: int = 32, w: int = 48, n: int = 1, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((n, 3, h, w), np.float32)
-
-
-def enlarged(x: np.ndarray) -> np.ndarray:
-    return x.repeat(2, 2).repeat(2, 3)
 
 
 def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weights) -> None:

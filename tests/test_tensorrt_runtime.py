@@ -9,6 +9,7 @@ import faketensorrt
 import numpy as np
 import pytest
 from fakecuda import FakeCuda
+from faketensorrt import enlarged
 
 from restort.backends.tensorrt import cuda
 from restort.backends.tensorrt.runtime import Engine, EngineRefused
@@ -24,10 +25,6 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def picture(seed: int = 0, shape: tuple[int, ...] = (1, 3, 16, 24)) -> np.ndarray:
     return np.random.default_rng(seed).random(shape, np.float32)
-
-
-def enlarged(x: np.ndarray) -> np.ndarray:
-    return x.repeat(2, 2).repeat(2, 3)
 
 
 def test_one_shape_computes_copies_and_captures(gpu: FakeCuda) -> None:

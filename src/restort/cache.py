@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -17,3 +18,8 @@ def cache_root() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_path("restort"))
+
+
+def slug(text: str) -> str:
+    """`text` in letters, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"

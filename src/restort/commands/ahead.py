@@ -23,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, task: str | None) -> int:
     """Builds the engine of the command's model into the cache; the exit status."""
     from restort.backends.tensorrt.build import BuildOptions, check_options
+    from restort.backends.tensorrt.check import KERNELS, asked_kernels
     from restort.backends.tensorrt.flavour import find
     from restort.backends.tensorrt.mixed import kept_sections
     from restort.backends.tensorrt.supply import Supply, profile_for
@@ -30,10 +31,10 @@ def run(args: argparse.Namespace, task: str | None) -> int:
 
     if args.backend != "tensorrt":
         raise UsageError("--ahead builds TensorRT engines; use it with --backend tensorrt")
-    if os.environ.get("RESTORT_TENSORRT_KERNELS") == "fused":
+    if asked_kernels() == "fused":
         raise UsageError(
             "engines of RestoRT's own kernels are built where their GPU is; leave --ahead out, or unset "
-            "RESTORT_TENSORRT_KERNELS (a plan can be made ahead: `restort export --format plan`)"
+            f"{KERNELS} (a plan can be made ahead: `restort export --format plan`)"
         )
     flavour = find(os.environ.get("RESTORT_TENSORRT") or "rtx")
     precision = "fp16" if args.precision == "auto" else args.precision

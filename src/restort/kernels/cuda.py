@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 from restort.cache import cache_root
 from restort.errors import RestortError
+from restort.imaging.files import write_bytes
 
 HERE = Path(__file__).parent
 REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc"
@@ -62,14 +62,8 @@ class CudaKernel:
         if kept.is_file():
             return kept.read_bytes()
         binary = _compile(text, self.__name__, capability)
-        partial = kept.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.write_bytes(binary)
-                partial.replace(kept)
-            finally:
-                partial.unlink(missing_ok=True)
+        with contextlib.suppress(RestortError):
+            write_bytes(kept, binary, overwrite=True)
         return binary
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:

@@ -24,8 +24,6 @@ Tensor = Any
 
 __all__ = ["Packed", "pack", "plan"]
 
-NARROW = 64  # channels up to which lfe.tile is the faster on Hopper, too
-
 
 def plan(
     packed: Packed,
@@ -44,15 +42,14 @@ def plan(
     The features alternate between two buffers: LFE reads its neighbours, so it writes to the other one, and attention
     works in place. With `keep_blocks` every group of blocks has a buffer of its own.
     `tiled`: blocks by the kernels in CUDA C++ (True) or Triton (False); by default the first, where they can be had.
-    `broad`: of these, local feature extraction by that for Hopper alone, where it fits; by default where it is faster
-    (restort.kernels.lfe.wide.tiles).
+    `broad`: of these, local feature extraction by that for Hopper (True), which has to fit, or for all GPUs (False); by
+    default the first, where it pays.
     """
     capability, processors = machine(torch.device(device))
     if tiled is None:
         tiled = _can_tile(packed, torch.device(device), capability)
     if broad is None:
-        broad = spec.channels > NARROW
-    broad = tiled and broad and lfe.wide.fits(spec.channels, packed.part, capability)
+        broad = lfe.wide.pays(spec.channels, packed.part, capability)
     workspace = Workspace()
     wide = (n, h + 2 * BORDER, w + 2 * BORDER, packed.stored)
     head, *others = (workspace.take(wide, dtype) for _ in range(3))
@@ -96,7 +93,7 @@ def plan(
                     f"{label}.lfe",
                     processors,
                 )
-                if broad
+                if tiled and broad
                 else lfe.tile.launch(
                     x,
                     lfe_blob,

@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import restort
 from restort.backends.fused.plan_file import Plan, read_plan
-from restort.cache import cache_root
+from restort.cache import cache_root, slug
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.imaging.files import read_bytes, write_bytes
 
@@ -49,8 +48,9 @@ class Wanted:
         """The file's name: for people first, then the digest, which alone decides."""
         facts = [self.weights.digest, self.precision, self.shape, self.capability, sources_digest()]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        model = re.sub(r"[^a-z0-9.]+", "-", model_of(self.weights).lower()).strip("-.") or "model"
-        return f"{model}-{self.precision}-{self.size}-sm{self.capability}-{digest}.plan"
+        return (
+            f"{slug(model_of(self.weights))}-{self.precision}-{self.size}-sm{self.capability}-{digest}.plan"
+        )
 
     @property
     def size(self) -> str:

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from restort.models.checkpoint import Weights
 
 
+KERNELS = "RESTORT_TENSORRT_KERNELS"
+"""Names the kernels of engines where the options do not: tensorrt or fused."""
+
+
+def asked_kernels() -> str:
+    """Those that the environment names, or the library's."""
+    return os.environ.get(KERNELS) or "tensorrt"
+
+
 def trouble() -> Trouble | None:
     """None where everything needed seems to be there, else the first thing that is not."""
     found = look()
@@ -62,7 +71,7 @@ def is_ready(weights: Weights, precision: str) -> bool:
         if (
             model.get("weights_sha256") == weights.digest
             and key["precision"] == precision
-            and about.get("kernels", "tensorrt") == (os.environ.get("RESTORT_TENSORRT_KERNELS") or "tensorrt")
+            and about.get("kernels", "tensorrt") == asked_kernels()
             and versions.get(key["flavour"]) == key["version"]
             and here.compute_capability in key["targets"]
             and key["gpu"] in (None, here.name)

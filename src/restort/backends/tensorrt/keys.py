@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from restort.cache import slug
 
 Size: TypeAlias = tuple[int, int, int]  # batch, height, width of the input
 
@@ -164,11 +165,6 @@ def emitter_digest() -> str:
     for path in sorted(Path(restort.export.__file__).parent.glob("*.py")):
         found.update(path.name.encode() + b"\0" + path.read_bytes())
     return found.hexdigest()
-
-
-def slug(text: str) -> str:
-    """`text` in letters, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"
 
 
 def _text(value: Any) -> str:

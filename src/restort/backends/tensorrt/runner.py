@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -24,6 +23,7 @@ from restort.backends.tensorrt import cuda
 from restort.backends.tensorrt.build import BuildOptions, check_options
 from restort.backends.tensorrt.build_plan import ready
 from restort.backends.tensorrt.cache import Stored
+from restort.backends.tensorrt.check import KERNELS, asked_kernels
 from restort.backends.tensorrt.flavour import find
 from restort.backends.tensorrt.gpu import Gpu
 from restort.backends.tensorrt.keys import Profile, Size, profile_of
@@ -31,6 +31,7 @@ from restort.backends.tensorrt.mixed import kept_sections
 from restort.backends.tensorrt.runtime import Engine, EngineRefused
 from restort.backends.tensorrt.supply import LARGEST, Supply, present
 from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.imaging.files import write_bytes
 from restort.imaging.memory import bytes_per_pixel
 from restort.models.checkpoint import Weights
 
@@ -46,8 +47,6 @@ LADDER = {
 
 FLAVOUR = "RESTORT_TENSORRT"
 """Names the library where both are installed: tensorrt or rtx."""
-KERNELS = "RESTORT_TENSORRT_KERNELS"
-"""Names the kernels of engines where the options do not: tensorrt or fused."""
 KEPT = 4  # engines of one size each that stay open, with weights and scratch of their own
 
 _log = logging.getLogger("restort")
@@ -86,7 +85,7 @@ class TensorrtRunner:
         self._weights: Weights | None = weights
         self._profile, self._options = profile, dict(options or {})
         by_environment = "kernels" not in self._options
-        self._options.setdefault("kernels", os.environ.get(KERNELS) or "tensorrt")
+        self._options.setdefault("kernels", asked_kernels())
         self.flavour = find(flavour or os.environ.get(FLAVOUR) or "auto")
         self._check(by_environment)
         cuda.runtime()
@@ -302,11 +301,5 @@ def _keep_jit(path: Path, engine: Engine, before: int) -> None:
     data = engine.jit_cache()
     if not data or len(data) <= before:
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(RestortError):
+        write_bytes(path, data, overwrite=True)

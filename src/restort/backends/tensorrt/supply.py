@@ -25,11 +25,11 @@ from restort.backends.tensorrt.build_plan import build_plan, wanted_plan
 from restort.backends.tensorrt.cache import EngineCache, Say, Stored
 from restort.backends.tensorrt.gpu import Gpu, gpu
 from restort.backends.tensorrt.inspect import doubt
-from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, plan_of, slug
+from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, plan_of
 from restort.backends.tensorrt.progress import Progress
 from restort.backends.tensorrt.sidecar import sha256
 from restort.backends.tensorrt.timings import Timings
-from restort.cache import cache_root
+from restort.cache import cache_root, slug
 from restort.errors import RestortError
 from restort.export.form import TYPED, WEAKLY_TYPED
 from restort.export.typed import typed_graph
@@ -160,10 +160,10 @@ class Supply:
         """The engine of exactly that profile, built if need be. Raises UsageError where `plan` is of something else."""
         key = self.key(profile)
         plan = None if self.plan is None else given(self.plan, self._wanted(profile))
-        stored = self.cache.obtain(key, lambda: self._build(profile), self.say)
+        stored = self.cache.obtain(key, lambda: self._build(profile, plan), self.say)
         if plan is not None and stored.about["plan"]["sha256"] != sha256(plan):
             self.cache.discard(stored, self.say, "it holds another plan, by other compilers")
-            stored = self.cache.obtain(key, lambda: self._build(profile), self.say)
+            stored = self.cache.obtain(key, lambda: self._build(profile, plan), self.say)
         if stored.built:
             about = stored.about
             self.say(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
@@ -175,19 +175,19 @@ class Supply:
         assert self.gpu is not None  # fused engines have no `targets`
         return wanted_plan(self.weights, self.precision, profile, self.gpu.compute_capability)
 
-    def _build_fused(self, options: BuildOptions) -> Built:
+    def _build_fused(self, options: BuildOptions, plan: Path | None) -> Built:
         check_options(self.flavour, options)
         wanted = self._wanted(options.profile)
         plugin_library.load(self.flavour, self.say)  # what is quick to fail goes first
-        plan = PlanCache().provide(wanted, self.say) if self.plan is None else given(self.plan, wanted)
+        if plan is None:
+            plan = PlanCache().provide(wanted, self.say)
         return build_plan(self.flavour, self.weights, plan, options)
 
-    def _build(self, profile: Profile) -> Built:
+    def _build(self, profile: Profile, plan: Path | None) -> Built:
         told = self.progress or told_seldom(self.say)
         if self.is_fused:
-            return self._build_fused(
-                BuildOptions(profile, self.precision, self.targets, progress=told, **self.options)
-            )
+            options = BuildOptions(profile, self.precision, self.targets, progress=told, **self.options)
+            return self._build_fused(options, plan)
         timings = self.timings()
         seen = None if timings is None else timings.read()
         can = self.flavour.capabilities

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from restort.backends.tensorrt.keys import slug
-from restort.cache import cache_root
+from restort.cache import cache_root, slug
 
 Combine = Callable[[bytes, bytes], bytes]
 

@@ -94,6 +94,11 @@ def fits(channels: int, part: int, capability: int) -> bool:
     )
 
 
+def pays(channels: int, part: int, capability: int) -> bool:
+    """Whether it fits and is faster there than tile.cu: with 180 channels, not with 60."""
+    return channels > 64 and fits(channels, part, capability)
+
+
 def launch(
     x: Tensor,
     blob: Tensor,
