@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_export import FORMS, weights_of
 
-from restort.backends.tensorrt import network
+from restort.backends.tensorrt import build, network
 from restort.backends.tensorrt.flavour import Flavour, find
 from restort.export.fixed import with_fixed_input
 from restort.export.form import WEAKLY_TYPED
-from restort.export.typed import tensor_types, typed_graph
+from restort.export.typed import kept, tensor_types, typed_graph
 
 SIZE = (1, 3, 64, 64)
 
@@ -46,9 +47,15 @@ def rtx() -> Flavour:
     return find("rtx")
 
 
-def parsed(rtx: Flavour, precision: str, static: bool) -> tuple[Network, Any, tuple[Any, ...]]:
+def parsed(
+    rtx: Flavour, precision: str, static: bool, keep_fp32: tuple[str, ...] = ()
+) -> tuple[Network, Any, tuple[Any, ...]]:
     graph = typed_graph(
-        weights_of(FORMS["restormer-bias"]), precision, newer_operators=False, form=WEAKLY_TYPED
+        weights_of(FORMS["restormer-bias"]),
+        precision,
+        keep_fp32=keep_fp32,
+        newer_operators=False,
+        form=WEAKLY_TYPED,
     )
     if static:
         channels = graph.graph.input[0].type.tensor_type.shape.dim[1].dim_value
@@ -94,3 +101,32 @@ def test_pinned_layers(rtx: Flavour) -> None:
     assert not told["SOFTMAX", None] and not told["REDUCE", None]
     ends = [layer for layer in net.layers if layer.type.name in ("SOFTMAX", "NORMALIZATION")]
     assert all(0 not in layer.told for layer in ends) and kept
+
+
+def test_pinned_layers_of_kept_sections(rtx: Flavour) -> None:
+    sections = ("patch_embed", "up3_2", "decoder_level1.0")
+    net, graph, alive = parsed(rtx, "fp32", True, sections)
+    network.pin(rtx, net, graph)
+    usual, other, others = parsed(rtx, "fp32", True)
+    network.pin(rtx, usual, other)
+    convolutions = [
+        (layer.name, layer.told["precision"], before.told["precision"])
+        for layer, before in zip(net.layers, usual.layers, strict=True)
+        if layer.type.name == "CONVOLUTION"
+    ]
+    stay = kept(graph) & {name for name, *_ in convolutions}
+    assert len(stay) >= len(sections) and not kept(other) and alive and others
+    assert all(now == ("FLOAT" if name in stay else before) for name, now, before in convolutions)
+    assert {before for *_, before in convolutions} == {"HALF"}
+    products = [
+        layer for layer in net.layers if layer.type.name == "MATRIX_MULTIPLY" and layer.name in kept(graph)
+    ]
+    assert products and all(layer.told["precision"] == "FLOAT" for layer in products)
+
+
+def test_a_mixed_restormer_is_pinned_and_a_typed_graph_is_not() -> None:
+    weak: Any = SimpleNamespace(capabilities=SimpleNamespace(strongly_typed=False))
+    assert build.graph_precision(weak, "mixed", None, "restormer") == "fp32"
+    assert build.graph_precision(weak, "mixed", None, "elan") == "mixed"
+    typed = build.WEAKLY_TYPED["restormer"]["typed"]
+    assert build.graph_precision(weak, "mixed", typed, "restormer") == "mixed"

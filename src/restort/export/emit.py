@@ -45,7 +45,7 @@ def emit(
     the same with a 1x1 convolution and is faster in OpenVINO on a CPU. Weights without LayerNorm bias always
     take the second form, in 16 bits 'arithmetic'; fp16 with bias the first.
     `keep_fp32` names sections (restort.export.form.sections) that stay in float32, with casts at their borders:
-    mixed precision.
+    mixed precision. In fp32 all of them do; the nodes of those sections are marked then, as always.
     `opset` is 20 for Restormer (it has Gelu, which keeps the graph small), 17 for ELAN and 22 for bf16 (which has
     it for Conv) unless given; 17 is the newest that TensorRT 8.6 reads.
 
@@ -75,7 +75,7 @@ def emit(
         "restort.model": name,
         "restort.weights_sha256": weights.digest,
     }
-    if keep_fp32 and precision != "fp32":
+    if keep_fp32:
         metadata["restort.keep_fp32"] = ",".join(name for name in sections(spec) if name in keep_fp32)
     suffix = "" if spec.scale == 1 else f"*{spec.scale}"
     ports_of = (spec.in_channels, ""), (spec.out_channels, suffix)

@@ -17,6 +17,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 IR_VERSIONS = {17: 8, 20: 9, 22: 10}
+KEPT = "stays float32"  # said of a node
 
 
 class GraphBuilder:
@@ -24,7 +25,8 @@ class GraphBuilder:
 
     `precision` is the type of activations and weights of the section being written; `wide` values are always
     float32. In fp32 the casts between the two are no nodes at all. Sections in `keep_fp32` are written in fp32
-    whatever `precision` is; values go from one section to the next through `enter`. `ports` is the type of input
+    whatever `precision` is, and their nodes say so (KEPT as doc_string), for a builder that chooses types by itself;
+    values go from one section to the next through `enter`. `ports` is the type of input
     and output, by default `precision`.
     """
 
@@ -45,6 +47,7 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._scope: list[str] = []
+        self._said = ""
         self._count = 0
 
     @contextmanager
@@ -57,8 +60,11 @@ class GraphBuilder:
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
         """What is written inside belongs to the section `name` and has its precision."""
-        with self.at("fp32" if name in self.keep_fp32 else self.precision):
+        kept = name in self.keep_fp32
+        outside, self._said = self._said, KEPT if kept else ""
+        with self.at("fp32" if kept else self.precision):
             yield
+        self._said = outside
 
     @contextmanager
     def at(self, precision: Precision) -> Iterator[None]:
@@ -95,7 +101,10 @@ class GraphBuilder:
         """Append a node of several outputs and return their names."""
         name = self._name(kind)
         names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), names, name=name, **attributes))
+        node = helper.make_node(kind, list(inputs), names, name=name, **attributes)
+        if self._said:
+            node.doc_string = self._said
+        self._nodes.append(node)
         self._made.update((name, self.precision) for name in names)
         return names
 

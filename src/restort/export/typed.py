@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from restort.errors import RestortError
 from restort.export.emit import emit
 from restort.export.form import TYPED, Form
-from restort.export.graph import Precision
+from restort.export.graph import KEPT, Precision
 
 if TYPE_CHECKING:
     from restort.models.checkpoint import Weights
@@ -35,7 +35,8 @@ def typed_graph(
     """The network of `weights` with float32 'input' and 'output', to be built into an engine of `precision`.
 
     'fp32' and 'tf32' are the same graph: what they differ in is an option of the builder. 'mixed' is float16 with
-    the sections `keep_fp32` in float32 (restort.export.form.sections). `newer_operators` False gives opset 17, all
+    the sections `keep_fp32` in float32 (restort.export.form.sections); in 'fp32' they are marked, for builders that
+    choose types by themselves and are held to some (`kept`). `newer_operators` False gives opset 17, all
     that TensorRT 8.6 reads.
 
     Raises RestortError for another precision, or sections to keep in one that is not mixed.
@@ -44,7 +45,7 @@ def typed_graph(
         raise RestortError(
             f"there is no precision {precision!r} for an engine; choose {', '.join(PRECISIONS)}"
         )
-    if keep_fp32 and precision != "mixed":
+    if keep_fp32 and precision not in ("mixed", "fp32"):
         raise RestortError(f"only mixed precision keeps sections in float32, not {precision}")
     opset: Literal[17] | None = None if newer_operators else 17
     if precision == "bf16":
@@ -53,6 +54,11 @@ def typed_graph(
         opset = None
     kind: Precision = "bf16" if precision == "bf16" else "fp16" if precision in ("fp16", "mixed") else "fp32"
     return emit(weights, kind, opset=opset, form=form, keep_fp32=keep_fp32, ports="fp32")
+
+
+def kept(model: onnx.ModelProto) -> set[str]:
+    """The nodes of sections that were to stay in float32 when the graph was emitted, by name."""
+    return {node.name for node in model.graph.node if node.doc_string == KEPT}
 
 
 ENDS = {"LayerNormalization", "Softmax"}  # what they give is small and may be of 16 bits

@@ -28,12 +28,14 @@ from restort.export import typed
 from restort.export.fixed import with_fixed_input
 
 WEAKLY_TYPED: dict[str, dict[str, Any]] = {
-    "elan": {"fp16": "all", "mixed": "all", "level": None, "static": False},
-    "restormer": {"fp16": "pinned", "mixed": "wide", "level": 0, "static": True},
+    "elan": {"fp16": "all", "mixed": "all", "typed": "all", "level": None, "static": False},
+    "restormer": {"fp16": "pinned", "mixed": "pinned", "typed": "wide", "level": 0, "static": True},
 }
-"""What a library without types is told where nothing else is asked for, by architecture: constraints in a precision,
-level, and whether sizes are fixed in the graph; `restort.export.form.WEAKLY_TYPED` is its graph. With all layers held
-TensorRT 8.6 finds no kernel for a Restormer ("Mismatched type for tensor"); above level 0 a build takes over 330 s."""
+"""What a library without types is told where nothing else is asked for, by architecture: constraints in a precision
+and for graphs that have types of their own, level, and whether sizes are fixed in the graph;
+`restort.export.form.WEAKLY_TYPED` is its graph. With all layers held TensorRT 8.6 finds no kernel for a Restormer
+("Mismatched type for tensor"); with only the float32 ones held it computes some of its float16 convolutions in
+float32; above level 0 a build takes over 330 s."""
 
 MOST_THREADS = 16  # more do not make a build faster, and each takes memory
 KERNELS = ("tensorrt", "fused")
@@ -55,8 +57,9 @@ class BuildOptions:
                             what its activations need makes the build fail.
     timing_cache            what earlier builds measured, or None.
     constraints             for libraries without types: hold 'all' layers to the graph's, only the float32 ones
-                            ('wide'), or 'none'; or 'pinned', for a float32 graph: convolutions float16, norms and
-                            scores float32, the others as the builder likes. None for the best that is known.
+                            ('wide'), or 'none'; or 'pinned', for a float32 graph: convolutions float16, norms,
+                            scores and sections to be kept float32, the others as the builder likes. None for the
+                            best that is known.
     static                  writes a fixed size into the graph, whose arithmetic of sizes then is done when it is read
                             (of the layers of a Restormer that is two fifths); None for what is best known.
     threads                 of the processor that build, where that can be set; None for as many as there are.
@@ -103,7 +106,7 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     architecture = about.get("restort.architecture", "")
     asked: str | None = options.constraints
     if asked is None and "float16" in typed.convolutions(model).values():  # it has types of its own
-        asked = _usual(architecture)["mixed"]
+        asked = _usual(architecture)["typed"]
     wanted = graph_precision(flavour, options.precision, asked, architecture)
     kinds = typed.check_precision(model, wanted)
     static = _is_static(flavour, options, architecture)
@@ -146,6 +149,7 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
             report["unchecked"] = why
         if layers:
             low = {name for name, kind in kinds.items() if kind != "float32" or constraints == "pinned"}
+            low -= typed.kept(model)
             inspect.check(options.precision, layers, low)
             report["layers"] = {"source": "engine"} | inspect.output_types(layers)
     return Built(plan, report, timings)
@@ -161,7 +165,7 @@ def starting(flavour: Flavour, heard: Heard) -> Any:
 
 def graph_precision(flavour: Flavour, precision: str, constraints: str | None, architecture: str = "") -> str:
     """The precision that the graph of an engine of `precision` must have: another one where layers are pinned."""
-    weak = not flavour.capabilities.strongly_typed and precision == "fp16"
+    weak = not flavour.capabilities.strongly_typed and precision in ("fp16", "mixed")
     return "fp32" if weak and _constraints(precision, constraints, architecture) == "pinned" else precision
 
 
@@ -170,10 +174,9 @@ def _usual(architecture: str) -> dict[str, Any]:
 
 
 def _constraints(precision: str, asked: str | None, architecture: str) -> str:
-    """How a weakly typed library is held to types. Mixed graphs have types of their own, which nothing pins."""
-    usual = _usual(architecture)
-    found: str = asked or usual[precision]
-    return str(usual["mixed"]) if found == "pinned" and precision == "mixed" else found
+    """How a weakly typed library is held to types."""
+    found: str = asked or _usual(architecture)[precision]
+    return found
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:

@@ -13,7 +13,7 @@ from restort.backends.tensorrt.flavour import Flavour
 from restort.backends.tensorrt.keys import Profile
 from restort.backends.tensorrt.log import plain
 from restort.errors import RestortError, UsageError
-from restort.export.typed import ENDS, NAMES, statistics
+from restort.export.typed import ENDS, NAMES, kept, statistics
 
 
 def parse(flavour: Flavour, builder: Any, data: bytes) -> tuple[Any, Any]:
@@ -152,12 +152,13 @@ def constrain(flavour: Flavour, network: Any, types: Mapping[str, int], *, every
 def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
     """Holds a weakly typed network of a float32 graph to float16 where its work is and float32 where sums are long.
 
-    Convolutions and other products get float16, what `typed.statistics` names float32, and the builder chooses for all
-    others. Types of outputs are set only between layers that are both float32, so that no value is converted twice.
+    Convolutions and other products get float16, what `typed.statistics` names and all that is `typed.kept` float32, and
+    the builder chooses for all others. Types of outputs are set only between layers of the first that are both
+    float32, so that no value is converted twice.
     """
     module = flavour.module
     by_name = {text: kind for kind, text in type_names(module).items()}
-    named = statistics(model)
+    named, stay = statistics(model), kept(model)
     last = {node.op_type for node in model.graph.node if node.output[0] in named} & ENDS
     ends = {node.output[0] for node in model.graph.node if node.op_type in last}
     held = 0
@@ -171,6 +172,10 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
             layer.precision = by_name["float32"]
             if not names & ends:
                 layer.set_output_type(0, by_name["float32"])
+        elif names & stay:
+            if outputs[0].is_shape_tensor or outputs[0].dtype != by_name["float32"]:
+                continue
+            layer.precision = by_name["float32"]
         elif layer.type in (module.LayerType.CONVOLUTION, module.LayerType.MATRIX_MULTIPLY):
             layer.precision = by_name["float16"]
         else:
