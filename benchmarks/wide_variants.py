@@ -36,37 +36,33 @@ CASES = {  # channels, hidden, heads, height, width
     "level 1": (48, 128, 1, 720, 1280),
     "level 2": (96, 256, 2, 360, 640),
 }
-SINCE = {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "FOLDED": 1}
-FFN = {  # what differs from the default of before; launches that overlap are timed in whole passes only
+SINCE = {"EARLY": 1, "SPREAD": 1, "FOLDED": 1}
+FFN = {  # what differs from the default of before
     "before": {},
     "since": SINCE,
     "since, uniform": {**SINCE, "UNIFORM": 1},
     "since, gelu 3": {**SINCE, "GELU": 3},
-    "ahead 2": {"AHEAD": 2},
-    "early": {"EARLY": 1},
-    "spread": {"SPREAD": 1},
+    "since, uniform, gelu 3": {**SINCE, "UNIFORM": 1, "GELU": 3},
+    "early, spread": {"EARLY": 1, "SPREAD": 1},
+    "early, folded": {"EARLY": 1, "FOLDED": 1},
+    "spread, folded": {"SPREAD": 1, "FOLDED": 1},
     "folded": {"FOLDED": 1},
-    "since, tall": {**SINCE, "WARPS": 8, "TALL": 16, "BLOCKS": 1},
+    "folded, gelu 3": {"FOLDED": 1, "GELU": 3},
+    "folded, uniform": {"FOLDED": 1, "UNIFORM": 1},
 }
-GRAM = {
-    "before": {},
-    "since": {"AHEAD": 2, "UNIFORM": 1},
-    "ahead 2": {"AHEAD": 2},
-    "uniform": {"UNIFORM": 1},
-    "since, tall": {"AHEAD": 2, "UNIFORM": 1, "WARPS": 8, "TALL": 16, "BLOCKS": 1},
-}
+GRAM = {"before": {}, "uniform": {"UNIFORM": 1}}
+ALL = list(FFN)
 RUNS = [  # op, case, variants: the most important first
-    ("ffn", "decoder 1", list(FFN)),
+    ("ffn", "decoder 1", ALL),
     ("gram", "decoder 1", list(GRAM)),
-    ("ffn", "level 3", ["before", "since", "since, uniform", "since, gelu 3", "ahead 2", "folded"]),
-    ("gram", "level 3", ["before", "uniform"]),
-    ("ffn", "level 1", ["before", "since", "since, uniform", "since, gelu 3", "folded"]),
-    ("gram", "level 1", ["before", "since", "ahead 2"]),
-    ("ffn", "level 2", ["before", "since"]),
-    ("gram", "level 2", ["before", "since"]),
+    ("ffn", "level 3", ALL),
+    ("ffn", "level 1", ALL),
+    ("gram", "level 1", list(GRAM)),
+    ("ffn", "level 2", ["before", "since", "since, uniform", "since, gelu 3", "spread, folded", "folded"]),
+    ("gram", "level 2", list(GRAM)),
 ]
 SIZES = ((720, 1280), (368, 552), (256, 256))
-WAYS = ("before", "since", "since, no overlap")
+WAYS = ("before", "since")
 HALF = torch.float16
 
 
@@ -79,8 +75,7 @@ def launch_of(op: str, name: str, case: dict[str, Any], out: Any, heads: int) ->
 def use(way: str) -> None:
     """Plans made from now on are so."""
     for module in (wide, gram_wide):
-        how = module.BEFORE if way == "before" else module.SINCE
-        module.HOW = {c: {**one, "OVERLAP": int(way == "since")} for c, one in how.items()}
+        module.HOW = module.BEFORE if way == "before" else module.SINCE
 
 
 def compile_all(network: Any) -> None:
@@ -185,7 +180,7 @@ def whole(table: Table, network: Any) -> None:
             table.add(
                 op="whole", size=f"{h}x{w}", variant=way, ms=round(ms, 4), same_bits=torch.equal(*outputs)
             )
-        for way in WAYS[:2]:
+        for way in WAYS:
             table.add(op="whole", size=f"{h}x{w}", variant=way, error=error_of(made[way], network, device))
         del made
         torch.cuda.empty_cache()

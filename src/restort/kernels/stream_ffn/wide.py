@@ -19,7 +19,7 @@ SHARED_BYTES = 227 * 1024
 OCTET = 8  # hidden channels of a warp
 CHANNELS = (48, 96, 192)
 OFF = {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 0}
-ON = {"AHEAD": 2, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 1, "FOLDED": 1}
+ON = {"AHEAD": 0, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 1}
 BEFORE, SINCE = (dict.fromkeys(CHANNELS, how) for how in (OFF, ON))
 HOW = BEFORE  # what else `tiles` says
 

@@ -17,9 +17,9 @@ WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 PART = 48  # q channels of a warp's part of a Gram matrix
-OFF, ON = {"UNIFORM": 0, "OVERLAP": 0}, {"UNIFORM": 1, "OVERLAP": 1}
+OFF, ON = {"UNIFORM": 0, "OVERLAP": 0}, {"UNIFORM": 1, "OVERLAP": 0}
 BEFORE = {48: {"AHEAD": 0, **OFF}, 96: {"AHEAD": 1, **OFF}, 192: {"AHEAD": 0, **OFF}}
-SINCE = {48: {"AHEAD": 2, **ON}, 96: {"AHEAD": 2, **ON}, 192: {"AHEAD": 0, **ON}}
+SINCE = {48: {"AHEAD": 0, **ON}, 96: {"AHEAD": 1, **ON}, 192: {"AHEAD": 0, **OFF}}
 HOW = BEFORE  # what else `tiles` says
 
 
