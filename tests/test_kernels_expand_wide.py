@@ -75,7 +75,7 @@ def test_compiles_without_spills(rows, dtype) -> None:  # type: ignore[no-untype
     x, y = (torch.empty(500, count, dtype=dtype, device="meta") for count in (C, rows))
     one = kernel.launch(x, kernel.pack(w), affine, y)
     registers, spilled = aot.resources(kernel.KERNEL.compile(one.constants, 90))
-    assert registers == 168 and not spilled  # before the groups share them out
+    assert 0 < registers <= 168 and not spilled  # before the groups share them out
 
 
 def test_fits_and_shares_out() -> None:
