@@ -16,6 +16,7 @@ if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7):
 
 from restort.backends.fused.restormer import choose, pack, plan  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
+from restort.kernels.machine import planning_for  # noqa: E402
 from restort.models.build import build  # noqa: E402
 from restort.models.checkpoint import Weights  # noqa: E402
 from restort.models.spec import RestormerSpec  # noqa: E402
@@ -93,7 +94,7 @@ spec, net, weights = network(dim=48, layer_norm="BiasFree", heads=(1, 2, 4, 8))
 image = torch.rand(1, 3, 8, 16)
 made = plan(pack(weights, torch.float16), spec, 1, 8, 16, torch.float16, "cpu", streamed=True)
 kinds = {launch.name for launch in made.launches}
-assert {"stream_ffn_wide", "stream_gram_wide", "_gate", "_depthwise_gram"} <= kinds, kinds
+assert {"stream_ffn_wide", "stream_gram_wide", "norm_expand_wide", "_gate", "_depthwise_gram"} <= kinds, kinds
 made.input.copy_(image)
 for launch in made.launches:
     emulate(launch) if isinstance(launch.kernel, CudaKernel) else launch()
@@ -150,6 +151,18 @@ def test_plans_of_the_official_network() -> None:
     blocks = sum(OFFICIAL.num_blocks) + sum(OFFICIAL.num_blocks[:3]) + OFFICIAL.num_refinement_blocks
     small = plan(packed, OFFICIAL, 1, 256, 256, torch.float16, "meta")
     assert len(small.launches) < 7 * blocks
+
+
+def test_the_latent_level_expands_by_its_own_kernel_on_hopper_alone() -> None:
+    packed = pack(weights(OFFICIAL), torch.float16).to("meta")
+    blocks = OFFICIAL.num_blocks[3]
+    cases = ((90, None, 2 * blocks), (90, False, 0), (86, None, 0), (100, None, 0))
+    for capability, streamed, count in cases:
+        with planning_for(capability):
+            made = plan(packed, OFFICIAL, 1, 64, 72, torch.float16, "meta", streamed=streamed)
+        found = [launch for launch in made.launches if launch.name == "norm_expand_wide"]
+        assert len(found) == count, (capability, streamed)
+        assert {launch.sizes["pixels"] for launch in found} <= {72}
 
 
 def test_few_pixels_are_not_streamed() -> None:

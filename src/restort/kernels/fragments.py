@@ -1,4 +1,4 @@
-"""Weights in the order in which the threads of a CUDA kernel multiply them (right operands of mma.m16n8k16).
+"""Weights in the order in which a CUDA kernel multiplies them (right operands of mma.m16n8k16 and of wgmma).
 
 A matrix of K x N is cut in steps of 16 rows and tiles of 8 columns; of each, lane 4 g + j of a warp has rows 2j,
 2j + 1 and those 8 on, of column g. Kernels want 16 bytes of a lane together.
@@ -32,3 +32,10 @@ def units(matrix: Tensor) -> Tensor:
 def bits(array: Tensor) -> Tensor:
     """The same memory as int32."""
     return array.contiguous().view(torch.int32)
+
+
+def operand(matrix: Tensor) -> Tensor:
+    """(K, N) as wgmma's, int32: 8 x 8 pieces, of each column 8 rows together; rows are padded to 16s with zeros."""
+    k, n = matrix.shape
+    padded = torch.cat([matrix, matrix.new_zeros(-k % 16, n)])
+    return bits(padded.reshape(-1, 8, n // 8, 8).permute(0, 2, 3, 1).reshape(-1))

@@ -233,6 +233,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define QUADS_8(t) QUADS_6(t), QUAD(t + 6), QUAD(t + 7)
 #define QUADS_9(t) QUADS_6(t), QUADS_3(t + 6)
 #define QUADS_12(t) QUADS_6(t), QUADS_6(t + 6)
+#define QUADS_16(t) QUADS_8(t), QUADS_8(t + 8)
 #define QUADS_23(t) QUADS_12(t), QUADS_6(t + 12), QUADS_5(t + 18)
 #define QUADS_24(t) QUADS_12(t), QUADS_12(t + 12)
 #define NUMBERS_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
@@ -250,6 +251,11 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
     "%42, %43, %44, %45, %46, %47"
+#define NUMBERS_64 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+    "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
+    "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
+    "%62, %63"
 #define NUMBERS_92 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
     "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, " \
@@ -276,6 +282,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define NUMBERS_OF_64 NUMBERS_32
 #define NUMBERS_OF_72 NUMBERS_36
 #define NUMBERS_OF_96 NUMBERS_48
+#define NUMBERS_OF_128 NUMBERS_64
 #define NUMBERS_OF_184 NUMBERS_92
 #define NUMBERS_OF_192 NUMBERS_96
 #define QUADS_OF_24 QUADS_3(0)
@@ -284,6 +291,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define QUADS_OF_64 QUADS_8(0)
 #define QUADS_OF_72 QUADS_9(0)
 #define QUADS_OF_96 QUADS_12(0)
+#define QUADS_OF_128 QUADS_16(0)
 #define QUADS_OF_184 QUADS_23(0)
 #define QUADS_OF_192 QUADS_24(0)
 GROUP_MULTIPLY(48, "%24", "%25", "%26", "%27", "%28")
@@ -312,6 +320,9 @@ GROUP_MULTIPLY(72, "%36", "%37", "%38", "%39", "%40")
 GROUP_MULTIPLY(184, "%92", "%93", "%94", "%95", "%96")
 GROUP_PRODUCT(72, "%36", "%37", "%38", "%39", "%40")
 GROUP_PRODUCT(96, "%48", "%49", "%50", "%51", "%52")
+GROUP_MULTIPLY(128, "%64", "%65", "%66", "%67", "%68")
+GROUP_PRODUCT(64, "%32", "%33", "%34", "%35", "%36")
+GROUP_PRODUCT(128, "%64", "%65", "%66", "%67", "%68")
 // d = a b and d += a b with both from shared memory, a as it is: 8 x 8 pieces of 8 rows of 8 numbers each (16 bytes are 8 numbers
 // of a row), the next 8 rows `columns` bytes on, the next 8 numbers `rows` bytes; b as it comes first.
 #define GROUP_STRAIGHT(N, A, B) \

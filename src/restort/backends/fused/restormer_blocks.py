@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from restort.backends.fused.restormer_weights import Block, Packed
+from restort.backends.fused.restormer_weights import Block, Expansion, Packed
 from restort.kernels.depthwise_gram import kernel as depthwise_gram
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
 from restort.kernels.launch import Launch
 from restort.kernels.machine import compiles, machine
 from restort.kernels.norm_expand import kernel as norm_expand
+from restort.kernels.norm_expand import wide as expand_wide
 from restort.kernels.pointwise import kernel as pointwise
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
@@ -89,13 +90,17 @@ class BlockPlanner:
     def choose(self, level: int, block: Block) -> tuple[bool, bool]:
         """`choose` as overridden, and as far as the streaming kernels go: CUDA, 16 bits."""
         pixels = self.n * (self.h >> level) * (self.w >> level)
-        if self.streamed is False or self.packed.dtype.itemsize != 2:
+        if not self.compiled():
             return False, False
         if self.streamed:
             pixels = 1 << 40
-        elif not compiles(self.device):
-            return False, False
         return choose(pixels, block.channels, block.heads, self.capability, self.processors)
+
+    def compiled(self) -> bool:
+        """Whether there may be kernels in CUDA C++, which are for 16 bits."""
+        if self.streamed is False or self.packed.dtype.itemsize != 2:
+            return False
+        return self.streamed or compiles(self.device)
 
     def attend_streamed(self, label: str, level: int, block: Block, x: Buffer) -> tuple[Buffer, Buffer, int]:
         """`attend` in one kernel."""
@@ -195,10 +200,10 @@ class BlockPlanner:
         splits = depthwise_gram.splits(self.n, h, w, channels, heads, self.processors)
         shape = depthwise_gram.sums_shape(self.n, heads, channels, splits)
         sums = self.workspace.take(shape, torch.float32)
-        weights, options = block.qkv, self.options(name)
+        weights = block.qkv
         self.steps.append(
             lambda get: [
-                norm_expand.launch(get(x), weights.w, weights.affine, get(qkv), **options),
+                self.plain_expand(get(x), weights, get(qkv), name),
                 depthwise_gram.launch(get(qkv), weights.dw, get(v), get(sums), label=name),
             ]
         )
@@ -279,8 +284,17 @@ class BlockPlanner:
             ]
         return [
             pointwise.launch(v, matrix, block.attention_b, out, x=x, label=label, processors=self.processors),
-            norm_expand.launch(out, weights.w, weights.affine, expanded, **options),
+            self.plain_expand(out, weights, expanded, label),
         ]
+
+    def plain_expand(self, x: Tensor, weights: Expansion, y: Tensor, label: str) -> Launch:
+        """Normalisation and expansion alone."""
+        rows, channels = weights.w.shape
+        if self.compiled() and expand_wide.pays(channels, rows, x.numel() // channels, self.capability):
+            return expand_wide.launch(
+                x, weights.w_wide, weights.affine, y, label=label, processors=self.processors
+            )
+        return norm_expand.launch(x, weights.w, weights.affine, y, **self.options(label))
 
     def gate(
         self, expanded: Tensor, block: Block, x: Tensor, gated: Tensor | None, label: str

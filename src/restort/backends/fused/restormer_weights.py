@@ -41,6 +41,7 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
+from restort.kernels.norm_expand import wide as expand_wide
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import wide as gram_wide
@@ -63,6 +64,11 @@ class Expansion:
     affine: Tensor
     dw: Tensor
     dw16: Tensor
+
+    @functools.cached_property
+    def w_wide(self) -> Tensor:
+        """`w` as restort.kernels.norm_expand.wide reads it."""
+        return expand_wide.pack(self.w)
 
 
 @dataclass(frozen=True)

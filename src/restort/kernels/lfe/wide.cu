@@ -72,7 +72,6 @@ DEVICE constexpr int stage_begin(int i) {  // in the blob
 DEVICE constexpr u32 slot(int i) { return SLOTS_AT + i % SLOTS * SLOT; }
 
 #ifdef EMULATE
-#define CLUSTERED
 DEVICE void copy8(u32 to, const void* from) { emulator::launch_copy(to, from, 8, true); }
 DEVICE u32 pack_positive(float first, float second) { return pack(std::fmax(first, 0.0f), std::fmax(second, 0.0f)); }
 DEVICE void stages_begin() {}
@@ -96,56 +95,30 @@ DEVICE u32 pack_positive(float first, float second) {
     asm("cvt.rn.relu." PAIR_TYPE ".f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
 }
-DEVICE u32 stage_barrier(int i) { return window(BARRIERS_AT + i % SLOTS * 8); }
-#if CLUSTER > 1
-#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
-// Relaxed: nothing written is passed on, and what has been read was read by products that this thread has waited for. A release
-// would wait for all that this thread has stored to global memory.
-DEVICE void stage_end() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-DEVICE void stage_ended() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-#else
-#define CLUSTERED
-DEVICE void stage_end() {}
-DEVICE void stage_ended() { block_barrier(); }
-#endif
+DEVICE u32 stage_barrier(int i) { return BARRIERS_AT + i % SLOTS * 8; }
+// Relaxed: what has been read was read by products that this thread has waited for.
+DEVICE void stage_end() { cluster_arrive(); }
+DEVICE void stage_ended() { cluster_await(); }
 DEVICE void stages_begin() {
     if (thread_index() == 0) {
 #pragma unroll
-        for (int i = 0; i < SLOTS; ++i) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(stage_barrier(i)) : "memory");
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("fence.proxy.async;" ::: "memory");
+        for (int i = 0; i < SLOTS; ++i) barrier_begin(stage_barrier(i), 1);
+        barriers_begun();
     }
     __syncwarp();
-#if CLUSTER > 1
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
+    cluster_arrive_release();
     stage_ended();
 }
 DEVICE void fetch(int i, const int* blob) {
     if (thread_index() == 0) {
-        const u32 bytes = stage_begin(i + 1) - stage_begin(i), barrier = stage_barrier(i);
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-#if CLUSTER > 1
-        u32 rank;
-        asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-        const u32 share = bytes / CLUSTER;
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
-                     :: "r"(window(slot(i)) + rank * share), "l"((const char*)blob + stage_begin(i) + rank * share), "r"(share),
-                        "r"(barrier), "h"((u16)((1 << CLUSTER) - 1)) : "memory");
-#else
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                     :: "r"(window(slot(i))), "l"((const char*)blob + stage_begin(i)), "r"(bytes), "r"(barrier) : "memory");
-#endif
+        const u32 bytes = stage_begin(i + 1) - stage_begin(i);
+        barrier_expect(stage_barrier(i), bytes);
+        bulk_copy(slot(i), (const char*)blob + stage_begin(i), bytes, stage_barrier(i));
     }
     __syncwarp();
 }
 DEVICE void stage_await(int i, int phase) {
-    const u32 barrier = stage_barrier(i), parity = i / SLOTS + phase & 1;
-    u32 there;
-    do {
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                     : "=r"(there) : "r"(barrier), "r"(parity) : "memory");
-    } while (!there);
+    barrier_await(stage_barrier(i), i / SLOTS + phase & 1);
     __syncwarp();
 }
 #endif

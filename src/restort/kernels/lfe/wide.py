@@ -8,22 +8,15 @@ from typing import Any
 import torch
 
 from restort.kernels.cuda import CudaKernel
-from restort.kernels.fragments import bits, order
+from restort.kernels.fragments import bits, operand, order
 from restort.kernels.launch import Launch
 
 Tensor = Any
 
-KERNEL = CudaKernel("lfe_wide", Path(__file__).with_name("wide.cu"))
+KERNEL = CudaKernel("lfe_wide", Path(__file__).with_name("wide.cu"), "bulk.cuh")
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 CHANNELS = (60, 180)  # those for which warp.cuh has the products
-
-
-def _operand(matrix: Tensor) -> Tensor:
-    """(K, N) as a right operand: 8 x 8 pieces, of each column 8 rows together; rows are padded to 16s with zeros."""
-    k, n = matrix.shape
-    padded = torch.cat([matrix, matrix.new_zeros(-k % 16, n)])
-    return bits(padded.reshape(-1, 8, n // 8, 8).permute(0, 2, 3, 1).reshape(-1))
 
 
 def pack(
@@ -44,14 +37,14 @@ def pack(
     biases: list[Tensor] = [b0[:, :hidden].reshape(-1), b1[mine]]
     found: list[Tensor] = []
     for g in range(5):
-        found += [_operand(w0[g, : 8 * tiles, :hidden]), _operand(w1[g, :hidden][:, mine])]
+        found += [operand(w0[g, : 8 * tiles, :hidden]), operand(w1[g, :hidden][:, mine])]
     theirs, share = order(3 * part // 8), _share(part) * 8
     for w, b in (values,) if queries is None else (values, queries):
         matrix = torch.cat([w[i, mine, :part] for i in range(3)], 1)
         bias = torch.cat([b[i, :part] for i in range(3)])
         for first in range(0, 3 * part, share):
             some = theirs[first : first + share]
-            found.append(_operand(matrix[:, some]))
+            found.append(operand(matrix[:, some]))
             biases.append(bias[some])
     return torch.cat([bits(torch.cat(biases).float()), *found])
 

@@ -1,0 +1,125 @@
+"""Normalisation and expansion at the latent level of the official Restormer: Triton's kernel and the one for Hopper.
+
+    python benchmarks/expand_variants.py [--compile] [--output expand_variants.json]
+
+Everything is compiled first, by processes and threads, without the GPU (--compile: no more than that). Then for each
+number of pixels and rows: the median of 20 launches in microseconds, TFLOP/s, relative L2 against PyTorch in float32
+(TF32 off), and whether a second run gives the same bits. The file is written after each line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from stream_kernels import error, median_ms
+
+from restort.kernels.machine import planning_for
+from restort.kernels.norm_expand import kernel, wide
+from restort.kernels.norm_expand.reference import norm_expand
+from restort.kernels.precompile import missing, note, precompile, precompile_cuda
+
+CHANNELS = 384
+PIXELS = (14400, 3174, 1024)  # of pictures of 720x1280, 368x552 and 256x256
+ROWS = (2048, 1152)
+HALF = torch.float16
+NARROW = {"COLUMNS": 64, "PARTS": 2, "DEPTH": 4}
+VARIANTS: dict[str, dict[str, int] | None] = {  # None: Triton's
+    "triton": None,
+    "wide": {},
+    "no turns": {"TURNS": 0},
+    "alone": {"CLUSTER": 1},
+    "parts 2": {"PARTS": 2},
+    "parts 6": {"PARTS": 6},
+    "narrow": NARROW,
+    "narrow, alone": {**NARROW, "CLUSTER": 1},
+    "narrow, no turns": {**NARROW, "TURNS": 0},
+    "narrow, tall": {**NARROW, "WARPS": 16},
+}
+
+
+class Case:
+    def __init__(self, pixels: int, rows: int, device: str) -> None:
+        torch.manual_seed(0)
+        self.pixels, self.rows = pixels, rows
+        self.x = (torch.randn(pixels, CHANNELS, device=device) + 0.5).to(HALF)
+        self.w = (torch.randn(rows, CHANNELS, device=device) * CHANNELS**-0.5).to(HALF)
+        self.affine = torch.stack([self.w.float().sum(1), torch.randn(rows, device=device)])
+        self.y = torch.empty(pixels, rows, dtype=HALF, device=device)
+
+    def launch(self, variant: dict[str, int] | None) -> Any:
+        if variant is None:
+            return kernel.launch(self.x, self.w, self.affine, self.y)
+        packed = wide.pack(self.w, variant.get("COLUMNS", 0))
+        return wide.launch(self.x, packed, self.affine, self.y, **variant)
+
+
+def compile_all() -> None:
+    started = time.time()
+    with planning_for(90):
+        launches = [
+            Case(pixels, rows, "meta").launch(variant)
+            for pixels in PIXELS
+            for rows in ROWS
+            for variant in VARIANTS.values()
+        ]
+        lacking = missing(launches, 90)
+    mine = {one.variant(): one for one in launches if one.name == "norm_expand_wide"}
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.submit(precompile, list(lacking.values()))
+        pool.submit(precompile_cuda, list(mine.values()), 90).result()
+        print(f"{made.result()} of {len(lacking)} Triton kernels, {len(mine)} others;", end=" ")
+    note(list(lacking))
+    print(f"compiled in {time.time() - started:.1f} s", flush=True)
+
+
+def measure(path: Path | None) -> None:
+    records: list[dict[str, Any]] = []
+    for pixels in PIXELS:
+        for rows in ROWS:
+            case = Case(pixels, rows, "cuda")
+            expected = norm_expand(case.x.float(), case.w.float(), case.affine)
+            for name, variant in VARIANTS.items():
+                record: dict[str, Any] = {"pixels": pixels, "rows": rows, "variant": name}
+                try:
+                    one = case.launch(variant)
+                    seen = []
+                    for _ in range(2):
+                        case.y.fill_(float("nan"))
+                        one()
+                        seen.append(case.y.clone())
+                    us = 1e3 * median_ms([one])
+                    record |= {
+                        "us": round(us, 2),
+                        "tflop_s": round(one.flops / us / 1e6, 1),
+                        "error": float(f"{error(seen[0], expected):.3g}"),
+                        "same_bits": torch.equal(*seen),
+                    }
+                except Exception as trouble:
+                    record["trouble"] = f"{type(trouble).__name__}: {trouble}"[:300]
+                records.append(record)
+                print("  ".join(f"{key} {value}" for key, value in record.items()), flush=True)
+                if path is not None:
+                    found = {"device": torch.cuda.get_device_name(), "records": records}
+                    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the latent level's expansion, by Triton and for Hopper")
+    parser.add_argument("--compile", action="store_true", help="only compile")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    compile_all()
+    if not options.compile:
+        with torch.no_grad():
+            measure(options.output)
+
+
+if __name__ == "__main__":
+    main()
