@@ -31,9 +31,10 @@ HALF = torch.float16
 NARROW = {"COLUMNS": 64, "PARTS": 2, "DEPTH": 4}
 VARIANTS: dict[str, dict[str, int] | None] = {  # None: Triton's
     "triton": None,
-    "wide": {},
-    "no turns": {"TURNS": 0},
+    "alone, no turns": {"CLUSTER": 1, "TURNS": 0},
     "alone": {"CLUSTER": 1},
+    "no turns": {"TURNS": 0},
+    "wide": {},
     "parts 2": {"PARTS": 2},
     "parts 6": {"PARTS": 6},
     "narrow": NARROW,
