@@ -19,6 +19,7 @@ from restort.backends.fused.restormer_weights import Block, Packed
 from restort.kernels.depthwise_gram import kernel as depthwise_gram
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
+from restort.kernels.gate_project import tile as gate_tile
 from restort.kernels.launch import Launch
 from restort.kernels.machine import compiles, machine
 from restort.kernels.norm_expand import kernel as norm_expand
@@ -87,15 +88,17 @@ class BlockPlanner:
         return y
 
     def choose(self, level: int, block: Block) -> tuple[bool, bool]:
-        """`choose` as overridden, and as far as the streaming kernels go: CUDA, 16 bits."""
-        pixels = self.n * (self.h >> level) * (self.w >> level)
-        if self.streamed is False or self.packed.dtype.itemsize != 2:
+        """`choose` as overridden, and as far as the streaming kernels go."""
+        if not self.by_cuda():
             return False, False
-        if self.streamed:
-            pixels = 1 << 40
-        elif not compiles(self.device):
-            return False, False
+        pixels = 1 << 40 if self.streamed else self.n * (self.h >> level) * (self.w >> level)
         return choose(pixels, block.channels, block.heads, self.capability, self.processors)
+
+    def by_cuda(self) -> bool:
+        """Whether kernels in CUDA C++ may be named: for 16 bits, where they can be compiled or `streamed` says so."""
+        if self.streamed is False or self.packed.dtype.itemsize != 2:
+            return False
+        return self.streamed or compiles(self.device)
 
     def attend_streamed(self, label: str, level: int, block: Block, x: Buffer) -> tuple[Buffer, Buffer, int]:
         """`attend` in one kernel."""
@@ -289,8 +292,12 @@ class BlockPlanner:
         dw, w, bias = block.ffn.dw, block.ffn_w, block.ffn_b
         if gated is None:
             return [gate_project.launch(expanded, dw, w, bias, x, x, label=label, processors=self.processors)]
+        if self.by_cuda() and gate_tile.fits(block.hidden):
+            gating = gate_tile.launch(expanded, block.ffn.dw16, gated, **self.options(label))
+        else:
+            gating = gate_project.launch_gate(expanded, dw, gated, label=label)
         return [
-            gate_project.launch_gate(expanded, dw, gated, label=label),
+            gating,
             pointwise.launch(
                 gated, w, bias, x, x=x, transposed=True, label=label, processors=self.processors
             ),
