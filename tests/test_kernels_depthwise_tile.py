@@ -8,7 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from restort.kernels import aot, cuda  # noqa: E402
+from restort.kernels import aot, cuda, depthwise  # noqa: E402
+from restort.kernels.depthwise_gram import kernel as depthwise_gram  # noqa: E402
+from restort.kernels.depthwise_gram import tile as gram  # noqa: E402
 from restort.kernels.depthwise_gram.reference import depthwise3x3  # noqa: E402
 from restort.kernels.gate_project import tile as gate  # noqa: E402
 from restort.kernels.machine import SHARED_KIB  # noqa: E402
@@ -71,3 +73,50 @@ def test_gate_compiles_without_spills(dtype, capability) -> None:  # type: ignor
             registers, spilled = aot.resources(gate.KERNEL.compile(one.constants, capability))
             assert registers and not spilled
             assert one.constants["SHARED"] <= SHARED_KIB[capability] * 1024
+
+
+@pytest.mark.parametrize("n, h, w", ODD)
+@pytest.mark.parametrize(
+    "channels, heads, dtype, variant",
+    [
+        (48, 1, HALF, {}),
+        (96, 2, BRAIN, {"BLOCKS": 1}),
+        (96, 2, HALF, {"TALL": 8, "BLOCKS": 1}),
+        (64, 2, HALF, {"TALL": 8, "WARPS": 8}),
+        (16, 1, HALF, {"TALL": 4, "WARPS": 1, "BLOCKS": 2}),
+    ],
+)
+def test_gram(n, h, w, channels, heads, dtype, variant) -> None:  # type: ignore[no-untyped-def]
+    """On a GPU of one or two multiprocessors, so that blocks have several tiles."""
+    qkv, dw = inputs(n, h, w, 3 * channels, dtype)
+    q, k, values = exact(qkv, dw).view(n, h * w, 3, heads, -1).unbind(2)
+    count = gram.splits(n, h, w, channels, heads, processors=1 + channels // 96, **variant)
+    v = torch.full((n, h, w, channels), float("nan"), dtype=dtype)
+    sums = torch.full(depthwise_gram.sums_shape(n, heads, channels, count), float("nan"))
+    emulate(gram.launch(qkv, dw, v, sums, **variant))
+    assert error(v, values.reshape(v.shape)) < BOUND[dtype]
+    products = torch.einsum("nphi,nphj->nhij", q, k).flatten(2)
+    found, size = sums.double().sum(0), products.shape[2]
+    assert error(found[..., :size], products) < BOUND[dtype]
+    assert error(found[..., size:], torch.cat([(q * q).sum(1), (k * k).sum(1)], -1)) < BOUND[dtype]
+
+
+@pytest.mark.skipif(not cuda.available(), reason="no NVRTC here")
+@pytest.mark.parametrize("dtype", [HALF, BRAIN])
+@pytest.mark.parametrize("capability", [80, 86, 90])
+def test_gram_compiles_without_spills(dtype, capability) -> None:  # type: ignore[no-untyped-def]
+    qkv, v = (torch.empty(1, 90, 160, by * 384, dtype=dtype, device="meta") for by in (3, 1))
+    shape = depthwise_gram.sums_shape(1, 8, 384, gram.splits(1, 90, 160, 384, 8, capability))
+    one = gram.launch(qkv, qkv, v, torch.empty(shape, device="meta"), capability=capability)
+    registers, spilled = aot.resources(gram.KERNEL.compile(one.constants, capability))
+    assert registers and not spilled
+    assert one.constants["SHARED"] <= SHARED_KIB[capability] * 1024
+
+
+def test_gram_shares_out_every_tile() -> None:
+    """No block without a tile, and no more rounds than the blocks that run at once need."""
+    for n, h, w in ((1, 90, 160), (1, 46, 69), (1, 32, 32), (2, 1, 1), (8, 32, 32)):
+        cut = gram.tiles(48)
+        count, found = depthwise.count(h, w, cut["TALL"]), gram.splits(n, h, w, 384, 8)
+        assert 1 <= found <= count
+        assert -(-count // found) == -(-count // max(1, cut["BLOCKS"] * 132 // (8 * n)))

@@ -30,7 +30,7 @@ struct Tile { int n, top, left, h, w; };
 constexpr int UNITS = PIXEL / 16;
 constexpr int LINES = THREADS / UNITS;
 DEVICE void fetch_tile(const Tile& at, const u16* from, int first) {
-    const int unit = thread_index() % UNITS, line = thread_index() / UNITS;
+    const int thread = hidden(thread_index()), unit = thread % UNITS, line = thread / UNITS;
     if (line >= LINES) return;
     const u16* corner = from + (((i64)at.n * at.h + at.top - 1) * at.w + at.left - 1) * STRIDE + first +
                         unit / (CHANNELS / 8) * (STRIDE / PARTS) + unit % (CHANNELS / 8) * 8;
@@ -56,7 +56,7 @@ DEVICE void fetch_taps(const u16* dw, int first) {
 // What a thread has: of the strip's columns, 2 pair and 2 pair + 1; of each part's channels, 4 lane .. 4 lane + 3.
 struct Share { int lane, pair, strip; };
 DEVICE Share share() {
-    const int thread = thread_index();
+    const int thread = hidden(thread_index());
     return {thread % LANES, thread / LANES % (WIDE / 2), thread / STRIP};
 }
 // Where the thread's pixels begin: row -1 of its strip, the column before its first.

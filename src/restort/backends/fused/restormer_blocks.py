@@ -17,6 +17,7 @@ import torch
 
 from restort.backends.fused.restormer_weights import Block, Packed
 from restort.kernels.depthwise_gram import kernel as depthwise_gram
+from restort.kernels.depthwise_gram import tile as gram_tile
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
 from restort.kernels.gate_project import tile as gate_tile
@@ -195,14 +196,25 @@ class BlockPlanner:
         name = f"{label}.attn"
         qkv = self.take(level, 3 * channels)
         v = self.take(level, channels)
-        splits = depthwise_gram.splits(self.n, h, w, channels, heads, self.processors)
+        tiled = self.by_cuda() and gram_tile.fits(channels, heads)
+        if tiled:
+            splits = gram_tile.splits(self.n, h, w, channels, heads, self.capability, self.processors)
+        else:
+            splits = depthwise_gram.splits(self.n, h, w, channels, heads, self.processors)
         shape = depthwise_gram.sums_shape(self.n, heads, channels, splits)
         sums = self.workspace.take(shape, torch.float32)
         weights, options = block.qkv, self.options(name)
+
+        def convolve(get: Get) -> Launch:
+            arrays = get(qkv), weights.dw16 if tiled else weights.dw, get(v), get(sums)
+            if tiled:
+                return gram_tile.launch(*arrays, label=name, capability=self.capability)
+            return depthwise_gram.launch(*arrays, label=name)
+
         self.steps.append(
             lambda get: [
                 norm_expand.launch(get(x), weights.w, weights.affine, get(qkv), **options),
-                depthwise_gram.launch(get(qkv), weights.dw, get(v), get(sums), label=name),
+                convolve(get),
             ]
         )
         self.workspace.release(qkv)
