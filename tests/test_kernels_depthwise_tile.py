@@ -80,7 +80,7 @@ def test_gate_compiles_without_spills(dtype, capability) -> None:  # type: ignor
     "channels, heads, dtype, variant",
     [
         (48, 1, HALF, {}),
-        (96, 2, BRAIN, {"BLOCKS": 1}),
+        (96, 2, BRAIN, {"BLOCKS": 1, "REVERSE": 0}),
         (96, 2, HALF, {"TALL": 8, "BLOCKS": 1}),
         (64, 2, HALF, {"TALL": 8, "WARPS": 8}),
         (16, 1, HALF, {"TALL": 4, "WARPS": 1, "BLOCKS": 2}),

@@ -5,7 +5,8 @@ only their sums are kept), fold (the attention as one matrix), norm_expand with 
 (the feed-forward network's expansion), gate_project. Where there are many partial sums, adding them is one more; where
 pixels are few or channels many, the attention's application and the projection are launches of their own, which more
 programs can share. Where a level has many pixels, memory for the expanded arrays would cost most, and streaming
-kernels take the first two and the last two in one each: `choose`.
+kernels take the first two and the last two in one each: `choose`. Elsewhere the two depthwise 3x3 convolutions of a
+block, on their own or with the Gram matrix, are kernels by tiles where CUDA C++ can be had.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@
 //      to tile. A warp has 16 channels of q, all of k, and the rows of its own strip; the squares are the diagonals of
 //      q^T q and k^T k of its 16 channels. Strips are added up at the end, in their order.
 // Neighbouring blocks have neighbouring heads of one tile, so that what is read at the same time lies together in memory.
+// REVERSE: the last tiles come first, which are what the launch before wrote last.
 //
 // Races: the tile is written by copies that every thread waits for before the first barrier of a turn, and read until the second.
 // q and k are written between the first and the second, and read from the second to the next turn's first.
@@ -21,8 +22,9 @@ static_assert(PARTS == 3 && CH % 16 == 0 && STRIP == 32 * SIXTEENS, "a strip is 
 static_assert(QK_AT + WIDE * TALL * QK_ROW == SHARED, "the binding computes the same number of bytes");
 static_assert((STRIPS - 1) * STRIP * SUMS * 4 <= TAPS_AT, "the other strips' sums fit where the tile was");
 
-DEVICE Tile tile_at(int index, int n, int h, int w) {
+DEVICE Tile tile_at(int index, int tiles, int n, int h, int w) {
     const int across = (w + WIDE - 1) / WIDE;
+    if (REVERSE) index = tiles - 1 - index;
     return {n, index / across * TALL, index % across * WIDE, h, w};
 }
 
@@ -105,7 +107,7 @@ gram_tile(const u16* qkv, const u16* dw, u16* v, float* partial, int h, int w) {
     const int head = block_index(0) % HEADS, split = block_index(0) / HEADS, splits = block_count() / HEADS;
     const int n = block_index(1), first = head * CH;
     const int tiles = (h + TALL - 1) / TALL * ((w + WIDE - 1) / WIDE);
-    fetch_tile(tile_at(split, n, h, w), qkv, first);
+    fetch_tile(tile_at(split, tiles, n, h, w), qkv, first);
     fetch_taps(dw, first);
     commit_copies();
     float sums[OWN][4], squares[2][4];
@@ -114,14 +116,14 @@ gram_tile(const u16* qkv, const u16* dw, u16* v, float* partial, int h, int w) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) squares[i / 4][i % 4] = 0;
     for (int index = split; index < tiles; index += splits) {
-        const Tile at = tile_at(index, n, h, w);
+        const Tile at = tile_at(index, tiles, n, h, w);
         wait_copies<0>();
         block_barrier();
 #pragma unroll 1
         for (int part = 0; part < 2; ++part) convolve_part(part, at);
         convolve_v(at, v + first);
         block_barrier();
-        if (index + splits < tiles) fetch_tile(tile_at(index + splits, n, h, w), qkv, first);
+        if (index + splits < tiles) fetch_tile(tile_at(index + splits, tiles, n, h, w), qkv, first);
         commit_copies();
         multiply_strip(sums, squares);
     }

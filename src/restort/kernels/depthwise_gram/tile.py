@@ -18,13 +18,13 @@ WARPS = 24  # a multiprocessor, at 80 registers a thread
 
 
 def tiles(ch: int, capability: int = 90) -> dict[str, int]:
-    """Rows of pixels (TALL), WARPS (ch / 16 for each strip of rows), BLOCKS a multiprocessor.
+    """Rows of pixels (TALL), WARPS (ch / 16 for each strip of rows), BLOCKS a multiprocessor, REVERSE as tile.cu says.
 
     Low tiles, for the sake of several blocks: while one convolves others wait for their pixels.
     """
     tall, warps = 4, ch // 16 * 2
     held = depthwise.blocks(shared_bytes(ch, tall), SHARED_KIB.get(capability, 99))
-    return {"TALL": tall, "WARPS": warps, "BLOCKS": min(held, max(1, WARPS // warps))}
+    return {"TALL": tall, "WARPS": warps, "BLOCKS": min(held, max(1, WARPS // warps)), "REVERSE": 1}
 
 
 def shared_bytes(ch: int, tall: int) -> int:

@@ -21,14 +21,13 @@ def tiles(pixels: int, hidden: int, capability: int = 90, processors: int = 132)
     channels = 64 if hidden % 64 == 0 else 32
     few = pixels * (hidden // channels) < ENOUGH * processors * depthwise.WIDE * 8
     tall = 4 if few else 8
-    # A strip of 16 columns is 4 warps with 64 channels; lower tiles are made of rows of one strip, too.
-    warps = channels // 16
+    warps = channels // 16  # one strip
     held = depthwise.blocks(depthwise.tile_bytes(2, channels, tall), SHARED_KIB.get(capability, 99))
     return {
         "CHANNELS": channels,
         "TALL": tall,
         "WARPS": warps,
-        "BLOCKS": min(held, 16 // warps),  # 128 registers a thread
+        "BLOCKS": min(held, (24 if few else 16) // warps),  # 80 or 128 registers a thread
         "REVERSE": 1,
     }
 
