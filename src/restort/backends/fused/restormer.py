@@ -33,7 +33,8 @@ def plan(
     """The launches of a forward pass of `n` pictures of `h` x `w` (multiples of 8) on `device`.
 
     packed        weights of `spec` in `dtype`, on the device.
-    streamed      streaming kernels everywhere (True) or nowhere (False) instead of where `choose` wants them.
+    streamed      streaming kernels everywhere (True) or nowhere (False; nor any in CUDA C++) instead of where
+                  `choose` wants them.
     keep_blocks   every block's output stays in a buffer of its own: Pass.blocks.
     """
     planner = _Planner(packed, n, h, w, torch.device(device), streamed, keep_blocks)

@@ -5,7 +5,8 @@ only their sums are kept), fold (the attention as one matrix), norm_expand with 
 (the feed-forward network's expansion), gate_project. Where there are many partial sums, adding them is one more; where
 pixels are few or channels many, the attention's application and the projection are launches of their own, which more
 programs can share. Where a level has many pixels, memory for the expanded arrays would cost most, and streaming
-kernels take the first two and the last two in one each: `choose`.
+kernels take the first two and the last two in one each: `choose`. Elsewhere the two depthwise 3x3 convolutions of a
+block, on their own or with the Gram matrix, are kernels by tiles where CUDA C++ can be had.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import torch
 
 from restort.backends.fused.restormer_weights import Block, Expansion, Packed
 from restort.kernels.depthwise_gram import kernel as depthwise_gram
+from restort.kernels.depthwise_gram import tile as gram_tile
 from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate_project
+from restort.kernels.gate_project import tile as gate_tile
 from restort.kernels.launch import Launch
 from restort.kernels.machine import compiles, machine
 from restort.kernels.norm_expand import kernel as norm_expand
@@ -88,16 +91,14 @@ class BlockPlanner:
         return y
 
     def choose(self, level: int, block: Block) -> tuple[bool, bool]:
-        """`choose` as overridden, and as far as the streaming kernels go: CUDA, 16 bits."""
-        pixels = self.n * (self.h >> level) * (self.w >> level)
-        if not self.compiled():
+        """`choose` as overridden, and as far as the streaming kernels go."""
+        if not self.by_cuda():
             return False, False
-        if self.streamed:
-            pixels = 1 << 40
+        pixels = 1 << 40 if self.streamed else self.n * (self.h >> level) * (self.w >> level)
         return choose(pixels, block.channels, block.heads, self.capability, self.processors)
 
-    def compiled(self) -> bool:
-        """Whether there may be kernels in CUDA C++, which are for 16 bits."""
+    def by_cuda(self) -> bool:
+        """Whether kernels in CUDA C++ may be named: for 16 bits, where they can be compiled or `streamed` says so."""
         if self.streamed is False or self.packed.dtype.itemsize != 2:
             return False
         return self.streamed or compiles(self.device)
@@ -197,14 +198,25 @@ class BlockPlanner:
         name = f"{label}.attn"
         qkv = self.take(level, 3 * channels)
         v = self.take(level, channels)
-        splits = depthwise_gram.splits(self.n, h, w, channels, heads, self.processors)
+        tiled = self.by_cuda() and gram_tile.fits(channels, heads)
+        if tiled:
+            splits = gram_tile.splits(self.n, h, w, channels, heads, self.capability, self.processors)
+        else:
+            splits = depthwise_gram.splits(self.n, h, w, channels, heads, self.processors)
         shape = depthwise_gram.sums_shape(self.n, heads, channels, splits)
         sums = self.workspace.take(shape, torch.float32)
         weights = block.qkv
+
+        def convolve(get: Get) -> Launch:
+            arrays = get(qkv), weights.dw16 if tiled else weights.dw, get(v), get(sums)
+            if tiled:
+                return gram_tile.launch(*arrays, label=name, capability=self.capability)
+            return depthwise_gram.launch(*arrays, label=name)
+
         self.steps.append(
             lambda get: [
                 self.plain_expand(get(x), weights, get(qkv), name),
-                depthwise_gram.launch(get(qkv), weights.dw, get(v), get(sums), label=name),
+                convolve(get),
             ]
         )
         self.workspace.release(qkv)
@@ -290,7 +302,7 @@ class BlockPlanner:
     def plain_expand(self, x: Tensor, weights: Expansion, y: Tensor, label: str) -> Launch:
         """Normalisation and expansion alone."""
         rows, channels = weights.w.shape
-        if self.compiled() and expand_wide.pays(channels, rows, x.numel() // channels, self.capability):
+        if self.by_cuda() and expand_wide.pays(channels, rows, x.numel() // channels, self.capability):
             return expand_wide.launch(
                 x, weights.w_wide, weights.affine, y, label=label, processors=self.processors
             )
@@ -303,8 +315,12 @@ class BlockPlanner:
         dw, w, bias = block.ffn.dw, block.ffn_w, block.ffn_b
         if gated is None:
             return [gate_project.launch(expanded, dw, w, bias, x, x, label=label, processors=self.processors)]
+        if self.by_cuda() and gate_tile.fits(block.hidden):
+            gating = gate_tile.launch(expanded, block.ffn.dw16, gated, **self.options(label))
+        else:
+            gating = gate_project.launch_gate(expanded, dw, gated, label=label)
         return [
-            gate_project.launch_gate(expanded, dw, gated, label=label),
+            gating,
             pointwise.launch(
                 gated, w, bias, x, x=x, transposed=True, label=label, processors=self.processors
             ),

@@ -1,0 +1,221 @@
+"""The depthwise kernels of the latent level on this GPU: Triton's, and those by tiles with other constants.
+
+    python benchmarks/gate_variants.py [--compile] [--dtype float16] [--seconds 20] [--output gate_variants.json]
+
+For the latent level of the official Restormer at three sizes of pictures. Everything is compiled first, by processes
+and threads, without the GPU (--compile: no more than that). Then one line each: the median of 20 launches in us, alone
+(`us`) and each right after its input has been written anew, as in a network, where that decides what the L2 has
+(`us_after_write`); of the Gram kernels also with the fold that adds up their partial sums (`us_with_fold`); relative L2
+against PyTorch in float32 (TF32 off); whether a second run gives the same bits. The GPU is kept busy while launches are
+queued: what is timed waits for nothing. `bounds` is the roofline's time. After `--seconds` on the GPU nothing more is
+begun; the file is written after each line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from stream_kernels import error
+
+from restort.kernels.common import roofs
+from restort.kernels.depthwise_gram import kernel as gram
+from restort.kernels.depthwise_gram import tile as gram_tile
+from restort.kernels.depthwise_gram.reference import depthwise3x3, depthwise_gram
+from restort.kernels.fold import kernel as fold
+from restort.kernels.gate_project import kernel as gate
+from restort.kernels.gate_project import tile as gate_tile
+from restort.kernels.machine import machine
+from restort.kernels.precompile import default_processes, missing, note, precompile, precompile_cuda
+
+CHANNELS, HIDDEN, HEADS = 384, 1024, 8
+SIZES = ((90, 160), (46, 69), (32, 32))
+TRITON = "triton"
+GATE: dict[str, dict[str, int]] = {
+    TRITON: {},
+    "default": {},
+    "forward": {"REVERSE": 0},
+    "tall 8": {"TALL": 8, "BLOCKS": 4},
+    "tall 4": {"TALL": 4, "BLOCKS": 6},
+    "tall 2": {"TALL": 2, "BLOCKS": 6},
+    "tall 6": {"TALL": 6, "BLOCKS": 5},
+    "tall 10": {"TALL": 10, "BLOCKS": 3},
+    "8 warps": {"TALL": 8, "WARPS": 8, "BLOCKS": 2},
+    "128 channels": {"CHANNELS": 128, "TALL": 8, "WARPS": 8, "BLOCKS": 2},
+    "32 channels": {"CHANNELS": 32, "TALL": 8, "WARPS": 2, "BLOCKS": 8},
+}
+GRAM: dict[str, dict[str, int]] = {
+    TRITON: {},
+    "default": {},
+    "forward": {"REVERSE": 0},
+    "3 warps": {"WARPS": 3, "BLOCKS": 4},
+    "3 warps, 5 blocks": {"WARPS": 3, "BLOCKS": 5},
+    "tall 2": {"TALL": 2, "WARPS": 3, "BLOCKS": 6},
+    "tall 6": {"TALL": 6, "WARPS": 6, "BLOCKS": 3},
+    "tall 8": {"TALL": 8, "WARPS": 12, "BLOCKS": 2},
+    "tall 8, 6 warps": {"TALL": 8, "WARPS": 6, "BLOCKS": 2},
+}
+BUSY = 1_500_000  # cycles, about 1 ms: longer than it takes to queue one launch and its events
+
+
+class Case:
+    """One size's inputs of both kernels, about unit activations."""
+
+    def __init__(self, h: int, w: int, dtype: Any, device: Any) -> None:
+        self.h, self.w, self.dtype, self.device = h, w, dtype, torch.device(device)
+        torch.manual_seed(0)
+        self.expanded, self.qkv = self.draw(1, h, w, 2 * HIDDEN), self.draw(1, h, w, 3 * CHANNELS)
+        self.gate_dw, self.qkv_dw = self.draw(10, 2 * HIDDEN) / 3, self.draw(10, 3 * CHANNELS) / 3
+        self.heat = torch.ones(HEADS, device=device)
+        self.out_w = self.draw(CHANNELS, CHANNELS).float() / CHANNELS**0.5
+
+    def draw(self, *shape: int) -> Any:
+        return torch.randn(*shape, device=self.device).to(self.dtype)
+
+    def gate(self, name: str) -> Any:
+        y = torch.empty(1, self.h, self.w, HIDDEN, dtype=self.dtype, device=self.device)
+        if name == TRITON:
+            return gate.launch_gate(self.expanded, self.gate_dw.float(), y)
+        capability, processors = machine(self.device)
+        how = {"capability": capability, "processors": processors, **GATE[name]}
+        return gate_tile.launch(self.expanded, self.gate_dw, y, **how)
+
+    def gram(self, name: str) -> Any:
+        capability, processors = machine(self.device)
+        v = torch.empty(1, self.h, self.w, CHANNELS, dtype=self.dtype, device=self.device)
+        if name == TRITON:
+            splits = gram.splits(1, self.h, self.w, CHANNELS, HEADS, processors)
+        else:
+            splits = gram_tile.splits(
+                1, self.h, self.w, CHANNELS, HEADS, capability, processors, **GRAM[name]
+            )
+        sums = torch.empty(gram.sums_shape(1, HEADS, CHANNELS, splits), device=self.device)
+        if name == TRITON:
+            return gram.launch(self.qkv, self.qkv_dw.float(), v, sums)
+        return gram_tile.launch(self.qkv, self.qkv_dw, v, sums, capability=capability, **GRAM[name])
+
+    def folds(self, one: Any) -> list[Any]:
+        """What follows a Gram kernel."""
+        sums = one.tensors["sums"]
+        total = torch.empty(1, *sums.shape[1:], device=self.device) if sums.shape[0] > fold.FEW else None
+        out = torch.empty(1, CHANNELS, CHANNELS, dtype=self.dtype, device=self.device)
+        return fold.launches(sums, total, self.heat, self.out_w, out, capability=machine(self.device)[0])
+
+    def expected(self, op: str) -> list[Any]:
+        if op == "gate":
+            gates, values = depthwise3x3(self.expanded.float(), self.gate_dw.float()).chunk(2, -1)
+            return [torch.nn.functional.gelu(gates) * values]
+        v, sums = depthwise_gram(self.qkv.float(), self.qkv_dw.float(), HEADS)
+        return [v, sums]
+
+
+def results(one: Any) -> list[Any]:
+    return [one.tensors[name] for name in ("y", "v", "sums") if name in one.tensors]
+
+
+def runs() -> Iterator[tuple[str, str]]:
+    yield from (("gate", name) for name in GATE)
+    yield from (("gram", name) for name in GRAM)
+
+
+def compile_all(dtype: Any, capability: int) -> None:
+    started = time.time()
+    jobs = []
+    for size in SIZES:
+        case = Case(*size, dtype, "meta")
+        for op, name in runs():
+            one = getattr(case, op)(name)
+            jobs += [one] if op == "gate" else [one, *case.folds(one)]
+    lacking = missing(jobs, capability)
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(precompile, list(lacking.values()))
+        precompile_cuda(jobs, capability)
+        print(f"{made.result()} of {len(lacking)} Triton kernels; {default_processes()} processes;", end=" ")
+    note(list(lacking))
+    print(f"compiled in {time.time() - started:.1f} s", flush=True)
+
+
+def median_us(launches: list[Any], before: Any = None, reps: int = 20) -> float:
+    times = []
+    for _ in range(reps + 3):
+        torch.cuda._sleep(BUSY)
+        if before is not None:
+            before()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for launch in launches:
+            launch()
+        end.record()
+        times.append((start, end))
+    torch.cuda.synchronize()
+    return round(1e3 * sorted(a.elapsed_time(b) for a, b in times[3:])[reps // 2], 2)
+
+
+def measured(
+    case: Case, op: str, name: str, expected: list[Any], roofline: tuple[float, float]
+) -> dict[str, Any]:
+    one = getattr(case, op)(name)
+    source = one.tensors["expanded" if op == "gate" else "qkv"]
+    copy = source.clone()
+    seen = []
+    for _ in range(2):
+        for result in results(one):
+            result.fill_(float("nan"))
+        one()
+        seen.append([result.clone() for result in results(one)])
+    wrong = [error(a.sum(0) if i else a, expected[i]) for i, a in enumerate(seen[0])]
+    row = {
+        "us": median_us([one]),
+        "us_after_write": median_us([one], lambda: source.copy_(copy)),
+        "bounds": round(1e6 * max(one.moved / roofline[0], one.flops / roofline[1]), 2),
+        "error": float(f"{max(wrong):.3g}"),
+        "same_bits": all(map(torch.equal, *seen)),
+        "blocks": one.grid[0],
+        "constants": {
+            key: one.constants[key] for key in ("CHANNELS", "TALL", "WARPS", "BLOCKS") if key in one.constants
+        },
+    }
+    if op == "gram":
+        row["us_with_fold"] = median_us([one, *case.folds(one)], lambda: source.copy_(copy))
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the depthwise kernels of the latent level")
+    parser.add_argument("--compile", action="store_true", help="only compile, for compute capability 9.0")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    dtype = getattr(torch, options.dtype)
+    compile_all(dtype, 90 if options.compile else machine(torch.device("cuda"))[0])
+    if options.compile:
+        return
+    device, rows, until = torch.cuda.get_device_name(), list[dict[str, Any]](), time.time() + options.seconds
+    for h, w in SIZES:
+        case = Case(h, w, dtype, "cuda")
+        expected = {op: case.expected(op) for op in ("gate", "gram")}
+        for op, name in runs():
+            if time.time() > until:
+                return
+            row = {"op": op, "size": f"{h}x{w}", "variant": name}
+            try:
+                row |= measured(case, op, name, expected[op], roofs(device))
+            except Exception as trouble:
+                row["trouble"] = f"{type(trouble).__name__}: {trouble}"[:300]
+            rows.append(row)
+            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            if options.output:
+                record = {"device": device, "dtype": options.dtype, "records": rows}
+                options.output.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
