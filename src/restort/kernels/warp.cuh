@@ -228,6 +228,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 // d += a b with a of 16 numbers a row from registers, and b as above.
 #define QUAD(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
 #define QUADS_3(t) QUAD(t), QUAD(t + 1), QUAD(t + 2)
+#define QUADS_4(t) QUADS_3(t), QUAD(t + 3)
 #define QUADS_5(t) QUADS_3(t), QUAD(t + 3), QUAD(t + 4)
 #define QUADS_6(t) QUADS_3(t), QUADS_3(t + 3)
 #define QUADS_8(t) QUADS_6(t), QUAD(t + 6), QUAD(t + 7)
@@ -236,6 +237,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define QUADS_23(t) QUADS_12(t), QUADS_6(t + 12), QUADS_5(t + 18)
 #define QUADS_24(t) QUADS_12(t), QUADS_12(t + 12)
 #define NUMBERS_12 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+#define NUMBERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NUMBERS_20 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
 #define NUMBERS_24 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
@@ -271,6 +273,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define NUMBERS(N) NUMBERS_OF_##N
 #define QUADS(N) QUADS_OF_##N
 #define NUMBERS_OF_24 NUMBERS_12
+#define NUMBERS_OF_32 NUMBERS_16
 #define NUMBERS_OF_40 NUMBERS_20
 #define NUMBERS_OF_48 NUMBERS_24
 #define NUMBERS_OF_64 NUMBERS_32
@@ -279,6 +282,7 @@ template <int N> DEVICE void group_touch(float (&d)[N][4]) {
 #define NUMBERS_OF_184 NUMBERS_92
 #define NUMBERS_OF_192 NUMBERS_96
 #define QUADS_OF_24 QUADS_3(0)
+#define QUADS_OF_32 QUADS_4(0)
 #define QUADS_OF_40 QUADS_5(0)
 #define QUADS_OF_48 QUADS_6(0)
 #define QUADS_OF_64 QUADS_8(0)
@@ -324,7 +328,11 @@ GROUP_PRODUCT(96, "%48", "%49", "%50", "%51", "%52")
                      " {" NUMBERS(N) "}, " A ", " B ", p, 1, 1, 0, 0;}" : QUADS(N) : "l"(a), "l"(b)); \
     }
 GROUP_STRAIGHT(24, "%12", "%13")
+GROUP_STRAIGHT(32, "%16", "%17")
+GROUP_STRAIGHT(48, "%24", "%25")
 GROUP_STRAIGHT(72, "%36", "%37")
+GROUP_STRAIGHT(96, "%48", "%49")
+GROUP_STRAIGHT(192, "%96", "%97")
 #else
 DEVICE void publish_to_groups() {}
 #endif
