@@ -11,9 +11,13 @@ from restort.backends.fused.restormer_blocks import BlockPlanner, Buffer, Get, c
 from restort.backends.fused.restormer_weights import Packed, pack, step
 from restort.kernels.conv3x3 import first
 from restort.kernels.conv3x3 import kernel as conv3x3
+from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.launch import Launch
+from restort.kernels.machine import compiles
 from restort.kernels.pointwise import kernel as pointwise
 from restort.models.spec import RestormerSpec
+
+Tensor = Any
 
 __all__ = ["Packed", "choose", "pack", "plan"]
 
@@ -33,7 +37,7 @@ def plan(
     """The launches of a forward pass of `n` pictures of `h` x `w` (multiples of 8) on `device`.
 
     packed        weights of `spec` in `dtype`, on the device.
-    streamed      streaming kernels everywhere (True) or nowhere (False) instead of where `choose` wants them.
+    streamed      kernels in CUDA C++ everywhere (True) or nowhere (False) instead of where `choose` wants them.
     keep_blocks   every block's output stays in a buffer of its own: Pass.blocks.
     """
     planner = _Planner(packed, n, h, w, torch.device(device), streamed, keep_blocks)
@@ -120,6 +124,20 @@ class _Planner(BlockPlanner):
             source = get(x)
             beside = self.input if image else None if extra is None else get(extra)
             to = self.output if out is None else get(out)
+            if self.tiled(mode, source, len(bias)):
+                blob = self.packed.tiled(mode, name, source.shape[-1])
+                return [
+                    conv_tile.launch(
+                        mode,
+                        source,
+                        blob,
+                        bias,
+                        to,
+                        extra=beside,
+                        label=name,
+                        processors=self.processors,
+                    )
+                ]
             return [
                 conv3x3.launch(
                     mode,
@@ -135,6 +153,17 @@ class _Planner(BlockPlanner):
             ]
 
         self.steps.append(make)
+
+    def tiled(self, mode: int, x: Tensor, rows: int) -> bool:
+        """Whether a 3x3 convolution of x is that in CUDA C++; `streamed` has the word here, too."""
+        n, h, w, channels = x.shape
+        if self.streamed:
+            return conv_tile.fits(mode, channels, rows, x.dtype, self.capability)
+        return (
+            self.streamed is None
+            and compiles(self.device)
+            and conv_tile.pays(mode, channels, rows, n, h, w, x.dtype, self.capability, self.processors)
+        )
 
     def down(self, name: str, level: int, x: Buffer, channels: int) -> Buffer:
         """x stays: it is what a later stage takes in again."""

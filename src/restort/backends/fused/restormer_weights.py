@@ -41,6 +41,7 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
+from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import wide as gram_wide
@@ -111,6 +112,16 @@ class Packed:
         blocks = {name: _map(block, lambda t: t.to(device)) for name, block in self.blocks.items()}
         layers = {name: (w.to(device), b.to(device)) for name, (w, b) in self.layers.items()}
         return Packed(self.spec, self.dtype, blocks, layers)
+
+    def tiled(self, mode: int, name: str, channels: int) -> Tensor:
+        """The weights of a 3x3 convolution of so many channels as restort.kernels.conv3x3.tile reads them."""
+        if name not in self._tiled:
+            self._tiled[name] = conv_tile.pack(mode, self.layers[name][0], channels)
+        return self._tiled[name]
+
+    @functools.cached_property
+    def _tiled(self) -> dict[str, Tensor]:
+        return {}
 
     @property
     def bytes(self) -> int:

@@ -20,6 +20,7 @@ LAST_KERNEL = CudaKernel("conv3x3_last", Path(__file__).with_name("last.cu"))
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 COLUMNS = (24, 48, 96, 192)  # results of a pixel that a block may have: those for which warp.cuh has the products
+CHUNK = 48  # channels whose weights come in a stage
 LAST_COLUMNS = 32  # nine for each result
 
 
@@ -42,8 +43,8 @@ def cut(mode: int, channels: int, rows: int, n: int, h: int, w: int, processors:
         return {"WARPS": 8, "TALL": 16, "BLOCKS": 3 if channels <= 96 else 1}
     made = columns(rows)
     few = n * divide(h, 16) * divide(w, 16) * (rows // made) < processors
-    size = {"WARPS": 8, "PARTS": 1 if few else 2, "COLUMNS": made, "CHUNK": 48}
-    if channels == 48 and made <= 24:  # all weights at once
+    size = {"WARPS": 8, "PARTS": 1 if few else 2, "COLUMNS": made, "CHUNK": CHUNK}
+    if channels == CHUNK and made <= 24:  # all weights at once
         return {**size, "TAPS": 9, "SLOTS": 1, "BLOCKS": 3}
     return {**size, "TAPS": 1, "SLOTS": 4, "BLOCKS": 2}
 
@@ -59,7 +60,7 @@ def fits(mode: int, channels: int, rows: int, dtype: Any, capability: int) -> bo
             and 9 * rows <= LAST_COLUMNS
             and last_shared_bytes(channels, rows, constants) <= SHARED_BYTES
         )
-    return channels % 48 == 0 and columns(rows) > 0 and (mode == DOWN or rows % 32 == 0)
+    return channels % CHUNK == 0 and columns(rows) > 0 and (mode == DOWN or rows % 32 == 0)
 
 
 def pays(
@@ -79,7 +80,7 @@ def pays(
     return n * h * w * (1 if mode == LAST else rows // columns(rows)) >= 128 * processors // 4
 
 
-def pack(mode: int, w: Tensor, channels: int, made: int = 0, chunk: int = 48) -> Tensor:
+def pack(mode: int, w: Tensor, channels: int, made: int = 0, chunk: int = CHUNK) -> Tensor:
     """Weights (rows, 3, K) as in reference.conv3x3, int32, in the kernels' order: right operands, a column's 8 rows together.
 
     made, chunk   COLUMNS (0: that of `columns`) and CHUNK of the launch; not for LAST.
