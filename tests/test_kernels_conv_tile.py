@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from restort.kernels import aot, cuda  # noqa: E402
-from restort.kernels.conv3x3 import reference, tile  # noqa: E402
+from restort.kernels.conv3x3 import first_tile, reference, tile  # noqa: E402
 from restort.kernels.conv3x3.kernel import DOWN, LAST, UP  # noqa: E402
 from tests.emulator import emulate  # noqa: E402
 
@@ -83,6 +83,37 @@ def test_tile(mode, n, h, w, c, rows, beside, dtype, variant) -> None:  # type: 
     assert made.shape == y.shape and torch.allclose(made.float(), y.float(), rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize(
+    "n, h, w, c, rows, dtype, warps",
+    [
+        (1, 17, 33, 3, 48, HALF, 8),
+        (2, 9, 40, 3, 48, BRAIN, 4),
+        (1, 3, 5, 1, 24, HALF, 8),
+        (1, 16, 32, 3, 40, BRAIN, 8),
+        (1, 1, 1, 1, 64, HALF, 4),
+    ],
+)
+def test_first(n, h, w, c, rows, dtype, warps) -> None:  # type: ignore[no-untyped-def]
+    assert first_tile.fits(c, rows, dtype, 80)
+    torch.manual_seed(h)
+    image, weights = torch.rand(n, c, h, w), torch.randn(rows, 32)
+    y = torch.full((n, h, w, rows), 7.0, dtype=dtype)
+    emulate(first_tile.launch(image, first_tile.pack(weights, c, dtype), y, warps=warps))
+    wanted = reference.first(image.double(), weights.double(), torch.float64)
+    once = wanted.to(dtype)  # nothing but the last rounding shows
+    assert (y - wanted).norm() < 1.01 * (once - wanted).norm()
+
+
+@pytest.mark.skipif(not cuda.available(), reason="no NVRTC here")
+@pytest.mark.parametrize("capability", [80, 90])
+def test_first_compiles_without_spills(capability: int) -> None:
+    image = torch.empty(1, 3, 720, 1280, device="meta")
+    for dtype in (HALF, BRAIN):
+        one = first_tile.launch(image, image, torch.empty(1, 720, 1280, 48, dtype=dtype, device="meta"))
+        registers, spilled = aot.resources(one.kernel.compile(one.constants, capability))
+        assert registers and not spilled
+
+
 LAUNCHES = [
     (DOWN, 720, 1280, 48, 24), (DOWN, 360, 640, 96, 48), (DOWN, 180, 320, 192, 96), (DOWN, 32, 32, 192, 96),
     (UP, 360, 640, 96, 192), (UP, 180, 320, 192, 384), (UP, 90, 160, 384, 768), (UP, 8, 8, 384, 768),
@@ -106,4 +137,5 @@ def test_compiles_without_spills(mode, h, w, c, rows, dtype) -> None:  # type: i
 def test_fits() -> None:
     assert not tile.fits(UP, 96, 192, HALF, 100) and not tile.fits(UP, 96, 192, torch.float32, 90)
     assert not tile.fits(DOWN, 24, 12, HALF, 90) and not tile.fits(LAST, 96, 4, HALF, 90)
+    assert not first_tile.fits(6, 48, HALF, 90) and not first_tile.fits(3, 48, torch.float32, 90)
     assert not tile.pays(UP, 384, 768, 1, 2, 2, HALF, 90) and tile.pays(UP, 384, 768, 1, 32, 32, HALF, 90)

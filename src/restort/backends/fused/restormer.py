@@ -9,7 +9,7 @@ import torch
 from restort.backends.fused.passes import Pass
 from restort.backends.fused.restormer_blocks import BlockPlanner, Buffer, Get, choose
 from restort.backends.fused.restormer_weights import Packed, pack, step
-from restort.kernels.conv3x3 import first
+from restort.kernels.conv3x3 import first, first_tile
 from restort.kernels.conv3x3 import kernel as conv3x3
 from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.launch import Launch
@@ -95,7 +95,15 @@ class _Planner(BlockPlanner):
     def embed(self, channels: int) -> Buffer:
         out = self.take(0, channels)
         weight, _ = self.packed.layers["patch_embed.proj"]
-        self.steps.append(lambda get: [first.launch(self.input, weight, get(out), label="patch_embed")])
+
+        def make(get: Get) -> list[Launch]:
+            y = get(out)
+            wanted = compiles(self.device) if self.streamed is None else self.streamed
+            if wanted and first_tile.fits(self.input.shape[1], channels, y.dtype, self.capability):
+                return [first_tile.launch(self.input, self.packed.first_tiled, y, label="patch_embed")]
+            return [first.launch(self.input, weight, y, label="patch_embed")]
+
+        self.steps.append(make)
         return out
 
     def stage(self, name: str, count: int, level: int, x: Buffer, spare: bool = False) -> Buffer:
@@ -159,11 +167,9 @@ class _Planner(BlockPlanner):
         n, h, w, channels = x.shape
         if self.streamed:
             return conv_tile.fits(mode, channels, rows, x.dtype, self.capability)
-        return (
-            self.streamed is None
-            and compiles(self.device)
-            and conv_tile.pays(mode, channels, rows, n, h, w, x.dtype, self.capability, self.processors)
-        )
+        if self.streamed is False or not compiles(self.device):
+            return False
+        return conv_tile.pays(mode, channels, rows, n, h, w, x.dtype, self.capability, self.processors)
 
     def down(self, name: str, level: int, x: Buffer, channels: int) -> Buffer:
         """x stays: it is what a later stage takes in again."""

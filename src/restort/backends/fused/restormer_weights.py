@@ -41,6 +41,7 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
+from restort.kernels.conv3x3 import first_tile
 from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
@@ -118,6 +119,12 @@ class Packed:
         if name not in self._tiled:
             self._tiled[name] = conv_tile.pack(mode, self.layers[name][0], channels)
         return self._tiled[name]
+
+    @functools.cached_property
+    def first_tiled(self) -> Tensor:
+        """The weights of the first one as restort.kernels.conv3x3.first_tile reads them."""
+        weight, _ = self.layers["patch_embed.proj"]
+        return first_tile.pack(weight, self.spec.in_channels, self.dtype)
 
     @functools.cached_property
     def _tiled(self) -> dict[str, Tensor]:

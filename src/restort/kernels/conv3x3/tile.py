@@ -19,7 +19,12 @@ KERNEL = CudaKernel("conv3x3_tile", Path(__file__).with_name("tile.cu"))
 LAST_KERNEL = CudaKernel("conv3x3_last", Path(__file__).with_name("last.cu"))
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
-COLUMNS = (24, 48, 96, 192)  # results of a pixel that a block may have: those for which warp.cuh has the products
+COLUMNS = (
+    24,
+    48,
+    96,
+    192,
+)  # results of a pixel that a block may have: those for which warp.cuh has the products
 CHUNK = 48  # channels whose weights come in a stage
 LAST_COLUMNS = 32  # nine for each result
 
@@ -81,8 +86,9 @@ def pays(
 
 
 def pack(mode: int, w: Tensor, channels: int, made: int = 0, chunk: int = CHUNK) -> Tensor:
-    """Weights (rows, 3, K) as in reference.conv3x3, int32, in the kernels' order: right operands, a column's 8 rows together.
+    """Weights (rows, 3, K) as in reference.conv3x3, int32, in the kernels' order.
 
+    They are right operands of products, a column's 8 rows together.
     made, chunk   COLUMNS (0: that of `columns`) and CHUNK of the launch; not for LAST.
     """
     rows = w.shape[0]
@@ -103,7 +109,9 @@ def shared_bytes(mode: int, channels: int, constants: dict[str, int]) -> int:
     pixels = divide(chunk // 8 * (18 * (tall + 2) * 16 + 16), 128) * 128
     weights = constants["SLOTS"] * constants["TAPS"] * chunk * made * 2
     cell, pixel = made * 8 // 128 * 128 + 64, (made // 8 | 1) * 16
-    return max((2 if channels > chunk else 1) * pixels + weights, tall * (4 * cell if mode == DOWN else 16 * pixel))
+    return max(
+        (2 if channels > chunk else 1) * pixels + weights, tall * (4 * cell if mode == DOWN else 16 * pixel)
+    )
 
 
 def last_shared_bytes(channels: int, rows: int, constants: dict[str, int]) -> int:
