@@ -1,11 +1,11 @@
 """A Restormer's 3x3 convolutions on this GPU: Triton's and the ways to cut those in CUDA C++, each right or not, timed.
 
-    python benchmarks/conv_variants.py [--compile] [--size 720x1280 368x552] [--only output] [--output conv_variants.json]
+    python benchmarks/conv_variants.py [--compile] [--size 720x1280 368x552] [--only output] [--output FILE]
 
-Everything is compiled first, by processes and threads, without the GPU (--compile: no more than that). For each convolution
-of the official network, the most important first: the median of 20 launches in microseconds, relative L2 against PyTorch in
-float32 (TF32 off), whether a second run gives the same bits, the floor (the larger of least traffic at the memory's rate
-and products at 700 TFLOP/s).
+Everything is compiled first, by processes and threads, without the GPU (--compile: no more than that, and what does not
+compile, fit or spills is told). For each convolution of the official network, the most important first: the median of
+20 launches in microseconds, relative L2 against PyTorch in float32 (TF32 off), whether a second run gives the same
+bits, and the floor (the larger of least traffic at the memory's rate and products at 700 TFLOP/s).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import torch
 from stream_kernels import error, median_ms, sizes
 
 from restort.backends.fused.restormer_weights import step, up
+from restort.errors import RestortError
+from restort.kernels.aot import resources
 from restort.kernels.common import roofs
 from restort.kernels.conv3x3 import first, first_tile, kernel, reference, tile
 from restort.kernels.conv3x3.kernel import DOWN, LAST, UP
@@ -29,39 +31,39 @@ from restort.kernels.precompile import missing, note, precompile, precompile_cud
 
 FIRST = 3
 HALF = torch.float16
-SMALLER = {"PARTS": 1}
-BROAD = {"COLUMNS": 192, "PARTS": 1}
+RING = {"TAPS": 1, "SLOTS": 4, "BLOCKS": 2}  # where it is not the default since pixels are few
+LARGE, SMALL, NARROW = {"PARTS": 2, **RING}, {"PARTS": 1, **RING}, {"WARPS": 4, "PARTS": 2, **RING}
 UPS = [
     {},
-    {"SLOTS": 3},
-    {**BROAD, "SLOTS": 3},
-    {**BROAD, "WARPS": 16, "BLOCKS": 1, "SLOTS": 6},
-    {**BROAD, "WARPS": 16, "BLOCKS": 1, "TAPS": 3, "SLOTS": 2},
-    {"COLUMNS": 192, "BLOCKS": 1, "SLOTS": 6},
-    {**SMALLER, "BLOCKS": 3, "SLOTS": 3},
-    {"WARPS": 4, "BLOCKS": 3},
+    {**LARGE, "COLUMNS": 96, "SLOTS": 3},
+    {**SMALL, "COLUMNS": 192, "SLOTS": 3},
+    {**SMALL, "COLUMNS": 192, "WARPS": 16, "BLOCKS": 1, "SLOTS": 6},
+    {**SMALL, "COLUMNS": 192, "WARPS": 16, "BLOCKS": 1, "TAPS": 3, "SLOTS": 2},
+    {**LARGE, "COLUMNS": 192, "BLOCKS": 1, "SLOTS": 6},
+    {**SMALL, "COLUMNS": 96, "BLOCKS": 3, "SLOTS": 3},
+    {**NARROW, "COLUMNS": 96, "BLOCKS": 3},
+    {**SMALL, "COLUMNS": 48, "TAPS": 3, "SLOTS": 3},
 ]
 DOWNS = [
     {},
-    {"SLOTS": 3},
-    {"TAPS": 3, "SLOTS": 2},
-    {"CHUNK": 96, "SLOTS": 3},
-    {**SMALLER, "BLOCKS": 3},
-    {"WARPS": 4, "BLOCKS": 4, "SLOTS": 3},
+    {**LARGE, "SLOTS": 3},
+    {**LARGE, "TAPS": 3, "SLOTS": 2},
+    {**SMALL, "BLOCKS": 3},
+    {**NARROW, "BLOCKS": 3},
 ]
 CASES: dict[str, tuple[int, int, int, int, list[dict[str, int]]]] = {  # mode, divisor, channels, rows, variants
     "output": (LAST, 1, 96, 3, [{}, {"BLOCKS": 2}, {"WARPS": 4, "TALL": 8, "BLOCKS": 5}, {"TALL": 12, "BLOCKS": 4}]),
     "down1_2": (
         DOWN, 1, 48, 24,
-        [{}, {"BLOCKS": 4}, {"WARPS": 4, "BLOCKS": 5}, {**SMALLER, "BLOCKS": 5}, {"TAPS": 3, "SLOTS": 3}],
+        [{}, {"BLOCKS": 4}, {"WARPS": 4, "PARTS": 2, "BLOCKS": 5}, {"PARTS": 1, "BLOCKS": 5}, {"TAPS": 3, "SLOTS": 3}],
     ),
     "up2_1": (UP, 2, 96, 192, UPS),
-    "down2_3": (DOWN, 2, 96, 48, DOWNS),
+    "down2_3": (DOWN, 2, 96, 48, [*DOWNS, {**LARGE, "CHUNK": 96, "SLOTS": 3}]),
     "patch_embed": (
         FIRST, 1, 3, 48,
         [{}, {"warps": 4, "blocks": 4}, {"warps": 16, "blocks": 1}, {"warps": 4, "blocks": 3}],
     ),
-    "down3_4": (DOWN, 4, 192, 96, [*DOWNS, {**SMALLER, "COLUMNS": 48}, {"COLUMNS": 48, "BLOCKS": 2}]),
+    "down3_4": (DOWN, 4, 192, 96, [*DOWNS[:2], *DOWNS[3:], {**SMALL, "COLUMNS": 48}, {**LARGE, "COLUMNS": 48}]),
     "up3_2": (UP, 4, 192, 384, UPS),
     "up4_3": (UP, 8, 384, 768, UPS),
 }  # fmt: skip
@@ -109,9 +111,9 @@ class Case:
     def tiled(self, variant: dict[str, int]) -> Any:
         if self.mode == FIRST:
             return first_tile.launch(self.x, first_tile.pack(self.w, self.channels, HALF), self.y, **variant)
-        blob = tile.pack(
-            self.mode, self.w, self.channels, variant.get("COLUMNS", 0), variant.get("CHUNK", tile.CHUNK)
-        )
+        _, h, w, c = self.x.shape
+        how = {**tile.cut(self.mode, c, self.rows, 1, h, w), **variant}
+        blob = tile.pack(self.mode, self.w, c, how)
         return tile.launch(self.mode, self.x, blob, self.bias, self.y, extra=self.extra, **variant)
 
     def expected(self) -> Any:
@@ -125,7 +127,7 @@ class Case:
         return reference.up(x, w, self.bias, None if self.extra is None else self.extra.float())
 
 
-def compile_all(names: list[str], pictures: list[tuple[int, int]]) -> None:
+def compile_all(names: list[str], pictures: list[tuple[int, int]], check: bool) -> None:
     started = time.time()
     plain, jobs = [], []
     with planning_for(90):
@@ -141,6 +143,15 @@ def compile_all(names: list[str], pictures: list[tuple[int, int]]) -> None:
         print(f"{made.result()} of {len(lacking)} Triton kernels;", end=" ")
     note(list(lacking))
     print(f"compiled in {time.time() - started:.1f} s", flush=True)
+    for one in {one.variant(): one for one in jobs}.values() if check else ():
+        try:
+            registers, spilled = resources(one.kernel.compile(one.constants, 90))
+        except RestortError as trouble:
+            print(trouble)
+            continue
+        each, blocks = one.constants["SHARED"] + 1024, one.constants["BLOCKS"]
+        if spilled or each > 228 * 1024 or each * blocks > 228 * 1024:
+            print(one.constants, "registers", registers, "spilled", spilled, "shared", each * blocks)
 
 
 def main() -> None:
@@ -151,7 +162,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    compile_all(options.only, options.size)
+    compile_all(options.only, options.size, options.compile)
     if options.compile:
         return
     device = torch.cuda.get_device_name()

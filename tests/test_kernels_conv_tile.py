@@ -13,7 +13,7 @@ from tests.emulator import emulate  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 BOUND = {HALF: 4e-4, BRAIN: 3e-3}
-SMALL = {"PARTS": 1}
+LARGE = {"PARTS": 2, "TAPS": 1, "SLOTS": 4}  # as where pixels are many
 
 
 def expected(mode, x, w, bias, extra):  # type: ignore[no-untyped-def]
@@ -50,17 +50,19 @@ def case(mode, n, h, w, c, rows, beside, dtype):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     "mode, n, h, w, c, rows, beside, dtype, variant",
     [
-        (DOWN, 1, 18, 20, 48, 24, False, HALF, {}),
+        (DOWN, 1, 18, 20, 48, 24, False, HALF, {"PARTS": 2}),
         (DOWN, 2, 10, 18, 48, 24, False, BRAIN, {"PARTS": 2, "WARPS": 4, "TAPS": 3, "SLOTS": 2}),
-        (DOWN, 1, 18, 34, 96, 48, False, HALF, {"PARTS": 2}),
-        (DOWN, 1, 6, 10, 96, 48, False, BRAIN, {"CHUNK": 96, "TAPS": 3, "SLOTS": 2}),
-        (DOWN, 1, 10, 6, 192, 96, False, HALF, {}),
-        (UP, 1, 17, 19, 96, 192, True, HALF, {"PARTS": 2}),
+        (DOWN, 1, 18, 34, 96, 48, False, HALF, {**LARGE, "COLUMNS": 48}),
+        (DOWN, 1, 6, 10, 96, 48, False, BRAIN, {"COLUMNS": 48, "CHUNK": 96, "SLOTS": 2}),
+        (DOWN, 1, 10, 6, 192, 96, False, HALF, {**LARGE, "COLUMNS": 96}),
+        (DOWN, 2, 10, 6, 192, 96, False, BRAIN, {}),
+        (UP, 1, 17, 19, 96, 192, True, HALF, {**LARGE, "COLUMNS": 96}),
         (UP, 2, 9, 3, 96, 192, True, BRAIN, {"COLUMNS": 192, "TAPS": 3, "SLOTS": 2}),
-        (UP, 1, 5, 7, 192, 384, False, HALF, {}),
-        (UP, 1, 1, 1, 384, 96, False, BRAIN, {"SLOTS": 3}),
+        (UP, 1, 5, 7, 192, 384, False, HALF, {**LARGE, "COLUMNS": 192, "WARPS": 4}),
+        (UP, 1, 1, 1, 384, 96, False, BRAIN, {}),
         (UP, 1, 3, 17, 48, 96, True, HALF, {"TAPS": 9, "SLOTS": 1}),
-        (UP, 2, 17, 2, 384, 96, True, HALF, {"WARPS": 16}),
+        (UP, 2, 17, 2, 384, 96, True, HALF, {"WARPS": 16, "COLUMNS": 96, "TAPS": 1, "SLOTS": 4}),
+        (UP, 1, 3, 5, 192, 384, False, HALF, {"COLUMNS": 48}),
         (LAST, 1, 17, 19, 96, 3, True, HALF, {}),
         (LAST, 2, 8, 18, 96, 3, False, BRAIN, {"WARPS": 4, "TALL": 8}),
         (LAST, 1, 16, 16, 48, 1, True, BRAIN, {"TALL": 12}),
@@ -70,7 +72,7 @@ def case(mode, n, h, w, c, rows, beside, dtype):  # type: ignore[no-untyped-def]
 def test_tile(mode, n, h, w, c, rows, beside, dtype, variant) -> None:  # type: ignore[no-untyped-def]
     assert tile.fits(mode, c, rows, dtype, 90)
     x, weights, bias, extra, y = case(mode, n, h, w, c, rows, beside, dtype)
-    blob = tile.pack(mode, weights, c, variant.get("COLUMNS", 0), variant.get("CHUNK", 48))
+    blob = tile.pack(mode, weights, c, {**tile.cut(mode, c, rows, n, h, w), **variant})
     emulate(tile.launch(mode, x, blob, bias, y, extra=extra, **variant))
     wanted = expected(mode, x, weights, bias, extra)
     assert ((y - wanted).norm() / wanted.norm()).item() < (1e-5 if mode == LAST else BOUND[dtype])
@@ -139,3 +141,13 @@ def test_fits() -> None:
     assert not tile.fits(DOWN, 24, 12, HALF, 90) and not tile.fits(LAST, 96, 4, HALF, 90)
     assert not first_tile.fits(6, 48, HALF, 90) and not first_tile.fits(3, 48, torch.float32, 90)
     assert not tile.pays(UP, 384, 768, 1, 2, 2, HALF, 90) and tile.pays(UP, 384, 768, 1, 32, 32, HALF, 90)
+
+
+def test_few_pixels_are_cut_smaller() -> None:
+    def cut(h, w):  # type: ignore[no-untyped-def]
+        how = tile.cut(DOWN, 192, 96, 1, h, w)
+        return how["PARTS"], how["COLUMNS"]
+
+    assert [cut(180, 320), cut(96, 160), cut(92, 138), cut(64, 64), cut(8, 8)] == [
+        (2, 96), (1, 96), (1, 96), (1, 24), (1, 24),
+    ]  # fmt: skip

@@ -133,7 +133,9 @@ class _Planner(BlockPlanner):
             beside = self.input if image else None if extra is None else get(extra)
             to = self.output if out is None else get(out)
             if self.tiled(mode, source, len(bias)):
-                blob = self.packed.tiled(mode, name, source.shape[-1])
+                n, h, w, channels = source.shape
+                how = conv_tile.cut(mode, channels, len(bias), n, h, w, self.processors)
+                blob = self.packed.tiled(mode, name, channels, how)
                 return [
                     conv_tile.launch(
                         mode,

@@ -114,11 +114,12 @@ class Packed:
         layers = {name: (w.to(device), b.to(device)) for name, (w, b) in self.layers.items()}
         return Packed(self.spec, self.dtype, blocks, layers)
 
-    def tiled(self, mode: int, name: str, channels: int) -> Tensor:
+    def tiled(self, mode: int, name: str, channels: int, how: dict[str, int]) -> Tensor:
         """The weights of a 3x3 convolution of so many channels as restort.kernels.conv3x3.tile reads them."""
-        if name not in self._tiled:
-            self._tiled[name] = conv_tile.pack(mode, self.layers[name][0], channels)
-        return self._tiled[name]
+        key = name, how.get("COLUMNS"), how.get("CHUNK")
+        if key not in self._tiled:
+            self._tiled[key] = conv_tile.pack(mode, self.layers[name][0], channels, how)
+        return self._tiled[key]
 
     @functools.cached_property
     def first_tiled(self) -> Tensor:
@@ -127,7 +128,7 @@ class Packed:
         return first_tile.pack(weight, self.spec.in_channels, self.dtype)
 
     @functools.cached_property
-    def _tiled(self) -> dict[str, Tensor]:
+    def _tiled(self) -> dict[Any, Tensor]:
         return {}
 
     @property

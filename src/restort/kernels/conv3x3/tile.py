@@ -19,23 +19,19 @@ KERNEL = CudaKernel("conv3x3_tile", Path(__file__).with_name("tile.cu"))
 LAST_KERNEL = CudaKernel("conv3x3_last", Path(__file__).with_name("last.cu"))
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
-COLUMNS = (
-    24,
-    48,
-    96,
-    192,
-)  # results of a pixel that a block may have: those for which warp.cuh has the products
+COLUMNS = (96, 48, 24)  # results of a pixel that a block may have; warp.cuh has products for 192, too
+FILLED = 0.8  # multiprocessors with a block that are enough
 CHUNK = 48  # channels whose weights come in a stage
 LAST_COLUMNS = 32  # nine for each result
 
 
 def columns(rows: int) -> int:
-    """How many of a pixel's results a block has; 0 where it cannot be cut so."""
-    return next((one for one in (96, 48, 24) if rows % one == 0), 0)
+    """How many of a pixel's results a block has where pixels are many; 0 where it cannot be cut so."""
+    return next((one for one in COLUMNS if rows % one == 0), 0)
 
 
 def cut(mode: int, channels: int, rows: int, n: int, h: int, w: int, processors: int = 132) -> dict[str, int]:
-    """How a convolution is cut up. To be tried on the GPU, as are COLUMNS (192 for UP) and CHUNK.
+    """How a convolution is cut up, to be tried on the GPU.
 
     WARPS, BLOCKS   warps in a block, blocks a multiprocessor.
     COLUMNS         results of a pixel that a block has; the weights are packed for it and for CHUNK.
@@ -43,14 +39,21 @@ def cut(mode: int, channels: int, rows: int, n: int, h: int, w: int, processors:
     SLOTS           stages in shared memory.
     PARTS           squares of 8 x 8 pixels to each four warps: a tile is 16 x WARPS * PARTS pixels.
     TALL            (LAST) the tile's rows.
+
+    Where pixels are few, tiles are made smaller, and then results a block, until most multiprocessors have one.
     """
     if mode == LAST:
         return {"WARPS": 8, "TALL": 16, "BLOCKS": 3 if channels <= 96 else 1}
-    made = columns(rows)
-    few = n * divide(h, 16) * divide(w, 16) * (rows // made) < processors
-    size = {"WARPS": 8, "PARTS": 1 if few else 2, "COLUMNS": made, "CHUNK": CHUNK}
+    most = columns(rows)
+    choices = [(2, most), *((1, one) for one in COLUMNS if one <= most and rows % one == 0)]
+    for parts, made in choices:
+        if n * divide(h, 8 * parts) * divide(w, 16) * (rows // made) >= FILLED * processors:
+            break
+    size = {"WARPS": 8, "PARTS": parts, "COLUMNS": made, "CHUNK": CHUNK}
     if channels == CHUNK and made <= 24:  # all weights at once
         return {**size, "TAPS": 9, "SLOTS": 1, "BLOCKS": 3}
+    if parts == 1:
+        return {**size, "TAPS": 3, "SLOTS": 3 if made <= 48 else 2, "BLOCKS": 2}
     return {**size, "TAPS": 1, "SLOTS": 4, "BLOCKS": 2}
 
 
@@ -79,17 +82,18 @@ def pays(
     capability: int,
     processors: int = 132,
 ) -> bool:
-    """Whether it fits and should be faster than Triton's: where a quarter of the multiprocessors have a block."""
+    """Whether it fits and should be faster than Triton's: where half of the multiprocessors have a block."""
     if not fits(mode, channels, rows, dtype, capability):
         return False
-    return n * h * w * (1 if mode == LAST else rows // columns(rows)) >= 128 * processors // 4
+    how = cut(mode, channels, rows, n, h, w, processors)
+    tall, shares = (how["TALL"], 1) if mode == LAST else (how["WARPS"] * how["PARTS"], rows // how["COLUMNS"])
+    return 2 * n * divide(h, tall) * divide(w, 16) * shares >= processors
 
 
-def pack(mode: int, w: Tensor, channels: int, made: int = 0, chunk: int = CHUNK) -> Tensor:
-    """Weights (rows, 3, K) as in reference.conv3x3, int32, in the kernels' order.
+def pack(mode: int, w: Tensor, channels: int, how: dict[str, int]) -> Tensor:
+    """Weights (rows, 3, K) as in reference.conv3x3, int32, in the kernels' order, for launches that are cut so.
 
     They are right operands of products, a column's 8 rows together.
-    made, chunk   COLUMNS (0: that of `columns`) and CHUNK of the launch; not for LAST.
     """
     rows = w.shape[0]
     taps = w[:, :, : 3 * channels].reshape(rows, 9, channels).permute(1, 2, 0)  # (9, C, rows)
@@ -97,7 +101,7 @@ def pack(mode: int, w: Tensor, channels: int, made: int = 0, chunk: int = CHUNK)
         matrix = taps.permute(1, 0, 2).reshape(channels, 9 * rows)
         matrix = torch.cat([matrix, matrix.new_zeros(channels, LAST_COLUMNS - 9 * rows)], 1)
         return bits(matrix.reshape(-1, 8, LAST_COLUMNS // 8, 8).permute(0, 2, 3, 1).reshape(-1))
-    made = made or columns(rows)
+    made, chunk = how["COLUMNS"], how["CHUNK"]
     parts = taps.reshape(9, channels // chunk, chunk // 8, 8, rows // made, made // 8, 8)
     return bits(parts.permute(4, 1, 0, 2, 5, 6, 3).reshape(-1))
 
