@@ -35,17 +35,21 @@ RING = {"TAPS": 1, "SLOTS": 4, "BLOCKS": 2}  # where it is not the default since
 LARGE, SMALL, NARROW = {"PARTS": 2, **RING}, {"PARTS": 1, **RING}, {"WARPS": 4, "PARTS": 2, **RING}
 UPS = [
     {},
+    {**LARGE, "COLUMNS": 96, "DEFER": 1},
     {**LARGE, "COLUMNS": 96, "SLOTS": 3},
     {**SMALL, "COLUMNS": 192, "SLOTS": 3},
+    {**SMALL, "COLUMNS": 192, "DEFER": 1},
     {**SMALL, "COLUMNS": 192, "WARPS": 16, "BLOCKS": 1, "SLOTS": 6},
+    {**SMALL, "COLUMNS": 192, "WARPS": 16, "BLOCKS": 1, "SLOTS": 6, "DEFER": 1},
     {**SMALL, "COLUMNS": 192, "WARPS": 16, "BLOCKS": 1, "TAPS": 3, "SLOTS": 2},
-    {**LARGE, "COLUMNS": 192, "BLOCKS": 1, "SLOTS": 6},
+    {**LARGE, "COLUMNS": 192, "BLOCKS": 1, "SLOTS": 6, "DEFER": 1},
     {**SMALL, "COLUMNS": 96, "BLOCKS": 3, "SLOTS": 3},
     {**NARROW, "COLUMNS": 96, "BLOCKS": 3},
     {**SMALL, "COLUMNS": 48, "TAPS": 3, "SLOTS": 3},
 ]
 DOWNS = [
     {},
+    {**LARGE, "DEFER": 1},
     {**LARGE, "SLOTS": 3},
     {**LARGE, "TAPS": 3, "SLOTS": 2},
     {**SMALL, "BLOCKS": 3},
@@ -63,7 +67,7 @@ CASES: dict[str, tuple[int, int, int, int, list[dict[str, int]]]] = {  # mode, d
         FIRST, 1, 3, 48,
         [{}, {"warps": 4, "blocks": 4}, {"warps": 16, "blocks": 1}, {"warps": 4, "blocks": 3}],
     ),
-    "down3_4": (DOWN, 4, 192, 96, [*DOWNS[:2], *DOWNS[3:], {**SMALL, "COLUMNS": 48}, {**LARGE, "COLUMNS": 48}]),
+    "down3_4": (DOWN, 4, 192, 96, [*DOWNS[:3], *DOWNS[4:], {**SMALL, "COLUMNS": 48}, {**LARGE, "COLUMNS": 48}]),
     "up3_2": (UP, 4, 192, 384, UPS),
     "up4_3": (UP, 8, 384, 768, UPS),
 }  # fmt: skip

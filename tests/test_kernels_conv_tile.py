@@ -63,6 +63,8 @@ def case(mode, n, h, w, c, rows, beside, dtype):  # type: ignore[no-untyped-def]
         (UP, 1, 3, 17, 48, 96, True, HALF, {"TAPS": 9, "SLOTS": 1}),
         (UP, 2, 17, 2, 384, 96, True, HALF, {"WARPS": 16, "COLUMNS": 96, "TAPS": 1, "SLOTS": 4}),
         (UP, 1, 3, 5, 192, 384, False, HALF, {"COLUMNS": 48}),
+        (UP, 1, 3, 5, 192, 192, True, HALF, {**LARGE, "COLUMNS": 96, "DEFER": 1}),
+        (DOWN, 1, 6, 10, 96, 48, False, BRAIN, {"TAPS": 3, "SLOTS": 3, "DEFER": 1}),
         (LAST, 1, 17, 19, 96, 3, True, HALF, {}),
         (LAST, 2, 8, 18, 96, 3, False, BRAIN, {"WARPS": 4, "TALL": 8}),
         (LAST, 1, 16, 16, 48, 1, True, BRAIN, {"TALL": 12}),

@@ -7,12 +7,13 @@
 //      channels of all pixels lie together, 16 bytes a pixel. Eight pixels of a row are a piece of the left operand, the next
 //      eight are a row of the tile further on: so the left operand of a tap is the tile by another address.
 //   2. Weights come in stages of TAPS taps of a chunk, through SLOTS slots. The next chunk's pixels come with the first stage
-//      of the chunk before, into the other of two places.
+//      (DEFER 1: the second) of the chunk before, into the other of two places.
 //   3. Results go to shared memory once more, in the order in which they lie in the picture, and from there 16 bytes at a time.
 //
 // Races: a slot is filled again after the barrier at which all threads have waited for the products that read it, and so is a
 // place of pixels. What copies have brought is read after each thread has waited for its own, published them, and passed a
-// barrier. Products are waited for all at once within their stage; meanwhile another group or block multiplies.
+// barrier. Products are waited for at the end of their stage, while another group or block multiplies; with DEFER 1 at the end
+// of the next, so that a slot waits one stage longer before it is filled again.
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int GROUPS = WARPS / 4;
@@ -26,7 +27,7 @@ constexpr int CHUNKS = C / CHUNK;
 constexpr int PLACES = CHUNKS > 1 ? 2 : 1;
 constexpr int TURNS = 9 / TAPS;                     // stages of a chunk
 constexpr int STAGES = CHUNKS * TURNS;
-constexpr int EARLY = SLOTS > 1 ? SLOTS - 1 : 1;    // stages that are asked for before they are used
+constexpr int EARLY = SLOTS > 1 ? SLOTS - 1 - DEFER : 1;  // stages that are asked for before they are used
 constexpr int X_UNIT = PIXELS * 16 + 16;            // bytes from 8 channels of all pixels to the next 8
 constexpr int X_BYTES = (UNITS * X_UNIT + 127) / 128 * 128;
 constexpr int TAP_BYTES = CHUNK * COLUMNS * 2;
@@ -42,8 +43,8 @@ static_assert(C % CHUNK == 0 && CHUNK % 16 == 0 && 9 % TAPS == 0 && ROWS % COLUM
 static_assert(MODE == 1 || COLUMNS * 8 % 128 == 0 || COLUMNS * 8 % 128 == 64, "a cell's pitch has room for its results");
 static_assert(MODE == 0 || QUARTER % 8 == 0, "16 bytes are of one pixel");
 static_assert(GROUPS * PARTS % 2 == 0 && WARPS % 4 == 0, "squares side by side");
-static_assert(CHUNKS == 1 || EARLY <= TURNS, "the next chunk's pixels are waited for by its first stage");
-static_assert(SLOTS > 1 || STAGES == 1, "a ring");
+static_assert(CHUNKS == 1 || EARLY + DEFER <= TURNS && DEFER < TURNS, "the next chunk's pixels are waited for by its first stage");
+static_assert(EARLY > 0 && (SLOTS > 1 || STAGES == 1 && !DEFER), "a ring");
 #ifdef SHARED
 static_assert((IN_BYTES > OUT_BYTES ? IN_BYTES : OUT_BYTES) == SHARED, "the binding computes the same number of bytes");
 #endif
@@ -169,24 +170,31 @@ conv3x3_tile(const u16* x, const int* blob, const float* bias, const u16* extra,
         for (int m = 0; m < PARTS; ++m) sum[m][t][0] = sum[m][t][2] = first, sum[m][t][1] = sum[m][t][3] = second;
     }
     int chunk = 0, turn = 0;
+#pragma unroll
+    for (int m = 0; m < PARTS; ++m) group_touch(sum[m]);
 #pragma unroll 1
     for (int i = 0; i < STAGES; ++i) {
         wait_copies<EARLY - 1>();
         publish_to_groups();
         block_barrier();
         if (i + EARLY < STAGES) fetch_weights(at, i + EARLY, blob);
-        if (turn == 0 && chunk + 1 < CHUNKS) fetch_pixels(at, chunk + 1, x);
+        if (turn == DEFER && chunk + 1 < CHUNKS) fetch_pixels(at, chunk + 1, x);
         commit_copies();
+        if (!DEFER)
 #pragma unroll
-        for (int m = 0; m < PARTS; ++m) group_touch(sum[m]);
+            for (int m = 0; m < PARTS; ++m) group_touch(sum[m]);
         group_begin();
         products(at, chunk, turn, SLOTS_AT + i % SLOTS * SLOT, sum);
         group_commit();
-        group_wait<0>();
+        group_wait<DEFER>();
+        if (!DEFER)
 #pragma unroll
-        for (int m = 0; m < PARTS; ++m) group_touch(sum[m]);
+            for (int m = 0; m < PARTS; ++m) group_touch(sum[m]);
         if (++turn == TURNS) turn = 0, ++chunk;
     }
+    group_wait<0>();
+#pragma unroll
+    for (int m = 0; m < PARTS; ++m) group_touch(sum[m]);
     block_barrier();
     put_results(at, sum);
     block_barrier();

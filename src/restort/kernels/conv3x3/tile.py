@@ -37,6 +37,7 @@ def cut(mode: int, channels: int, rows: int, n: int, h: int, w: int, processors:
     COLUMNS         results of a pixel that a block has; the weights are packed for it and for CHUNK.
     CHUNK, TAPS     channels and taps (1, 3, 9) whose weights come in a stage.
     SLOTS           stages in shared memory.
+    DEFER           1: a stage's products are waited for in the next (SLOTS > 2, not all TAPS); 0 unless given.
     PARTS           squares of 8 x 8 pixels to each four warps: a tile is 16 x WARPS * PARTS pixels.
     TALL            (LAST) the tile's rows.
 
@@ -150,6 +151,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         "OVERLAP": 0,
+        **({} if mode == LAST else {"DEFER": 0}),
         **constants,
     }
     if mode == LAST:
