@@ -94,6 +94,7 @@ spec, net, weights = network(dim=48, layer_norm="BiasFree", heads=(1, 2, 4, 8))
 image = torch.rand(1, 3, 8, 16)
 made = plan(pack(weights, torch.float16), spec, 1, 8, 16, torch.float16, "cpu", streamed=True)
 kinds = {launch.name for launch in made.launches}
+assert {"conv3x3_first", "conv3x3_tile", "conv3x3_last"} <= kinds, kinds
 assert {"stream_ffn_wide", "stream_gram_wide", "norm_expand_wide", "gate_tile", "gram_tile"} <= kinds, kinds
 made.input.copy_(image)
 for launch in made.launches:

@@ -9,11 +9,15 @@ import torch
 from restort.backends.fused.passes import Pass
 from restort.backends.fused.restormer_blocks import BlockPlanner, Buffer, Get, choose
 from restort.backends.fused.restormer_weights import Packed, pack, step
-from restort.kernels.conv3x3 import first
+from restort.kernels.conv3x3 import first, first_tile
 from restort.kernels.conv3x3 import kernel as conv3x3
+from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.launch import Launch
+from restort.kernels.machine import compiles
 from restort.kernels.pointwise import kernel as pointwise
 from restort.models.spec import RestormerSpec
+
+Tensor = Any
 
 __all__ = ["Packed", "choose", "pack", "plan"]
 
@@ -33,8 +37,7 @@ def plan(
     """The launches of a forward pass of `n` pictures of `h` x `w` (multiples of 8) on `device`.
 
     packed        weights of `spec` in `dtype`, on the device.
-    streamed      streaming kernels everywhere (True) or nowhere (False; nor any in CUDA C++) instead of where
-                  `choose` wants them.
+    streamed      kernels in CUDA C++ everywhere (True) or nowhere (False) instead of where `choose` wants them.
     keep_blocks   every block's output stays in a buffer of its own: Pass.blocks.
     """
     planner = _Planner(packed, n, h, w, torch.device(device), streamed, keep_blocks)
@@ -92,7 +95,15 @@ class _Planner(BlockPlanner):
     def embed(self, channels: int) -> Buffer:
         out = self.take(0, channels)
         weight, _ = self.packed.layers["patch_embed.proj"]
-        self.steps.append(lambda get: [first.launch(self.input, weight, get(out), label="patch_embed")])
+
+        def make(get: Get) -> list[Launch]:
+            y = get(out)
+            wanted = compiles(self.device) if self.streamed is None else self.streamed
+            if wanted and first_tile.fits(self.input.shape[1], channels, y.dtype, self.capability):
+                return [first_tile.launch(self.input, self.packed.first_tiled, y, label="patch_embed")]
+            return [first.launch(self.input, weight, y, label="patch_embed")]
+
+        self.steps.append(make)
         return out
 
     def stage(self, name: str, count: int, level: int, x: Buffer, spare: bool = False) -> Buffer:
@@ -121,6 +132,22 @@ class _Planner(BlockPlanner):
             source = get(x)
             beside = self.input if image else None if extra is None else get(extra)
             to = self.output if out is None else get(out)
+            if self.tiled(mode, source, len(bias)):
+                n, h, w, channels = source.shape
+                how = conv_tile.cut(mode, channels, len(bias), n, h, w, self.processors)
+                blob = self.packed.tiled(mode, name, channels, how)
+                return [
+                    conv_tile.launch(
+                        mode,
+                        source,
+                        blob,
+                        bias,
+                        to,
+                        extra=beside,
+                        label=name,
+                        processors=self.processors,
+                    )
+                ]
             return [
                 conv3x3.launch(
                     mode,
@@ -136,6 +163,15 @@ class _Planner(BlockPlanner):
             ]
 
         self.steps.append(make)
+
+    def tiled(self, mode: int, x: Tensor, rows: int) -> bool:
+        """Whether a 3x3 convolution of x is that in CUDA C++; `streamed` has the word here, too."""
+        n, h, w, channels = x.shape
+        if self.streamed:
+            return conv_tile.fits(mode, channels, rows, x.dtype, self.capability)
+        if self.streamed is False or not compiles(self.device):
+            return False
+        return conv_tile.pays(mode, channels, rows, n, h, w, x.dtype, self.capability, self.processors)
 
     def down(self, name: str, level: int, x: Buffer, channels: int) -> Buffer:
         """x stays: it is what a later stage takes in again."""

@@ -41,6 +41,8 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
+from restort.kernels.conv3x3 import first_tile
+from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.norm_expand import wide as expand_wide
 from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
@@ -117,6 +119,23 @@ class Packed:
         blocks = {name: _map(block, lambda t: t.to(device)) for name, block in self.blocks.items()}
         layers = {name: (w.to(device), b.to(device)) for name, (w, b) in self.layers.items()}
         return Packed(self.spec, self.dtype, blocks, layers)
+
+    def tiled(self, mode: int, name: str, channels: int, how: dict[str, int]) -> Tensor:
+        """The weights of a 3x3 convolution of so many channels as restort.kernels.conv3x3.tile reads them."""
+        key = name, how.get("COLUMNS"), how.get("CHUNK")
+        if key not in self._tiled:
+            self._tiled[key] = conv_tile.pack(mode, self.layers[name][0], channels, how)
+        return self._tiled[key]
+
+    @functools.cached_property
+    def first_tiled(self) -> Tensor:
+        """The weights of the first one as restort.kernels.conv3x3.first_tile reads them."""
+        weight, _ = self.layers["patch_embed.proj"]
+        return first_tile.pack(weight, self.spec.in_channels, self.dtype)
+
+    @functools.cached_property
+    def _tiled(self) -> dict[Any, Tensor]:
+        return {}
 
     @property
     def bytes(self) -> int:
