@@ -26,8 +26,8 @@ class GraphBuilder:
     `precision` is the type of activations and weights of the section being written; `wide` values are always
     float32. In fp32 the casts between the two are no nodes at all. Sections in `keep_fp32` are written in fp32
     whatever `precision` is, and their nodes say so (KEPT as doc_string), for a builder that chooses types by itself;
-    values go from one section to the next through `enter`. `ports` is the type of input
-    and output, by default `precision`.
+    values go from one section to the next through `enter`. `ports` is the type of input and output, by default
+    `precision`; what is written outside of sections has it, too, and if it was asked to be float32 says so as well.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._scope: list[str] = []
-        self._said = ""
+        self._said = KEPT if ports == "fp32" else ""
         self._count = 0
 
     @contextmanager

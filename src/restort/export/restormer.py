@@ -76,7 +76,7 @@ class RestormerGraph:
                 weight = self.state["skip_conv.weight"]
                 x = g.op("Add", x, g.conv(g.enter(embedded), weight, self.state.get("skip_conv.bias")))
             x = g.leave(g.conv(x, self.state["output.weight"], self.state.get("output.bias")))
-            return x if spec.dual_pixel else g.op("Add", x, "input")
+        return x if spec.dual_pixel else g.op("Add", x, "input")
 
     def _up(self, x: str, order: Array, level: int, skip: str, skip_order: Array) -> str:
         """To `level` from the one below, with the encoder's value `skip`, reduced except at the full size."""

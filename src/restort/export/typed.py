@@ -57,7 +57,7 @@ def typed_graph(
 
 
 def kept(model: onnx.ModelProto) -> set[str]:
-    """The nodes of sections that were to stay in float32 when the graph was emitted, by name."""
+    """The nodes that were to stay in float32 when the graph was emitted, by name: of sections, or at its ends."""
     return {node.name for node in model.graph.node if node.doc_string == KEPT}
 
 

@@ -153,8 +153,8 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
     """Holds a weakly typed network of a float32 graph to float16 where its work is and float32 where sums are long.
 
     Convolutions and other products get float16, what `typed.statistics` names and all that is `typed.kept` float32, and
-    the builder chooses for all others. Types of outputs are set only between layers of the first that are both
-    float32, so that no value is converted twice.
+    the builder chooses for all others. (Left to itself it adds the last result onto the image in float16.) Types of
+    outputs are set only between layers of the first that are both float32, so that no value is converted twice.
     """
     module = flavour.module
     by_name = {text: kind for kind, text in type_names(module).items()}
