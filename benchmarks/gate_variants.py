@@ -3,12 +3,12 @@
     python benchmarks/gate_variants.py [--compile] [--dtype float16] [--seconds 20] [--output gate_variants.json]
 
 For the latent level of the official Restormer at three sizes of pictures. Everything is compiled first, by processes
-and threads, without the GPU (--compile: no more than that). Then one line each: the median of 20 launches in us, alone
-(`us`) and each right after its input has been written anew, as in a network, where that decides what the L2 has
-(`us_after_write`); of the Gram kernels also with the fold that adds up their partial sums (`us_with_fold`); relative L2
-against PyTorch in float32 (TF32 off); whether a second run gives the same bits. The GPU is kept busy while launches are
-queued: what is timed waits for nothing. `bounds` is the roofline's time. After `--seconds` on the GPU nothing more is
-begun; the file is written after each line.
+and threads, without the GPU (--compile: no more than that). Then one line each: us in a CUDA graph of 20 (`us`; of the
+Gram kernels also with the fold that adds up their partial sums, `us_with_fold`); the median of 20 launches by
+themselves, each right after its input has been written anew, as in a network, where that decides what the L2 has
+(`us_after_write`, with about 3 us between the events that a graph does not have; the GPU is kept busy while they are
+queued); relative L2 against PyTorch in float32 (TF32 off); whether a second run gives the same bits. `bounds` is the
+roofline's time. After `--seconds` on the GPU nothing more is begun; the file is written after each line.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from steps import milliseconds
 from stream_kernels import error
 
 from restort.kernels.common import roofs
@@ -42,24 +43,16 @@ GATE: dict[str, dict[str, int]] = {
     "default": {},
     "forward": {"REVERSE": 0},
     "tall 8": {"TALL": 8, "BLOCKS": 4},
-    "tall 4": {"TALL": 4, "BLOCKS": 6},
-    "tall 2": {"TALL": 2, "BLOCKS": 6},
     "tall 6": {"TALL": 6, "BLOCKS": 5},
-    "tall 10": {"TALL": 10, "BLOCKS": 3},
-    "8 warps": {"TALL": 8, "WARPS": 8, "BLOCKS": 2},
-    "128 channels": {"CHANNELS": 128, "TALL": 8, "WARPS": 8, "BLOCKS": 2},
-    "32 channels": {"CHANNELS": 32, "TALL": 8, "WARPS": 2, "BLOCKS": 8},
+    "tall 4": {"TALL": 4, "BLOCKS": 6},
 }
 GRAM: dict[str, dict[str, int]] = {
     TRITON: {},
     "default": {},
     "forward": {"REVERSE": 0},
-    "3 warps": {"WARPS": 3, "BLOCKS": 4},
-    "3 warps, 5 blocks": {"WARPS": 3, "BLOCKS": 5},
-    "tall 2": {"TALL": 2, "WARPS": 3, "BLOCKS": 6},
-    "tall 6": {"TALL": 6, "WARPS": 6, "BLOCKS": 3},
-    "tall 8": {"TALL": 8, "WARPS": 12, "BLOCKS": 2},
     "tall 8, 6 warps": {"TALL": 8, "WARPS": 6, "BLOCKS": 2},
+    "tall 4, 3 warps": {"TALL": 4, "WARPS": 3, "BLOCKS": 4},
+    "tall 4, 6 warps": {"TALL": 4, "WARPS": 6, "BLOCKS": 4},
 }
 BUSY = 1_500_000  # cycles, about 1 ms: longer than it takes to queue one launch and its events
 
@@ -92,13 +85,12 @@ class Case:
         if name == TRITON:
             splits = gram.splits(1, self.h, self.w, CHANNELS, HEADS, processors)
         else:
-            splits = gram_tile.splits(
-                1, self.h, self.w, CHANNELS, HEADS, capability, processors, **GRAM[name]
-            )
+            how = {"capability": capability, "processors": processors, **GRAM[name]}
+            splits = gram_tile.splits(1, self.h, self.w, CHANNELS, HEADS, **how)
         sums = torch.empty(gram.sums_shape(1, HEADS, CHANNELS, splits), device=self.device)
         if name == TRITON:
             return gram.launch(self.qkv, self.qkv_dw.float(), v, sums)
-        return gram_tile.launch(self.qkv, self.qkv_dw, v, sums, capability=capability, **GRAM[name])
+        return gram_tile.launch(self.qkv, self.qkv_dw, v, sums, **how)
 
     def folds(self, one: Any) -> list[Any]:
         """What follows a Gram kernel."""
@@ -141,16 +133,23 @@ def compile_all(dtype: Any, capability: int) -> None:
     print(f"compiled in {time.time() - started:.1f} s", flush=True)
 
 
-def median_us(launches: list[Any], before: Any = None, reps: int = 20) -> float:
+def us(launches: list[Any]) -> float:
+    def run() -> None:
+        for launch in launches:
+            launch()
+
+    return round(1e3 * milliseconds(run), 2)
+
+
+def us_after(before: Any, launch: Any, reps: int = 20) -> float:
+    """Of the launch alone, each time after `before`."""
     times = []
     for _ in range(reps + 3):
         torch.cuda._sleep(BUSY)
-        if before is not None:
-            before()
+        before()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        for launch in launches:
-            launch()
+        launch()
         end.record()
         times.append((start, end))
     torch.cuda.synchronize()
@@ -171,8 +170,8 @@ def measured(
         seen.append([result.clone() for result in results(one)])
     wrong = [error(a.sum(0) if i else a, expected[i]) for i, a in enumerate(seen[0])]
     row = {
-        "us": median_us([one]),
-        "us_after_write": median_us([one], lambda: source.copy_(copy)),
+        "us": us([one]),
+        "us_after_write": us_after(lambda: source.copy_(copy), one),
         "bounds": round(1e6 * max(one.moved / roofline[0], one.flops / roofline[1]), 2),
         "error": float(f"{max(wrong):.3g}"),
         "same_bits": all(map(torch.equal, *seen)),
@@ -182,7 +181,7 @@ def measured(
         },
     }
     if op == "gram":
-        row["us_with_fold"] = median_us([one, *case.folds(one)], lambda: source.copy_(copy))
+        row["us_with_fold"] = us([one, *case.folds(one)])
     return row
 
 

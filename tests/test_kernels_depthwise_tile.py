@@ -66,7 +66,7 @@ def test_gate(n, h, w, hidden, dtype, variant) -> None:  # type: ignore[no-untyp
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
 @pytest.mark.parametrize("capability", [80, 86, 90])
 def test_gate_compiles_without_spills(dtype, capability) -> None:  # type: ignore[no-untyped-def]
-    for size in ((90, 160), (46, 69)):
+    for size in ((90, 160), (32, 32)):
         for hidden in (1024, 96):
             x, y = (torch.empty(1, *size, by * hidden, dtype=dtype, device="meta") for by in (2, 1))
             one = gate.launch(x, x, y, capability=capability)
@@ -90,7 +90,8 @@ def test_gram(n, h, w, channels, heads, dtype, variant) -> None:  # type: ignore
     """On a GPU of one or two multiprocessors, so that blocks have several tiles."""
     qkv, dw = inputs(n, h, w, 3 * channels, dtype)
     q, k, values = exact(qkv, dw).view(n, h * w, 3, heads, -1).unbind(2)
-    count = gram.splits(n, h, w, channels, heads, processors=1 + channels // 96, **variant)
+    variant = {"processors": 1 + channels // 96, **variant}
+    count = gram.splits(n, h, w, channels, heads, **variant)
     v = torch.full((n, h, w, channels), float("nan"), dtype=dtype)
     sums = torch.full(depthwise_gram.sums_shape(n, heads, channels, count), float("nan"))
     emulate(gram.launch(qkv, dw, v, sums, **variant))
@@ -105,18 +106,39 @@ def test_gram(n, h, w, channels, heads, dtype, variant) -> None:  # type: ignore
 @pytest.mark.parametrize("dtype", [HALF, BRAIN])
 @pytest.mark.parametrize("capability", [80, 86, 90])
 def test_gram_compiles_without_spills(dtype, capability) -> None:  # type: ignore[no-untyped-def]
-    qkv, v = (torch.empty(1, 90, 160, by * 384, dtype=dtype, device="meta") for by in (3, 1))
-    shape = depthwise_gram.sums_shape(1, 8, 384, gram.splits(1, 90, 160, 384, 8, capability))
-    one = gram.launch(qkv, qkv, v, torch.empty(shape, device="meta"), capability=capability)
-    registers, spilled = aot.resources(gram.KERNEL.compile(one.constants, capability))
-    assert registers and not spilled
-    assert one.constants["SHARED"] <= SHARED_KIB[capability] * 1024
+    for h, w in ((90, 160), (32, 32)):
+        qkv, v = (torch.empty(1, h, w, by * 384, dtype=dtype, device="meta") for by in (3, 1))
+        shape = depthwise_gram.sums_shape(1, 8, 384, gram.splits(1, h, w, 384, 8, capability))
+        one = gram.launch(qkv, qkv, v, torch.empty(shape, device="meta"), capability=capability)
+        registers, spilled = aot.resources(gram.KERNEL.compile(one.constants, capability))
+        assert registers and not spilled
+        assert one.constants["SHARED"] <= SHARED_KIB[capability] * 1024
 
 
 def test_gram_shares_out_every_tile() -> None:
     """No block without a tile, and no more rounds than the blocks that run at once need."""
     for n, h, w in ((1, 90, 160), (1, 46, 69), (1, 32, 32), (2, 1, 1), (8, 32, 32)):
-        cut = gram.tiles(48)
+        cut = gram.tiles(n, h, w, 384, 8)
         count, found = depthwise.count(h, w, cut["TALL"]), gram.splits(n, h, w, 384, 8)
         assert 1 <= found <= count
         assert -(-count // found) == -(-count // max(1, cut["BLOCKS"] * 132 // (8 * n)))
+
+
+def test_cuts_that_have_run_on_a_gpu() -> None:
+    """benchmarks/NOTES.md has their times on an H100; a change here wants another measurement."""
+    gates = {(1, 90, 160): (6, 4, 5), (1, 46, 69): (6, 4, 5), (1, 32, 32): (8, 4, 4), (8, 32, 32): (6, 4, 5)}
+    grams = {(1, 90, 160): (8, 6, 2), (1, 46, 69): (8, 6, 2), (1, 32, 32): (4, 3, 4), (8, 32, 32): (8, 6, 2)}
+    for n, h, w in gates:
+        ways = gate.tiles(n * h * w, 1024), gram.tiles(n, h, w, 384, 8)
+        found = [tuple(cut[key] for key in ("TALL", "WARPS", "BLOCKS")) for cut in ways]
+        assert found == [gates[n, h, w], grams[n, h, w]]
+    cut = gate.tiles(1 << 20, 96)
+    assert (cut["CHANNELS"], cut["TALL"], cut["WARPS"], cut["BLOCKS"]) == (32, 8, 2, 8)
+
+
+def test_gram_refuses_more_sums_than_tiles() -> None:
+    qkv, v = (torch.empty(1, 5, 16, by * 48, dtype=HALF, device="meta") for by in (3, 1))
+    two, three = (torch.empty(depthwise_gram.sums_shape(1, 1, 48, count), device="meta") for count in (2, 3))
+    assert gram.launch(qkv, qkv, v, two).grid == (2, 1)
+    with pytest.raises(ValueError, match="3 partial sums of 2 tiles"):
+        gram.launch(qkv, qkv, v, three)

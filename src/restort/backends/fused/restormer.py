@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from restort.backends.fused.passes import Pass
-from restort.backends.fused.restormer_blocks import BlockPlanner, Buffer, Get, choose
+from restort.backends.fused.restormer_blocks import BlockPlanner, choose
+from restort.backends.fused.restormer_plain import Buffer, Get
 from restort.backends.fused.restormer_weights import Packed, pack, step
 from restort.kernels.conv3x3 import first, first_tile
 from restort.kernels.conv3x3 import kernel as conv3x3

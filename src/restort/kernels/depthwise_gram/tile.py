@@ -14,16 +14,23 @@ Tensor = Any
 
 KERNEL = CudaKernel("gram_tile", Path(__file__).with_name("tile.cu"), depthwise.HEADER)
 CH = 48  # channels of a head; others that are multiples of 16 work, too, and have not been tried on a GPU
-WARPS = 24  # a multiprocessor, at 80 registers a thread
+WARPS = 12  # a multiprocessor, each thread with the strip of 4 rows that its 114 registers are for
+ENOUGH = 0.75  # blocks of 8 rows a multiprocessor: with fewer, tiles are cut lower
 
 
-def tiles(ch: int, capability: int = 90) -> dict[str, int]:
-    """Rows of pixels (TALL), WARPS (ch / 16 for each strip of rows), BLOCKS a multiprocessor, REVERSE as tile.cu says.
+def tiles(
+    n: int, h: int, w: int, channels: int, heads: int, capability: int = 90, processors: int = 132
+) -> dict[str, int]:
+    """Rows of pixels (TALL), WARPS (ch / 16 a strip of 4 rows), BLOCKS a multiprocessor, REVERSE as tile.cu says.
 
-    Low tiles, for the sake of several blocks: while one convolves others wait for their pixels.
+    High tiles have less halo and half as many partial sums; low ones keep more multiprocessors busy, and several fit
+    where there is little shared memory: while one convolves others wait for their pixels.
     """
-    tall, warps = 4, ch // 16 * 2
-    held = depthwise.blocks(shared_bytes(ch, tall), SHARED_KIB.get(capability, 99))
+    ch, limit = channels // heads, SHARED_KIB.get(capability, 99)
+    many = n * heads * depthwise.count(h, w, 8) >= ENOUGH * processors
+    tall = 8 if many and depthwise.blocks(shared_bytes(ch, 8), limit) > 1 else 4
+    warps = ch // 16 * (tall // 4)
+    held = depthwise.blocks(shared_bytes(ch, tall), limit)
     return {"TALL": tall, "WARPS": warps, "BLOCKS": min(held, max(1, WARPS // warps)), "REVERSE": 1}
 
 
@@ -43,7 +50,7 @@ def splits(
     **variant: int,
 ) -> int:
     """How many blocks share a head's pixels, which is how many partial sums there are: what the GPU runs at once."""
-    cut = {**tiles(channels // heads, capability), **variant}
+    cut = {**tiles(n, h, w, channels, heads, capability, processors), **variant}
     count = depthwise.count(h, w, cut["TALL"])
     together = max(1, cut["BLOCKS"] * processors // (n * heads))
     rounds = -(-count // together)
@@ -63,6 +70,7 @@ def launch(
     *,
     label: str = "",
     capability: int = 90,
+    processors: int = 132,
     **variant: int,
 ) -> Launch:
     """As depthwise_gram.kernel.launch, of 16-bit types, with taps and bias (10, 3 C) in that type and `splits` of here.
@@ -72,7 +80,10 @@ def launch(
     n, h, w, channels = v.shape
     heads = sums.shape[2]
     ch = channels // heads
-    cut = {**tiles(ch, capability), **variant}
+    cut = {**tiles(n, h, w, channels, heads, capability, processors), **variant}
+    count = depthwise.count(h, w, cut["TALL"])
+    if sums.shape[0] > count:
+        raise ValueError(f"{sums.shape[0]} partial sums of {count} tiles: each is of one at least")
     constants = {
         "STRIDE": 3 * channels,
         "PARTS": 3,

@@ -13,21 +13,25 @@ from restort.kernels.machine import SHARED_KIB
 Tensor = Any
 
 KERNEL = CudaKernel("gate_tile", Path(__file__).with_name("tile.cu"), depthwise.HEADER)
-ENOUGH = 3  # blocks a multiprocessor: with fewer, tiles are cut lower
+ENOUGH = 2.5  # blocks of 8 rows a multiprocessor: with more, they are cut lower
 
 
 def tiles(pixels: int, hidden: int, capability: int = 90, processors: int = 132) -> dict[str, int]:
-    """CHANNELS of a block, rows of pixels (TALL), WARPS, BLOCKS a multiprocessor, REVERSE as tile.cu says."""
+    """CHANNELS of a block, rows of pixels (TALL), WARPS, BLOCKS a multiprocessor, REVERSE as tile.cu says.
+
+    Of many tiles those of 6 rows, five blocks at once, were the fastest; of few, those of 8 rows, which have the
+    smaller halo. By 32 channels only these have been run.
+    """
     channels = 64 if hidden % 64 == 0 else 32
-    few = pixels * (hidden // channels) < ENOUGH * processors * depthwise.WIDE * 8
-    tall = 4 if few else 8
+    many = pixels * (hidden // channels) >= ENOUGH * processors * depthwise.WIDE * 8
+    tall = 6 if many and channels == 64 else 8
     warps = channels // 16  # one strip
     held = depthwise.blocks(depthwise.tile_bytes(2, channels, tall), SHARED_KIB.get(capability, 99))
     return {
         "CHANNELS": channels,
         "TALL": tall,
         "WARPS": warps,
-        "BLOCKS": min(held, (24 if few else 16) // warps),  # 80 or 128 registers a thread
+        "BLOCKS": min(held, (20 if tall == 6 else 16) // warps),  # 96 or 128 registers a thread
         "REVERSE": 1,
     }
 
