@@ -33,7 +33,7 @@ def exact(x: Any, w: Any, affine: Any) -> Any:
     "pixels, rows, dtype, processors, variant",
     [
         (1, 64, HALF, 132, {}),
-        (257, 192, HALF, 4, {}),  # 9 items for 4 blocks, some of which begin amid a tile; of the last tile one pixel is there
+        (257, 192, HALF, 4, {}),  # 9 items for 4 blocks; of the last tile one pixel is there
         (140, 640, BRAIN, 2, {}),  # the ring comes round twice
         (256, 128, BRAIN, 3, {"TURNS": 0, "OVERLAP": 1}),
         (129, 384, HALF, 4, {"COLUMNS": 128, "PARTS": 4, "DEPTH": 2}),

@@ -37,7 +37,7 @@ def pack(w: Tensor, columns: int = 0) -> Tensor:
 def tiles() -> dict[str, int]:
     """COLUMNS at a time; DEPTH times so many are on chip, in PARTS parts each (benchmarks/expand_variants.py).
 
-    TURNS 1: groups of four warps multiply after one another, not both at once. WARPS and BLOCKS are as the kernel needs.
+    TURNS 1: groups of four warps multiply after one another, not both at once. WARPS and BLOCKS: as the kernel needs.
     """
     return {"WARPS": 12, "COLUMNS": 64, "PARTS": 2, "DEPTH": 4, "TURNS": 1, "BLOCKS": 1}
 
