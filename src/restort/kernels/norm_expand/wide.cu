@@ -1,26 +1,26 @@
 // Layer normalisation and the 1x1 expansion after it for Hopper; reference.py says what it computes, wide.py packs the weights.
 //
 // All products are those of four warps (a group, wgmma). A group has 64 pixels, a warp 16 of them, whose raw channels stay in
-// registers as the left operand while columns of w pass by; the normalisation is applied to the products. A block has GROUPS of
-// these and one more, the feeder, of which one thread asks for weights; it gives its registers to the others.
+// registers as the left operand while columns of w pass by; the normalisation is applied to the products. A block has two of
+// these and four more warps, the feeder, of which one thread asks for weights; they give their registers to the others.
 //
-// An item of work is COLUMNS columns for the pixels of a cluster's blocks (CLUSTER blocks share what they ask for). Items are
-// numbered column first, and every cluster gets as many neighbouring ones as any other, or one more: pixels are loaded at its
-// first item and where column 0 comes. The weights of an item are one piece of memory, of a ring of DEPTH items, in PARTS parts
-// (of channels): a part is the unit that is asked for, waited for and freed.
+// An item of work is COLUMNS columns for a block's 128 pixels. Items are numbered column first, and every block gets as many
+// neighbouring ones as any other, or one more: pixels are loaded at its first item and where column 0 comes. The weights of an
+// item are one piece of memory, of a ring of DEPTH items, in PARTS parts (of channels): a part is the unit that is asked for,
+// waited for and freed.
 //
-// Groups take turns (TURNS): a group begins its products when the one before has begun all of its own, so that one multiplies
+// Groups take turns (TURNS): a group begins its products when the other has begun all of its own, so that one multiplies
 // while the other stores. Otherwise both would do the same at the same time.
 //
-// Races: a part of the ring is read by products alone, which every warp waits for before it frees the part at the feeders of all
-// blocks; these ask for it again when all warps of the cluster have freed it. A barrier of arrivals is in the phase of its
-// filling: nobody can be further than one ahead. No block ends before the others have sent their last arrival to it.
+// Races: a part of the ring is read by products alone, which every warp waits for before it frees the part; the feeder asks
+// for it again when all warps have freed it. So nobody is further than one filling ahead of another, and the parity of a
+// filling is enough to know it by. Every part that is asked for is waited for: no copy is under way when a block ends.
 //
 // Channels are permuted within 32, and so are columns (wide.py): a thread has eight that lie together.
 
 constexpr int THREADS = 32 * WARPS;
-constexpr int GROUPS = WARPS / 4 - 1;
-constexpr int REGISTERS_FED = 24, REGISTERS = (512 - REGISTERS_FED) / GROUPS / 8 * 8;
+constexpr int GROUPS = 2;
+constexpr int REGISTERS_FED = 24, REGISTERS = 240;  // of the feeder's threads and the others'; all begin with 168
 constexpr int PIXELS = 64 * GROUPS;                 // of a block
 constexpr int STEPS = C / 16;
 constexpr int TILES = COLUMNS / 8;
@@ -31,9 +31,9 @@ constexpr int STEP_BYTES = 16 * COLUMNS * 2;        // of 16 channels
 constexpr int PART_BYTES = PART_STEPS * STEP_BYTES;
 constexpr int AFFINE_AT = SLOTS * PART_BYTES;
 constexpr int BARRIERS_AT = AFFINE_AT + 8 * M;
-static_assert(WARPS % 4 == 0 && (GROUPS == 2 || GROUPS == 3), "groups and the feeder");
+static_assert(WARPS == 4 * GROUPS + 4 && BLOCKS == 1, "groups and the feeder, and registers for one block");
 static_assert(C % 32 == 0 && STEPS % PARTS == 0 && COLUMNS % 32 == 0 && M % COLUMNS == 0, "whole parts");
-static_assert(PART_BYTES % (128 * CLUSTER) == 0 && 8 * M % 16 == 0, "pieces of 16 bytes");
+static_assert(PART_BYTES % 128 == 0 && 8 * M % 16 == 0, "pieces of 16 bytes");
 #ifdef SHARED
 static_assert(BARRIERS_AT + 256 == SHARED && 2 * SLOTS < 32, "the binding computes the same number of bytes");
 #endif
@@ -43,7 +43,6 @@ struct Place { int lane, g, j, warp, group; };
 #ifdef EMULATE
 DEVICE void rings_begin() {}
 DEVICE void rings_await() {}
-DEVICE void blocks_end() {}
 DEVICE void feed(const u16* w, const float* affine, int first, int last) {
     const bool leader = thread_index() == 128 * GROUPS;
     for (int k = 0; k < 8 * M; k += 16)
@@ -70,33 +69,21 @@ DEVICE void take_registers() {}
 DEVICE u32 there(int n) { return BARRIERS_AT + n % SLOTS * 8; }
 DEVICE u32 freed(int n) { return BARRIERS_AT + (SLOTS + n % SLOTS) * 8; }
 constexpr u32 AFFINE_THERE = BARRIERS_AT + 2 * SLOTS * 8;
-// By the feeder, and by the others: these have nothing to pass on, and are not to wait for what they load meanwhile.
+// By the feeder, and by the others, who may load pixels meanwhile.
 DEVICE void rings_begin() {
     if (thread_index() == 128 * GROUPS) {
 #pragma unroll
         for (int n = 0; n < SLOTS; ++n) {
             barrier_begin(there(n), 1);
-            barrier_begin(freed(n), 4 * GROUPS * CLUSTER);
+            barrier_begin(freed(n), 4 * GROUPS);
         }
         barrier_begin(AFFINE_THERE, 1);
         barriers_begun();
     }
     __syncwarp();
-    cluster_arrive_release();
-    cluster_await();
+    block_barrier();
 }
-DEVICE void rings_await() {
-    cluster_arrive();
-    cluster_await();
-}
-// Arrivals at other blocks have got there; so has what is stored, for which the kernel's end waits anyway.
-DEVICE void blocks_end() {
-    if (CLUSTER > 1) {
-        __syncwarp();
-        cluster_arrive_release();
-        cluster_await();
-    }
-}
+DEVICE void rings_await() { block_barrier(); }
 DEVICE void feed(const u16* w, const float* affine, int first, int last) {
     if (thread_index() == 128 * GROUPS) {
         int n = 0;
@@ -111,7 +98,7 @@ DEVICE void feed(const u16* w, const float* affine, int first, int last) {
             }
             if (item == first) {
                 barrier_expect(AFFINE_THERE, 8 * M);
-                bulk_copy_own(AFFINE_AT, affine, 8 * M, AFFINE_THERE);
+                bulk_copy(AFFINE_AT, affine, 8 * M, AFFINE_THERE);
             }
         }
     }
@@ -121,10 +108,10 @@ DEVICE void affine_await() { barrier_await(AFFINE_THERE, 0); }
 DEVICE void part_await(int n) { barrier_await(there(n), n / SLOTS & 1); }
 DEVICE void part_free(int n, const Place& at) {
     __syncwarp();
-    if (at.lane < CLUSTER) barrier_arrive(freed(n), at.lane);
+    if (at.lane == 0) barrier_arrive(freed(n));
     __syncwarp();
 }
-// Barrier 1 + group: all of the group wait, all of the one before arrive.
+// Barrier 1 + group: all of the group wait, all of the other arrive.
 DEVICE void turn_await(int group) { asm volatile("bar.sync %0, 256;" :: "r"(1 + group) : "memory"); }
 DEVICE void turn_pass(int group) { asm volatile("bar.arrive %0, 256;" :: "r"(1 + (group + 1) % GROUPS) : "memory"); }
 // The left operand, before products with it are begun: the compiler is not to make it among those.
@@ -234,20 +221,20 @@ DEVICE void store_item(const float (&d)[TILES][4], const Normal& normal, const i
     }
 }
 
-// This thread's pixels in tile `tile` of those of a cluster.
+// This thread's pixels in tile `tile`.
 DEVICE void place(i64 (&pixel)[2], const Place& at, int tile) {
-    pixel[0] = ((i64)tile * CLUSTER + block_index(0) % CLUSTER) * PIXELS + at.warp * 16 + at.g;
+    pixel[0] = (i64)tile * PIXELS + at.warp * 16 + at.g;
     pixel[1] = pixel[0] + 8;
 }
 
-KERNEL(THREADS, BLOCKS) CLUSTERED
+KERNEL(THREADS, BLOCKS)
 norm_expand_wide(const u16* x, const u16* w, const float* affine, u16* y, int pixels) {
     Place at;
     at.lane = thread_index() & 31, at.warp = uniform(thread_index() >> 5);
     at.g = at.lane >> 2, at.j = at.lane & 3, at.group = at.warp / 4;
-    const int items = (pixels + PIXELS * CLUSTER - 1) / (PIXELS * CLUSTER) * ACROSS, clusters = block_count() / CLUSTER;
-    const int cluster = block_index(0) / CLUSTER, each = items / clusters, more = items % clusters;
-    const int first = cluster * each + (cluster < more ? cluster : more), last = first + each + (cluster < more);
+    const int items = (pixels + PIXELS - 1) / PIXELS * ACROSS, block = block_index(0);
+    const int each = items / block_count(), more = items % block_count();
+    const int first = block * each + (block < more ? block : more), last = first + each + (block < more);
     start_successor();
     if (at.group == GROUPS) {
         give_registers();
@@ -284,5 +271,4 @@ norm_expand_wide(const u16* x, const u16* w, const float* affine, u16* y, int pi
             store_item(d, normal, pixel, across * COLUMNS, at, y, pixels);
         }
     }
-    blocks_end();
 }

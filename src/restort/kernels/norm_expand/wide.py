@@ -14,6 +14,7 @@ from restort.kernels.launch import Launch
 
 Tensor = Any
 
+PIXELS = 128  # of a block
 KERNEL = CudaKernel("norm_expand_wide", Path(__file__).with_name("wide.cu"), "bulk.cuh")
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
@@ -34,12 +35,11 @@ def pack(w: Tensor, columns: int = 0) -> Tensor:
 
 
 def tiles() -> dict[str, int]:
-    """COLUMNS at a time, of 64 pixels for each four WARPS but the last, which bring weights.
+    """COLUMNS at a time; DEPTH times so many are on chip, in PARTS parts each (benchmarks/expand_variants.py).
 
-    CLUSTER blocks share these. DEPTH times so many columns are on chip, in PARTS parts each. TURNS 1: groups of four
-    warps multiply after one another, not both at once.
+    TURNS 1: groups of four warps multiply after one another, not both at once. WARPS and BLOCKS: as the kernel needs.
     """
-    return {"WARPS": 12, "COLUMNS": 128, "PARTS": 4, "DEPTH": 2, "CLUSTER": 2, "TURNS": 1, "BLOCKS": 1}
+    return {"WARPS": 12, "COLUMNS": 64, "PARTS": 2, "DEPTH": 4, "TURNS": 1, "BLOCKS": 1}
 
 
 def shared_bytes(channels: int, rows: int, columns: int, depth: int) -> int:
@@ -86,15 +86,13 @@ def launch(
         **cut,
         "SHARED": shared_bytes(channels, rows, cut["COLUMNS"], cut["DEPTH"]),
     }
-    tall = 64 * (cut["WARPS"] // 4 - 1) * cut["CLUSTER"]
-    items = divide(pixels, tall) * (rows // cut["COLUMNS"])
-    clusters = max(1, min(items, processors * cut["BLOCKS"] // cut["CLUSTER"]))
+    items = divide(pixels, PIXELS) * (rows // cut["COLUMNS"])
     return Launch(
         KERNEL,
         {"x": x, "w": w, "affine": affine, "y": y},
         {"pixels": pixels},
         constants,
-        (clusters * cut["CLUSTER"],),
+        (min(items, processors),),
         warps=cut["WARPS"],
         flops=2 * pixels * channels * rows,
         moved=x.dtype.itemsize * (pixels * (channels + rows) + channels * rows),
