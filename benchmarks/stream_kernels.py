@@ -21,7 +21,6 @@ import torch
 
 from restort.kernels import stream_ffn, stream_gram
 from restort.kernels.common import roofs
-from restort.kernels.machine import machine
 from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import wide as gram_wide
 
@@ -77,12 +76,12 @@ def sizes(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def inputs(h: int, w: int, c: int, f: int, dtype: Any, device: str = "cuda") -> dict[str, Any]:
-    """About unit activations."""
+def inputs(h: int, w: int, c: int, f: int, dtype: Any) -> dict[str, Any]:
+    """About unit activations, on the GPU."""
     torch.manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0, kind: Any = dtype) -> Any:
-        return (torch.randn(*shape, device=device) * scale).to(kind)
+        return (torch.randn(*shape, device="cuda") * scale).to(kind)
 
     wide = torch.float32
     return {
@@ -139,10 +138,8 @@ def ffn_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
 
 def wide_launch(case: dict[str, Any], out: Any, variant: dict[str, int]) -> Any:
     weights = wide.pack(case["w"], case["affine"], case["dw"], case["out_w"])
-    given = {name: case[name] for name in ("x", "v", "fold", "fold_b", "out_b")}
-    if {**wide.tiles(case["x"].shape[-1]), **variant}["FOLDED"]:
-        given["fold"] = wide.ordered(given["fold"])
-    return wide.launch(**given, weights=weights, out=out, **variant)
+    names = ("x", "v", "fold", "fold_b", "out_b")
+    return wide.launch(**{name: case[name] for name in names}, weights=weights, out=out, **variant)
 
 
 def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
@@ -158,9 +155,10 @@ def gram_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int
 
 def gram_wide_launch(case: dict[str, Any], v: Any, heads: int, variant: dict[str, int]) -> Any:
     n, h, w, c = case["x"].shape
-    splits = gram_wide.splits(n, h, w, c, machine(case["x"].device)[1], **variant)
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    splits = gram_wide.splits(n, h, w, c, processors, **variant)
     ch = c // heads
-    sums = torch.empty(splits, n, heads, ch * (ch + 2), device=case["x"].device)
+    sums = torch.empty(splits, n, heads, ch * (ch + 2), device="cuda")
     weights = gram_wide.pack(case["qkv_w"], case["qkv_affine"], case["qkv_dw"])
     return gram_wide.launch(case["x"], weights, v, sums, **variant)
 

@@ -106,18 +106,7 @@ print("agree")
 """
 
 
-SINCE = """
-from restort.kernels.stream_ffn import wide
-from restort.kernels.stream_gram import wide as gram_wide
-wide.HOW, gram_wide.HOW = wide.SINCE, gram_wide.SINCE
-"""
-
-
-@pytest.mark.parametrize(
-    "check",
-    [VARIANTS, BLOCKS, STREAMED, SINCE + STREAMED],
-    ids=["variants", "blocks", "streamed", "since"],
-)
+@pytest.mark.parametrize("check", [VARIANTS, BLOCKS, STREAMED], ids=["variants", "blocks", "streamed"])
 def test_networks_agree(check: str) -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -39,8 +39,6 @@ def weights(c: int, dtype: Any) -> tuple[Any, Any, Any]:
         (1, 9, 17, 192, 4, 1, HALF, True, {}),
         (1, 17, 9, 192, 2, 2, BRAIN, False, {}),
         (1, 9, 15, 192, 4, 2, HALF, True, {"WARPS": 8}),
-        (1, 25, 33, 96, 1, 2, HALF, True, {"AHEAD": 2, "UNIFORM": 1}),
-        (2, 11, 19, 48, 1, 1, BRAIN, True, {"AHEAD": 2, "OVERLAP": 1}),
     ],
 )
 def test_wide(n, h, w, c, heads, splits, dtype, centred, variant) -> None:  # type: ignore[no-untyped-def]

@@ -46,10 +46,7 @@ class BlockPlanner(PlainPlanner):
         attend = self.attend_streamed if gram_streamed else self.attend
         feed = self.feed_streamed if ffn_streamed else self.feed
         v, sums, splits = attend(label, level, block, x)
-        run = 0
-        if ffn_streamed and wide.fits(block.channels, block.hidden, self.capability):
-            run = wide.ordered_run(block.channels)
-        matrix = self.sum_and_fold(label, block, sums, splits, run)
+        matrix = self.sum_and_fold(label, block, sums, splits)
         y = feed(label, level, block, x, v, matrix, keep)
         release(v)
         release(matrix)

@@ -94,8 +94,8 @@ class PlainPlanner:
         self.workspace.release(qkv)
         return v, sums, splits
 
-    def sum_and_fold(self, label: str, block: Block, sums: Buffer, splits: int, run: int) -> Buffer:
-        """The attention's matrix, as it is or (`run` > 0) ordered; releases `sums`."""
+    def sum_and_fold(self, label: str, block: Block, sums: Buffer, splits: int) -> Buffer:
+        """The attention's matrix; releases `sums`."""
         out = self.workspace.take((self.n, block.channels, block.channels), self.packed.dtype)
         total = None
         if splits > fold.FEW:
@@ -110,7 +110,6 @@ class PlainPlanner:
                 get(out),
                 label=f"{label}.attn",
                 capability=self.capability,
-                run=run,
             )
         )
         self.workspace.release(sums)

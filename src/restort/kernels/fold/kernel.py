@@ -32,7 +32,7 @@ def _total(sums, total, n, splits, LENGTH: tl.constexpr, WIDTH: tl.constexpr, RO
 def _fold(
     sums, temperature, w, out, splits,
     C: tl.constexpr, HEADS: tl.constexpr, CH: tl.constexpr, CHP: tl.constexpr, BM: tl.constexpr,
-    PRECISION: tl.constexpr, RUN: tl.constexpr, AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, part, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i = tl.arange(0, CHP)
@@ -43,8 +43,8 @@ def _fold(
     k = tl.zeros([CHP], tl.float32)
     stride = tl.num_programs(2) * HEADS * (CH * (CH + 2))
     base = sums + (n * HEADS + head) * (CH * (CH + 2))
-    for s in range(0, splits, AT_ONCE):
-        for j in tl.static_range(AT_ONCE):  # for what waits is the memory
+    for s in range(0, splits, 4):
+        for j in tl.static_range(4):  # four at once, for what waits is the memory
             most = tl.where(s + j < splits, CH, 0)
             here = i < most
             gram += tl.load(
@@ -65,11 +65,6 @@ def _fold(
     at = m[:, None] * C + head * CH + i[None, :]
     rows = tl.load(w + at, mask=inside, other=0.0)
     product = tl.dot(rows, weights, input_precision=PRECISION)
-    if RUN:
-        column = head * CH + i
-        pair = column // (4 * RUN) * (RUN // 2) + column % RUN // 2
-        row_at = (m // (4 * RUN) * (RUN // 2) + m % RUN // 2) * 64 + (m % (4 * RUN) // RUN * 2 + m % 2) * 8
-        at = row_at[:, None] + (pair * (8 * C) + column % (4 * RUN) // RUN * 2 + column % 2)[None, :]
     tl.store(out + n * C * C + at, product.to(out.dtype.element_ty), mask=inside)
 
 
@@ -82,11 +77,9 @@ def launches(
     *,
     label: str = "",
     capability: int = 90,
-    run: int = 0,
 ) -> list[Launch]:
     """`out` (N, C, C) from sums (splits, N, heads, ch * (ch + 2)); `total` (1, N, heads, ...) float32 where splits
-    are more than FEW, else None. `run`: ordered for threads that have so many neighbouring channels
-    (stream_ffn.wide.ordered)."""
+    are more than FEW, else None."""
     splits, n, heads, size = sums.shape
     channels = w.shape[0]
     ch = channels // heads
@@ -120,8 +113,6 @@ def launches(
                 "CHP": power(ch),
                 "BM": rows,
                 "PRECISION": "tf32" if small else "tf32x3",
-                "RUN": run,
-                "AT_ONCE": 1 if run and total is not None else 4,
             },
             (heads, divide(channels, rows), n),
             8 if power(ch) > 32 else 4,

@@ -17,11 +17,6 @@ WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 OCTET = 8  # hidden channels of a warp
-CHANNELS = (48, 96, 192)
-OFF = {"AHEAD": 0, "EARLY": 0, "SPREAD": 0, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 0}
-ON = {"AHEAD": 0, "EARLY": 1, "SPREAD": 1, "UNIFORM": 0, "OVERLAP": 0, "FOLDED": 1}
-BEFORE, SINCE = (dict.fromkeys(CHANNELS, how) for how in (OFF, ON))
-HOW = BEFORE  # what else `tiles` says
 
 
 class Weights(NamedTuple):
@@ -43,21 +38,6 @@ class Weights(NamedTuple):
 def run(channels: int) -> int:
     """Neighbouring channels of a pixel that a thread has."""
     return 8 if channels % 32 == 0 else 4
-
-
-def ordered_run(channels: int) -> int:
-    """The runs in whose order the kernel wants the attention's matrix; 0: as it is."""
-    return run(channels) if HOW[channels]["FOLDED"] else 0
-
-
-def ordered(fold: Tensor) -> Tensor:
-    """The attention's matrices (N, C, C) as the B operand of their product: [tile][tile][column][row], the channels of
-    both in the order in which threads have them: `fold` where FOLDED. The kernel _fold makes it so itself."""
-    n, channels, _ = fold.shape
-    length = run(channels)
-    parts = (channels // (4 * length), 4, length // 2, 2)  # run, j, pair, of it
-    tiles = fold.view(n, *parts, *parts).permute(0, 5, 7, 1, 3, 2, 4, 6, 8)
-    return tiles.contiguous().view(n, channels, channels)
 
 
 def pack(w: Tensor, affine: Tensor, dw16: Tensor, out_w: Tensor) -> Weights:
@@ -91,30 +71,24 @@ def _twice(numbers: Tensor) -> Tensor:
 def tiles(channels: int, capability: int = CAPABILITY) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    AHEAD: the next weights of the expansion are asked for when needed (0), or a whole chunk before, into registers (1)
-    or shared memory (2). EARLY 1: the first rows of a chunk are added up before the products beside it are waited for.
-    SPREAD 1: a projection is shared out among the pieces of a chunk. UNIFORM 1: the compiler knows that a warp's number
-    is one number. FOLDED 1: the fold comes `ordered`.
+    AHEAD 1: the next weights of the expansion are asked for a whole chunk before their use.
     """
-    how = HOW.get(channels, {})
     if channels > 96:
-        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, **how}
-    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2 if channels > 48 else 3, **how}
+        return {"WARPS": 8, "TALL": 8, "BLOCKS": 1, "AHEAD": 0}
+    if channels > 48:
+        return {"WARPS": 4, "TALL": 8, "BLOCKS": 2, "AHEAD": 0}
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 3, "AHEAD": 0}
 
 
-def shared_bytes(
-    channels: int, tall: int, warps: int, apply: bool = True, ahead: int = 0, folded: int = 0
-) -> int:
+def shared_bytes(channels: int, tall: int, warps: int, apply: bool = True) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     columns = channels // 8
     normalised = columns * (128 * 5 * (tall + 2) // 2 + 32)
-    padding = 0 if folded else 16
-    fold = -(-columns * (128 * columns + padding) // 128) * 128 if apply else 0
-    staged = 32 * warps * channels if ahead == 2 else 0
+    fold = -(-columns * (128 * columns + 16) // 128) * 128 if apply else 0
     return (
         normalised
         + warps * 256 * tall
-        + max(warps * 256 * tall + staged, fold)
+        + max(warps * 256 * tall, fold)
         + 2 * warps * 128 * columns
         + 2 * warps * 768
     )
@@ -122,14 +96,14 @@ def shared_bytes(
 
 def fits(channels: int, hidden: int, capability: int) -> bool:
     """Whether the kernel takes such a block."""
-    if capability != CAPABILITY or channels not in CHANNELS:
-        return False
     cut = tiles(channels, capability)
     chunk = OCTET * cut["WARPS"]
     return (
-        hidden % chunk == 0
+        capability == CAPABILITY
+        and channels in (48, 96, 192)
+        and hidden % chunk == 0
         and hidden > chunk
-        and shared_bytes(channels, cut["TALL"], cut["WARPS"], ahead=cut["AHEAD"]) <= SHARED_BYTES
+        and shared_bytes(channels, cut["TALL"], cut["WARPS"]) <= SHARED_BYTES
     )
 
 
@@ -161,9 +135,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         **cut,
-        "SHARED": shared_bytes(
-            channels, cut["TALL"], cut["WARPS"], v is not None, cut["AHEAD"], cut["FOLDED"]
-        ),
+        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"], v is not None),
     }
     pixels = n * h * width
     products = 3 * channels * hidden + (channels * channels if v is not None else 0)

@@ -40,8 +40,7 @@ constexpr int T_AT = QK_AT + 2 * OF_V * QK_UNIT;
 constexpr int S_AT = T_AT + UNITS * T_UNIT;
 constexpr bool V_APART = LATER >= PASSES - (LAST < WARPS ? 1 : 0);  // no pass after those with v has every warp
 constexpr int V_AT = S_AT + 8 * C;
-constexpr int W_AT = V_AT + (V_APART ? (OF_V < WARPS ? OF_V : WARPS) * QK_UNIT : 0);
-constexpr int BYTES = W_AT + W_BYTES;
+constexpr int BYTES = V_AT + (V_APART ? (OF_V < WARPS ? OF_V : WARPS) * QK_UNIT : 0);
 #ifdef SHARED
 static_assert(BYTES == SHARED, "the binding computes the same number of bytes");
 #endif
@@ -272,9 +271,7 @@ DEVICE int unit_of(const Place& at, int pass, int turn) {
 KERNEL(THREADS, BLOCKS)
 stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partial, int h, int width) {
     Place at;
-    at.lane = thread_index() & 31, at.warp = thread_index() >> 5;
-    if (UNIFORM) at.warp = uniform(at.warp);
-    at.group = GROUPS == 1 ? 0 : at.warp / 4;
+    at.lane = thread_index() & 31, at.warp = thread_index() >> 5, at.group = GROUPS == 1 ? 0 : at.warp / 4;
     at.g = at.lane >> 2, at.j = at.lane & 3;
     at.n = block_index(1), at.h = h, at.w = width;
     const int across = (width + WIDE - 1) / WIDE, tiles = across * ((h + TALL - 1) / TALL);
@@ -286,8 +283,6 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
     float sums[QUADS][4];
 #pragma unroll
     for (int c = 0; c < 4 * QUADS; ++c) sums[c / 4][c % 4] = 0;
-    start_successor();
-    await_predecessor();
 
     int tile = block_index(0), turn = 0;
     at.top = tile / across * TALL, at.left = tile % across * WIDE;
@@ -328,28 +323,20 @@ stream_gram_wide(const u16* x, const u16* w, const int* t, u16* v, float* partia
             }
             const int next = unit_of(at, pass + 1 < PASSES ? pass + 1 : 0, turn);
             const int there = LAST == WARPS || next < UNITS ? next : 0;  // of a warp without a unit, whatever
-#if AHEAD == 1
+#if AHEAD
             u32 ahead[STEPS][4];
             load_w(ahead, at, there, w);
-#elif AHEAD == 2
-            fetch_w(W_AT, at, there, w);
-            commit_copies();
 #endif
             Sums lines;
 #pragma unroll
             for (int piece = 0; piece < PIECES; ++piece) {
                 const bool last = piece + 1 == PIECES;
-#if AHEAD == 1
+#if AHEAD
                 if (last)
 #pragma unroll
                     for (int s = 0; s < STEPS; ++s)
 #pragma unroll
                         for (int k = 0; k < 4; ++k) a[s][k] = ahead[s][k];
-#elif AHEAD == 2
-                if (last) {
-                    wait_copies<0>();  // this lane's own
-                    take_w(a, W_AT);
-                }
 #endif
                 if (AHEAD || !last) {
                     group_touch(e);

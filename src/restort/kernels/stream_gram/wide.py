@@ -17,10 +17,6 @@ WIDE = 16
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
 PART = 48  # q channels of a warp's part of a Gram matrix
-OFF, ON = {"UNIFORM": 0, "OVERLAP": 0}, {"UNIFORM": 1, "OVERLAP": 0}
-BEFORE = {48: {"AHEAD": 0, **OFF}, 96: {"AHEAD": 1, **OFF}, 192: {"AHEAD": 0, **OFF}}
-SINCE = {48: {"AHEAD": 0, **ON}, 96: {"AHEAD": 1, **ON}, 192: {"AHEAD": 0, **OFF}}
-HOW = BEFORE  # what else `tiles` says
 
 
 class Weights(NamedTuple):
@@ -69,14 +65,13 @@ def _twice(numbers: Tensor) -> Tensor:
 def tiles(channels: int) -> dict[str, int]:
     """How a picture is cut up: tiles of 16 x TALL pixels by WARPS warps, BLOCKS a multiprocessor.
 
-    AHEAD: the next weights of the expansion are asked for when needed (0), or a whole pass before, into registers (1)
-    or shared memory (2). GRAM: rows of pixels of the Gram products that are unrolled. UNIFORM 1: the compiler knows
-    that a warp's number is one number.
+    AHEAD 1: the next weights of the expansion are asked for a whole pass before their use. GRAM: rows of pixels of the
+    Gram products that are unrolled.
     """
-    how = {"GRAM": 2, **HOW.get(channels, {})}
     if channels > 96:
-        return {"WARPS": 12, "TALL": 8, "BLOCKS": 1, **how}
-    return {"WARPS": 4, "TALL": 8, "BLOCKS": 2 if channels > 48 else 3, **how}
+        return {"WARPS": 12, "TALL": 8, "BLOCKS": 1, "AHEAD": 0, "GRAM": 2}
+    few = channels <= 48
+    return {"WARPS": 4, "TALL": 8, "BLOCKS": 3 if few else 2, "AHEAD": int(not few), "GRAM": 2}
 
 
 def part_k(channels: int, heads: int, warps: int) -> int:
@@ -88,26 +83,25 @@ def part_k(channels: int, heads: int, warps: int) -> int:
     return 0
 
 
-def shared_bytes(channels: int, tall: int, warps: int, ahead: int = 0) -> int:
+def shared_bytes(channels: int, tall: int, warps: int) -> int:
     """Shared memory of a block; wide.cu asserts the same number."""
     of_v = channels // 16
     later, passes, last = -(-of_v // warps), -(-3 * of_v // warps), 3 * of_v % warps
     apart = min(of_v, warps) if later >= passes - (last > 0) else 0
     normalised = channels // 8 * (128 * 5 * (tall + 2) // 2 + 32)
-    staged = 32 * warps * channels if ahead == 2 else 0
-    return normalised + (2 * of_v + apart) * 512 * tall + 3 * of_v * 768 + 8 * channels + staged
+    return normalised + (2 * of_v + apart) * 512 * tall + 3 * of_v * 768 + 8 * channels
 
 
 def fits(channels: int, heads: int, capability: int) -> bool:
     """Whether the kernel takes such a block."""
-    if capability != CAPABILITY or channels not in HOW:
-        return False
     cut = tiles(channels)
     return (
-        channels % heads == 0
+        capability == CAPABILITY
+        and channels in (48, 96, 192)
+        and channels % heads == 0
         and channels // heads in (48, 96)
         and part_k(channels, heads, cut["WARPS"]) > 0
-        and shared_bytes(channels, cut["TALL"], cut["WARPS"], cut["AHEAD"]) <= SHARED_BYTES
+        and shared_bytes(channels, cut["TALL"], cut["WARPS"]) <= SHARED_BYTES
     )
 
 
@@ -146,7 +140,7 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         **cut,
-        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"], cut["AHEAD"]),
+        "SHARED": shared_bytes(channels, cut["TALL"], cut["WARPS"]),
     }
     pixels = n * h * width
     return Launch(
