@@ -49,9 +49,8 @@ DOWNS = [
     {**SMALL, "BLOCKS": 3, "DEFER": 0},
     {**LARGE, "TAPS": 3, "SLOTS": 2, "DEFER": 0},
 ]
-CASES: dict[
-    str, tuple[int, int, int, int, list[dict[str, int]]]
-] = {  # mode, divisor, channels, rows, variants
+# Mode, divisor, channels, rows, variants:
+CASES: dict[str, tuple[int, int, int, int, list[dict[str, int]]]] = {
     "output": (LAST, 1, 96, 3, [{}, {"TALL": 12, "BLOCKS": 4}]),
     "down1_2": (DOWN, 1, 48, 24, [{}, {"BLOCKS": 4}, {"TAPS": 3, "SLOTS": 3}]),
     "up2_1": (UP, 2, 96, 192, UPS),
