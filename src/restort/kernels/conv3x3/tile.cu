@@ -16,7 +16,7 @@
 // stage i (the emulator, whose products are done at once, cannot show the first three):
 //   - Products of stage i - 1 - DEFER and before are done, in all groups: group_wait<DEFER> of stage i - 1 left only those of
 //     the DEFER last in flight, and the barrier comes after it in all threads.
-//   - Weights of stage i + EARLY go to the slot of stage i + EARLY - SLOTS = i - 1 - DEFER, whose products these are. The others
+//   - Weights of stage i + EARLY go to the slot of stage i + EARLY - SLOTS = i - 1 - DEFER, which is one of these. The others
 //     in the ring are the DEFER before in flight, i itself and EARLY - 1 that are on their way: SLOTS with it.
 //   - Pixels of chunk c + 1 go to the place of chunk c - 1, whose last products are of stage c TURNS - 1; they are asked for at
 //     stage c TURNS + DEFER, where these are the last that are done. (DEFER < TURNS, so that this stage is one of chunk c's.)
