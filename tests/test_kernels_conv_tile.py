@@ -13,7 +13,10 @@ from tests.emulator import emulate  # noqa: E402
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 BOUND = {HALF: 4e-4, BRAIN: 3e-3}
-LARGE = {"PARTS": 2, "TAPS": 1, "SLOTS": 4}  # as where pixels are many
+# As where pixels are many:
+LARGE = {"PARTS": 2, "TAPS": 1, "SLOTS": 4, "DEFER": 1}
+WIDE = {**LARGE, "PARTS": 1, "COLUMNS": 192}
+NARROW = {**LARGE, "PARTS": 1, "COLUMNS": 48, "DEFER": 0}
 
 
 def expected(mode, x, w, bias, extra):  # type: ignore[no-untyped-def]
@@ -51,20 +54,20 @@ def case(mode, n, h, w, c, rows, beside, dtype):  # type: ignore[no-untyped-def]
     "mode, n, h, w, c, rows, beside, dtype, variant",
     [
         (DOWN, 1, 18, 20, 48, 24, False, HALF, {"PARTS": 2}),
-        (DOWN, 2, 10, 18, 48, 24, False, BRAIN, {"PARTS": 2, "WARPS": 4, "TAPS": 3, "SLOTS": 2}),
+        (DOWN, 2, 10, 18, 48, 24, False, BRAIN, {}),
         (DOWN, 1, 18, 34, 96, 48, False, HALF, {**LARGE, "COLUMNS": 48}),
-        (DOWN, 1, 6, 10, 96, 48, False, BRAIN, {"COLUMNS": 48, "CHUNK": 96, "SLOTS": 2}),
+        (DOWN, 1, 10, 18, 96, 48, False, BRAIN, NARROW),
+        (DOWN, 1, 6, 10, 96, 48, False, BRAIN, {"COLUMNS": 48}),
         (DOWN, 1, 10, 6, 192, 96, False, HALF, {**LARGE, "COLUMNS": 96}),
+        (DOWN, 1, 6, 4, 192, 96, False, HALF, {"COLUMNS": 96, "SLOTS": 2}),
         (DOWN, 2, 10, 6, 192, 96, False, BRAIN, {}),
-        (UP, 1, 17, 19, 96, 192, True, HALF, {**LARGE, "COLUMNS": 96}),
-        (UP, 2, 9, 3, 96, 192, True, BRAIN, {"COLUMNS": 192, "TAPS": 3, "SLOTS": 2}),
-        (UP, 1, 5, 7, 192, 384, False, HALF, {**LARGE, "COLUMNS": 192, "WARPS": 4}),
+        (UP, 1, 9, 19, 96, 192, True, HALF, WIDE),
+        (UP, 2, 9, 3, 192, 384, False, BRAIN, WIDE),
         (UP, 1, 1, 1, 384, 96, False, BRAIN, {}),
+        (UP, 1, 3, 17, 48, 96, True, HALF, {**LARGE, "COLUMNS": 96}),
         (UP, 1, 3, 17, 48, 96, True, HALF, {"TAPS": 9, "SLOTS": 1}),
-        (UP, 2, 17, 2, 384, 96, True, HALF, {"WARPS": 16, "COLUMNS": 96, "TAPS": 1, "SLOTS": 4}),
-        (UP, 1, 3, 5, 192, 384, False, HALF, {"COLUMNS": 48}),
-        (UP, 1, 3, 5, 192, 192, True, HALF, {**LARGE, "COLUMNS": 96, "DEFER": 1}),
-        (DOWN, 1, 6, 10, 96, 48, False, BRAIN, {"TAPS": 3, "SLOTS": 3, "DEFER": 1}),
+        (UP, 2, 9, 2, 384, 96, True, HALF, {"COLUMNS": 96, "SLOTS": 2}),
+        (UP, 1, 3, 5, 192, 384, False, HALF, {"WARPS": 4, "PARTS": 2}),
         (LAST, 1, 17, 19, 96, 3, True, HALF, {}),
         (LAST, 2, 8, 18, 96, 3, False, BRAIN, {"WARPS": 4, "TALL": 8}),
         (LAST, 1, 16, 16, 48, 1, True, BRAIN, {"TALL": 12}),
@@ -119,9 +122,10 @@ def test_first_compiles_without_spills(capability: int) -> None:
 
 
 LAUNCHES = [
-    (DOWN, 720, 1280, 48, 24), (DOWN, 360, 640, 96, 48), (DOWN, 180, 320, 192, 96), (DOWN, 32, 32, 192, 96),
-    (UP, 360, 640, 96, 192), (UP, 180, 320, 192, 384), (UP, 90, 160, 384, 768), (UP, 8, 8, 384, 768),
-    (LAST, 720, 1280, 96, 3), (LAST, 720, 1280, 96, 1),
+    (DOWN, 720, 1280, 48, 24), (DOWN, 64, 64, 48, 24), (DOWN, 360, 640, 96, 48), (DOWN, 184, 276, 96, 48),
+    (DOWN, 180, 320, 192, 96), (DOWN, 92, 138, 192, 96), (DOWN, 32, 32, 192, 96),
+    (UP, 360, 640, 96, 192), (UP, 180, 320, 192, 384), (UP, 90, 160, 384, 768), (UP, 64, 64, 192, 384),
+    (UP, 8, 8, 384, 768), (UP, 360, 640, 48, 96), (LAST, 720, 1280, 96, 3), (LAST, 720, 1280, 96, 1),
 ]  # fmt: skip
 
 
@@ -146,10 +150,22 @@ def test_fits() -> None:
 
 
 def test_few_pixels_are_cut_smaller() -> None:
-    def cut(h, w):  # type: ignore[no-untyped-def]
-        how = tile.cut(DOWN, 192, 96, 1, h, w)
-        return how["PARTS"], how["COLUMNS"]
+    def cut(mode, c, rows, *sizes):  # type: ignore[no-untyped-def]
+        ways = [tile.cut(mode, c, rows, 1, h, w) for h, w in sizes]
+        return [(how["COLUMNS"], how["PARTS"], how["SLOTS"], how["DEFER"]) for how in ways]
 
-    assert [cut(180, 320), cut(96, 160), cut(92, 138), cut(64, 64), cut(8, 8)] == [
-        (2, 96), (1, 96), (1, 96), (1, 24), (1, 24),
+    assert cut(DOWN, 192, 96, (180, 320), (96, 160), (92, 138), (64, 64), (8, 8)) == [
+        (96, 2, 4, 1), (96, 1, 2, 0), (96, 1, 2, 0), (24, 1, 3, 0), (24, 1, 3, 0),
     ]  # fmt: skip
+    assert cut(DOWN, 96, 48, (360, 640), (184, 276), (128, 128), (16, 16)) == [
+        (48, 1, 4, 0), (48, 2, 4, 1), (48, 1, 3, 0), (24, 1, 3, 0),
+    ]  # fmt: skip
+    assert cut(DOWN, 48, 24, (720, 1280), (64, 64)) == [(24, 2, 1, 0), (24, 1, 1, 0)]
+    assert cut(UP, 384, 768, (90, 160), (46, 69), (32, 32)) == [(192, 1, 4, 1), (192, 1, 4, 1), (48, 1, 3, 0)]
+    assert cut(UP, 192, 384, (180, 320), (92, 138), (64, 64)) == [
+        (192, 1, 4, 1),
+        (192, 1, 4, 1),
+        (96, 1, 2, 0),
+    ]
+    assert cut(UP, 96, 192, (360, 640), (128, 128)) == [(192, 1, 4, 1), (192, 1, 4, 1)]
+    assert cut(UP, 48, 96, (360, 640)) == [(96, 2, 4, 1)]

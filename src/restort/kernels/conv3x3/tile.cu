@@ -7,13 +7,29 @@
 //      channels of all pixels lie together, 16 bytes a pixel. Eight pixels of a row are a piece of the left operand, the next
 //      eight are a row of the tile further on: so the left operand of a tap is the tile by another address.
 //   2. Weights come in stages of TAPS taps of a chunk, through SLOTS slots. The next chunk's pixels come with the first stage
-//      (DEFER 1: the second) of the chunk before, into the other of two places.
+//      (DEFER 1: the second) of the chunk before, into the other of two places. Products are waited for at the end of their
+//      stage, while another group or block multiplies; with DEFER 1 at the end of the next, whose own have begun by then.
 //   3. Results go to shared memory once more, in the order in which they lie in the picture, and from there 16 bytes at a time.
 //
-// Races: a slot is filled again after the barrier at which all threads have waited for the products that read it, and so is a
-// place of pixels. What copies have brought is read after each thread has waited for its own, published them, and passed a
-// barrier. Products are waited for at the end of their stage, while another group or block multiplies; with DEFER 1 at the end
-// of the next, so that a slot waits one stage longer before it is filled again.
+// Races: a stage begins by four things: each thread waits for its own copies, publishes them, has waited for the products of
+// all stages but the DEFER last, and all meet at a barrier; copies are asked for and products begun only after that. So, at
+// stage i (the emulator, whose products are done at once, cannot show the first three):
+//   - Products of stage i - 1 - DEFER and before are done, in all groups: group_wait<DEFER> of stage i - 1 left only those of
+//     the DEFER last in flight, and the barrier comes after it in all threads.
+//   - Weights of stage i + EARLY go to the slot of stage i + EARLY - SLOTS = i - 1 - DEFER, which is one of these. The others
+//     in the ring are the DEFER before in flight, i itself and EARLY - 1 that are on their way: SLOTS with it.
+//   - Pixels of chunk c + 1 go to the place of chunk c - 1, whose last products are of stage c TURNS - 1; they are asked for at
+//     stage c TURNS + DEFER, where these are the last that are done. (DEFER < TURNS, so that this stage is one of chunk c's.)
+//   - A stage commits one group of copies, if an empty one, and EARLY were before the first, so that of group g, the weights of
+//     stage g, all but the EARLY - 1 youngest are waited for at stage i: 0 to i are there. Pixels of chunk c + 1 are in group
+//     EARLY + c TURNS + DEFER, not later than (c + 1) TURNS, the stage that reads them first, as EARLY + DEFER <= TURNS.
+//   - Results go over the ring and the pixels after group_wait<0> and another barrier. No copy is on its way then: the last
+//     group that is not empty has weights of the last stage or is older.
+//   - One slot is for one stage, which is never followed. In numbers (SLOTS, DEFER, EARLY, TURNS), for what tile.py asks for:
+//     4, 1, 2, 9; 4, 0, 3, 9; 3, 0, 2, 3; 2, 0, 1, 3; 1, 0, 1, 1.
+// Sums belong to products in flight from the first stage to group_wait<0> with DEFER 1: nothing else reads or writes them there
+// (the machine code has none of their registers between the products of its loop), and products onto the same sums follow one
+// another without a wait. Hence no group_touch between: it would be such a reader. With DEFER 0 it is at each stage's ends.
 
 constexpr int THREADS = 32 * WARPS;
 constexpr int GROUPS = WARPS / 4;
@@ -45,6 +61,8 @@ static_assert(MODE == 0 || QUARTER % 8 == 0, "16 bytes are of one pixel");
 static_assert(GROUPS * PARTS % 2 == 0 && WARPS % 4 == 0, "squares side by side");
 static_assert(CHUNKS == 1 || EARLY + DEFER <= TURNS && DEFER < TURNS, "the next chunk's pixels are waited for by its first stage");
 static_assert(EARLY > 0 && (SLOTS > 1 || STAGES == 1 && !DEFER), "a ring");
+static_assert(STAGES <= SLOTS || EARLY + DEFER < SLOTS, "a slot is filled when the products that read it are done");
+static_assert((DEFER == 0 || DEFER == 1) && PLACES <= 2, "what the comment on races counts on");
 #ifdef SHARED
 static_assert((IN_BYTES > OUT_BYTES ? IN_BYTES : OUT_BYTES) == SHARED, "the binding computes the same number of bytes");
 #endif

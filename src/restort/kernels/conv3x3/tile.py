@@ -19,43 +19,59 @@ KERNEL = CudaKernel("conv3x3_tile", Path(__file__).with_name("tile.cu"))
 LAST_KERNEL = CudaKernel("conv3x3_last", Path(__file__).with_name("last.cu"))
 CAPABILITY = 90  # wgmma is in no other
 SHARED_BYTES = 227 * 1024
-COLUMNS = (96, 48, 24)  # results of a pixel that a block may have; warp.cuh has products for 192, too
-FILLED = 0.8  # multiprocessors with a block that are enough
+COLUMNS = {DOWN: (96, 48, 24), UP: (192, 96, 48)}  # results of a pixel that a block may have
+FILLED = 0.8  # blocks a multiprocessor that are enough
 CHUNK = 48  # channels whose weights come in a stage
 LAST_COLUMNS = 32  # nine for each result
 
 
-def columns(rows: int) -> int:
+def columns(mode: int, rows: int) -> int:
     """How many of a pixel's results a block has where pixels are many; 0 where it cannot be cut so."""
-    return next((one for one in COLUMNS if rows % one == 0), 0)
+    return next((one for one in COLUMNS[mode] if rows % one == 0), 0)
+
+
+def ways(mode: int, channels: int, rows: int) -> list[tuple[float, dict[str, int]]]:
+    """The ways to cut a convolution, and how many blocks a multiprocessor each is worth having for.
+
+    Where pixels are few, tiles are made smaller, and then results a block, until most multiprocessors have one. Each
+    of these sets has been run and timed on an H100 with a convolution of a Restormer; the last one serves the fewest.
+    """
+    most = columns(mode, rows)
+    if channels == CHUNK and most == 24:  # all weights at once
+        whole = {"COLUMNS": 24, "TAPS": 9, "SLOTS": 1, "DEFER": 0}
+        return [(FILLED, {**whole, "PARTS": 2, "BLOCKS": 3}), (FILLED, {**whole, "PARTS": 1, "BLOCKS": 5})]
+    ring = {"COLUMNS": most, "TAPS": 1, "SLOTS": 4}
+    found: list[tuple[float, dict[str, int]]] = []
+    if most == 48:  # twice as many as have a place at a time: a few more than have one would take as long
+        found.append((6, {**ring, "PARTS": 1, "BLOCKS": 3, "DEFER": 0}))
+    if most > 24:
+        found.append((FILLED, {**ring, "PARTS": 1 if most == 192 else 2, "BLOCKS": 2, "DEFER": 1}))
+    for made in COLUMNS[mode]:
+        if made <= min(most, 96) and rows % made == 0:
+            slots = 3 if made <= 48 else 2
+            few = {"PARTS": 1, "COLUMNS": made, "TAPS": 3, "SLOTS": slots, "BLOCKS": 2, "DEFER": 0}
+            found.append((FILLED, few))
+    return found
 
 
 def cut(mode: int, channels: int, rows: int, n: int, h: int, w: int, processors: int = 132) -> dict[str, int]:
-    """How a convolution is cut up, to be tried on the GPU.
+    """How a convolution is cut up (benchmarks/conv_variants.py).
 
     WARPS, BLOCKS   warps in a block, blocks a multiprocessor.
     COLUMNS         results of a pixel that a block has; the weights are packed for it and for CHUNK.
     CHUNK, TAPS     channels and taps (1, 3, 9) whose weights come in a stage.
     SLOTS           stages in shared memory.
-    DEFER           1: a stage's products are waited for in the next (SLOTS > 2, not all TAPS); 0 unless given.
+    DEFER           1: a stage's products are waited for in the next (SLOTS > 2, not all TAPS).
     PARTS           squares of 8 x 8 pixels to each four warps: a tile is 16 x WARPS * PARTS pixels.
     TALL            (LAST) the tile's rows.
-
-    Where pixels are few, tiles are made smaller, and then results a block, until most multiprocessors have one.
     """
     if mode == LAST:
         return {"WARPS": 8, "TALL": 16, "BLOCKS": 3 if channels <= 96 else 1}
-    most = columns(rows)
-    choices = [(2, most), *((1, one) for one in COLUMNS if one <= most and rows % one == 0)]
-    for parts, made in choices:
-        if n * divide(h, 8 * parts) * divide(w, 16) * (rows // made) >= FILLED * processors:
+    for worth, how in ways(mode, channels, rows):
+        blocks = n * divide(h, 8 * how["PARTS"]) * divide(w, 16) * (rows // how["COLUMNS"])
+        if blocks >= worth * processors:
             break
-    size = {"WARPS": 8, "PARTS": parts, "COLUMNS": made, "CHUNK": CHUNK}
-    if channels == CHUNK and made <= 24:  # all weights at once
-        return {**size, "TAPS": 9, "SLOTS": 1, "BLOCKS": 3}
-    if parts == 1:
-        return {**size, "TAPS": 3, "SLOTS": 3 if made <= 48 else 2, "BLOCKS": 2}
-    return {**size, "TAPS": 1, "SLOTS": 4, "BLOCKS": 2}
+    return {"WARPS": 8, "CHUNK": CHUNK, **how}
 
 
 def fits(mode: int, channels: int, rows: int, dtype: Any, capability: int) -> bool:
@@ -69,7 +85,7 @@ def fits(mode: int, channels: int, rows: int, dtype: Any, capability: int) -> bo
             and 9 * rows <= LAST_COLUMNS
             and last_shared_bytes(channels, rows, constants) <= SHARED_BYTES
         )
-    return channels % CHUNK == 0 and columns(rows) > 0 and (mode == DOWN or rows % 32 == 0)
+    return channels % CHUNK == 0 and columns(mode, rows) > 0 and (mode == DOWN or rows % 32 == 0)
 
 
 def pays(
@@ -151,7 +167,6 @@ def launch(
         "BF16": int("bfloat16" in str(x.dtype)),
         "WGMMA": 1,
         "OVERLAP": 0,
-        **({} if mode == LAST else {"DEFER": 0}),
         **constants,
     }
     if mode == LAST:
