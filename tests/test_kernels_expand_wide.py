@@ -74,11 +74,11 @@ def test_compiles_without_spills(rows, dtype) -> None:  # type: ignore[no-untype
     x, y = (torch.empty(500, count, dtype=dtype, device="meta") for count in (C, rows))
     one = kernel.launch(x, kernel.pack(w), affine, y)
     registers, spilled = aot.resources(kernel.KERNEL.compile(one.constants, 90))
-    assert 0 < registers <= 168 and not spilled  # before the groups share them out
+    assert registers == 168 and not spilled  # with fewer, the groups would wait for ever for more
 
 
 def test_fits_and_shares_out() -> None:
-    assert kernel.fits(384, 2048, 90) and kernel.fits(384, 1152, 90) and kernel.pays(384, 1152, 1, 90)
+    assert kernel.fits(384, 2048, 90) and kernel.fits(384, 1152, 90)
     assert not kernel.fits(384, 2048, 100) and not kernel.fits(192, 1024, 90)
     assert kernel.fits(384, 1152 + 64, 90) and not kernel.fits(384, 1152 + 32, 90)
     w, affine = weights(1152, HALF, "meta")

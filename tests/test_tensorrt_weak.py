@@ -11,9 +11,11 @@ from test_export import FORMS, weights_of
 
 from restort.backends.tensorrt import build, network
 from restort.backends.tensorrt.flavour import Flavour, find
+from restort.errors import RestortError
+from restort.export.emit import emit
 from restort.export.fixed import with_fixed_input
 from restort.export.form import WEAKLY_TYPED
-from restort.export.typed import kept, tensor_types, typed_graph
+from restort.export.typed import check_precision, convolutions, kept, tensor_types, typed_graph
 
 SIZE = (1, 3, 64, 64)
 
@@ -126,9 +128,40 @@ def test_pinned_layers_of_kept_sections(rtx: Flavour) -> None:
     assert products and all(layer.told["precision"] == "FLOAT" for layer in products)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_a_kept_block_is_float32_within(rtx: Flavour, static: bool) -> None:
+    net, graph, alive = parsed(rtx, "fp32", static, ("encoder_level1.0",))
+    network.pin(rtx, net, graph)
+    stay = kept(graph)
+    block = [
+        layer for layer in net.layers if layer.name in stay and layer.name.startswith("encoder_level1.0")
+    ]
+    told = [layer.told.get(0) for layer in block if layer.type.name in ("CONVOLUTION", "ELEMENTWISE")]
+    assert told.count("FLOAT") > 4 and alive
+    (end,) = [
+        layer
+        for layer in block
+        if layer.name == "encoder_level1.0" or layer.get_output(0).name == "encoder_level1.0"
+    ]
+    assert 0 not in end.told and end.told["precision"] == "FLOAT"  # read by what may be float16
+    other = [layer for layer in net.layers if layer.get_output(0).dtype.name not in ("FLOAT", "HALF")]
+    assert static or other
+    assert not any(layer.told for layer in other)
+
+
+def test_kept_convolutions_may_be_float32_in_the_engine(rtx: Flavour) -> None:
+    _, graph, alive = parsed(rtx, "fp32", True, ("patch_embed", "encoder_level1.0"))
+    kinds = convolutions(graph)
+    low = build.lowered(graph, kinds, "pinned")
+    assert low == set(kinds) - kept(graph) and 0 < len(low) < len(kinds) and alive
+    assert build.lowered(graph, dict.fromkeys(kinds, "float32"), "wide") == set()
+
+
 def test_a_mixed_restormer_is_pinned_and_a_typed_graph_is_not() -> None:
     weak: Any = SimpleNamespace(capabilities=SimpleNamespace(strongly_typed=False))
     assert build.graph_precision(weak, "mixed", None, "restormer") == "fp32"
     assert build.graph_precision(weak, "mixed", None, "elan") == "mixed"
     typed = build.WEAKLY_TYPED["restormer"]["typed"]
     assert build.graph_precision(weak, "mixed", typed, "restormer") == "mixed"
+    with pytest.raises(RestortError, match="mixed was asked for"):
+        check_precision(emit(weights_of(FORMS["restormer-bias"]), "fp32", opset=17), "mixed")

@@ -29,7 +29,7 @@ def emit(
     norm: Norm = "layer",
     opset: Literal[17, 20, 22] | None = None,
     form: Form | None = None,
-    keep_fp32: Collection[str] = (),
+    keep_fp32: Collection[str] | None = None,
     ports: Precision | None = None,
 ) -> onnx.ModelProto:
     """The network of `weights` as an ONNX model with dynamic batch, height and width, weights inside.
@@ -45,7 +45,8 @@ def emit(
     the same with a 1x1 convolution and is faster in OpenVINO on a CPU. Weights without LayerNorm bias always
     take the second form, in 16 bits 'arithmetic'; fp16 with bias the first.
     `keep_fp32` names sections (restort.export.form.sections) that stay in float32, with casts at their borders:
-    mixed precision. In fp32 all of them do; the nodes of those sections are marked then, as always.
+    mixed precision. In fp32 all of them do; the nodes of those sections are marked then, as always. None, unlike no
+    names, says that nothing was chosen, and so does the metadata.
     `opset` is 20 for Restormer (it has Gelu, which keeps the graph small), 17 for ELAN and 22 for bf16 (which has
     it for Conv) unless given; 17 is the newest that TensorRT 8.6 reads.
 
@@ -54,12 +55,12 @@ def emit(
     if precision not in PRECISIONS:
         raise RestortError(f"a graph has precision fp32, fp16 or bf16, not {precision}")
     spec = weights.spec
-    unknown = sorted(set(keep_fp32) - set(sections(spec)))
+    unknown = sorted(set(keep_fp32 or ()) - set(sections(spec)))
     if unknown:
         raise RestortError(f"the network has no section {unknown[0]!r} to keep in float32")
     is_restormer = isinstance(spec, RestormerSpec)
     opset = opset or (22 if precision == "bf16" else 20 if is_restormer else 17)
-    graph = GraphBuilder(precision, opset, ports=ports, keep_fp32=keep_fp32)
+    graph = GraphBuilder(precision, opset, ports=ports, keep_fp32=keep_fp32 or ())
     form = form or Form(norm=norm)
     if isinstance(spec, RestormerSpec):
         result = RestormerGraph(graph, spec, weights.state, form).emit()
@@ -75,7 +76,7 @@ def emit(
         "restort.model": name,
         "restort.weights_sha256": weights.digest,
     }
-    if keep_fp32:
+    if keep_fp32 is not None:
         metadata["restort.keep_fp32"] = ",".join(name for name in sections(spec) if name in keep_fp32)
     suffix = "" if spec.scale == 1 else f"*{spec.scale}"
     ports_of = (spec.in_channels, ""), (spec.out_channels, suffix)

@@ -28,7 +28,7 @@ def typed_graph(
     weights: Weights,
     precision: str = "fp32",
     *,
-    keep_fp32: Collection[str] = (),
+    keep_fp32: Collection[str] | None = None,
     newer_operators: bool = True,
     form: Form = TYPED,
 ) -> onnx.ModelProto:
@@ -39,7 +39,7 @@ def typed_graph(
     choose types by themselves and are held to some (`kept`). `newer_operators` False gives opset 17, all
     that TensorRT 8.6 reads.
 
-    Raises RestortError for another precision, or sections to keep in one that is not mixed.
+    Raises RestortError for another precision, or sections to keep in one that is neither 'mixed' nor 'fp32'.
     """
     if precision not in PRECISIONS:
         raise RestortError(

@@ -146,7 +146,7 @@ class _Planner(BlockPlanner):
                         to,
                         extra=beside,
                         label=name,
-                        processors=self.processors,
+                        **how,  # for which the blob was packed
                     )
                 ]
             return [

@@ -173,7 +173,7 @@ class PlainPlanner:
     def plain_expand(self, x: Tensor, weights: Expansion, y: Tensor, label: str) -> Launch:
         """Normalisation and expansion alone."""
         rows, channels = weights.w.shape
-        if self.by_cuda() and expand_wide.pays(channels, rows, x.numel() // channels, self.capability):
+        if self.by_cuda() and expand_wide.fits(channels, rows, self.capability):
             return expand_wide.launch(
                 x, weights.w_wide, weights.affine, y, label=label, processors=self.processors
             )

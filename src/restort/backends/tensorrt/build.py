@@ -108,6 +108,8 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     if asked is None and "float16" in typed.convolutions(model).values():  # it has types of its own
         asked = _usual(architecture)["typed"]
     wanted = graph_precision(flavour, options.precision, asked, architecture)
+    if options.precision == "mixed" and "restort.keep_fp32" not in about:
+        wanted = "mixed"  # nobody chose what stays in float32: only a graph with types of its own says it
     kinds = typed.check_precision(model, wanted)
     static = _is_static(flavour, options, architecture)
     if static:
@@ -148,9 +150,7 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
         if why:
             report["unchecked"] = why
         if layers:
-            low = {name for name, kind in kinds.items() if kind != "float32" or constraints == "pinned"}
-            low -= typed.kept(model)
-            inspect.check(options.precision, layers, low)
+            inspect.check(options.precision, layers, lowered(model, kinds, constraints))
             report["layers"] = {"source": "engine"} | inspect.output_types(layers)
     return Built(plan, report, timings)
 
@@ -161,6 +161,12 @@ def starting(flavour: Flavour, heard: Heard) -> Any:
         return flavour.module.Builder(flavour.log.logger)
     except TypeError:  # what pybind11 makes of a null pointer, such as without a GPU
         raise heard.error("starting the builder") from None
+
+
+def lowered(model: onnx.ModelProto, kinds: dict[str, str], constraints: str | None) -> set[str]:
+    """The convolutions, of these types in the graph, that an engine must not compute in float32."""
+    low = {name for name, kind in kinds.items() if kind != "float32" or constraints == "pinned"}
+    return low - typed.kept(model)
 
 
 def graph_precision(flavour: Flavour, precision: str, constraints: str | None, architecture: str = "") -> str:

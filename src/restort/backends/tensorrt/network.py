@@ -154,11 +154,20 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
 
     Convolutions and other products get float16, what `typed.statistics` names and all that is `typed.kept` float32, and
     the builder chooses for all others. (Left to itself it adds the last result onto the image in float16.) Types of
-    outputs are set only between layers of the first that are both float32, so that no value is converted twice.
+    outputs are set only between layers that are both float32, so that no value is converted twice.
     """
     module = flavour.module
     by_name = {text: kind for kind, text in type_names(module).items()}
     named, stay = statistics(model), kept(model)
+    readers: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for value in node.input:
+            readers.setdefault(value, set()).add(node.name)
+    inside = {
+        node.name
+        for node in model.graph.node
+        if node.name in stay and (used := readers.get(node.output[0])) and used <= stay
+    }
     last = {node.op_type for node in model.graph.node if node.output[0] in named} & ENDS
     ends = {node.output[0] for node in model.graph.node if node.op_type in last}
     held = 0
@@ -170,12 +179,14 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
         names = {outputs[0].name, layer.name, re.sub(r"_\d+$", "", layer.name)}
         if names & named:
             layer.precision = by_name["float32"]
-            if not names & ends:
+            if not names & ends or names & inside:
                 layer.set_output_type(0, by_name["float32"])
         elif names & stay:
             if outputs[0].is_shape_tensor or outputs[0].dtype != by_name["float32"]:
                 continue
             layer.precision = by_name["float32"]
+            if names & inside:
+                layer.set_output_type(0, by_name["float32"])
         elif layer.type in (module.LayerType.CONVOLUTION, module.LayerType.MATRIX_MULTIPLY):
             layer.precision = by_name["float16"]
         else:

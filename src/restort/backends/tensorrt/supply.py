@@ -196,7 +196,7 @@ class Supply:
             graph_precision(
                 self.flavour, self.precision, self.options.get("constraints"), self.weights.spec.architecture
             ),
-            keep_fp32=self.keep_fp32,
+            keep_fp32=self.keep_fp32 if self.precision == "mixed" else None,
             newer_operators=can.newer_operators,
             form=TYPED if can.strongly_typed else WEAKLY_TYPED,
         )
