@@ -12,15 +12,13 @@ TFLOP/s; what fits into the L2 stays there from one launch to the next).
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from steps import milliseconds
 from stream_kernels import error, sizes
+from variants import Table, compile_ahead, run_twice
 
 from restort.backends.fused.restormer_weights import step, up
 from restort.errors import RestortError
@@ -29,7 +27,6 @@ from restort.kernels.common import roofs
 from restort.kernels.conv3x3 import first, first_tile, kernel, reference, tile
 from restort.kernels.conv3x3.kernel import DOWN, LAST, UP
 from restort.kernels.machine import planning_for
-from restort.kernels.precompile import missing, note, precompile, precompile_cuda
 
 FIRST = 3
 HALF = torch.float16
@@ -121,7 +118,6 @@ class Case:
 
 
 def compile_all(names: list[str], pictures: list[tuple[int, int]], check: bool) -> None:
-    started = time.time()
     plain, jobs = [], []
     with planning_for(90):
         for height, width in pictures:
@@ -129,13 +125,7 @@ def compile_all(names: list[str], pictures: list[tuple[int, int]], check: bool) 
                 case = Case(name, height, width, "meta")
                 plain.append(case.plain())
                 jobs += [case.tiled(variant) for variant in case.variants]
-    lacking = missing(plain, 90)
-    with ThreadPoolExecutor(2) as pool:
-        made = pool.submit(precompile, list(lacking.values()))
-        pool.submit(precompile_cuda, jobs, 90).result()
-        print(f"{made.result()} of {len(lacking)} Triton kernels;", end=" ")
-    note(list(lacking))
-    print(f"compiled in {time.time() - started:.1f} s", flush=True)
+        compile_ahead([*plain, *jobs], 90)
     for one in {one.variant(): one for one in jobs}.values() if check else ():
         try:
             registers, spilled = resources(one.kernel.compile(one.constants, 90))
@@ -160,35 +150,24 @@ def main() -> None:
         return
     device = torch.cuda.get_device_name()
     bandwidth, rate = roofs(device)
-    records: list[dict[str, Any]] = []
-
-    def tell(**row: Any) -> None:
-        records.append(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        if options.output:
-            options.output.write_text(json.dumps({"device": device, "records": records}, indent=1) + "\n")
-
+    table = Table(options.output, device=device)
     for height, width in options.size:
         for name in options.only:
             case = Case(name, height, width, "cuda")
             expected = case.expected()
             for variant in [None, *case.variants]:
-                row = {"op": name, "picture": f"{height}x{width}", "shape": case.shape}
-                way = "triton" if variant is None else variant or "default"
+                row: dict[str, Any] = {"op": name, "picture": f"{height}x{width}", "shape": case.shape}
+                row["variant"] = "triton" if variant is None else variant or "default"
                 try:
                     one = case.plain() if variant is None else case.tiled(variant)
-                    seen = []
-                    for _ in range(2):
-                        case.y.fill_(float("nan"))
-                        one()
-                        seen.append(case.y.clone())
-                    wrong, same = error(case.y, expected), torch.equal(*seen)
+                    (seen,), same = run_twice(one, [case.y])
+                    wrong = error(seen, expected)
                     us = round(1e3 * milliseconds(one), 2)
                     floor = round(1e6 * max(one.moved / bandwidth, one.flops / rate), 2)
-                    told = {"us": us, "floor_us": floor, "error": float(f"{wrong:.3g}"), "same_bits": same}
-                    tell(**row, variant=way, **told)
+                    row |= {"us": us, "floor_us": floor, "error": float(f"{wrong:.3g}"), "same_bits": same}
                 except Exception as trouble:
-                    tell(**row, variant=way, trouble=f"{type(trouble).__name__}: {trouble}"[:300])
+                    row["trouble"] = f"{type(trouble).__name__}: {trouble}"[:300]
+                table.add(row)
             del case, expected
         torch.cuda.empty_cache()
 

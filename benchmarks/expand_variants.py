@@ -11,20 +11,17 @@ the same bits. The file is written after each line.
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from steps import milliseconds
 from stream_kernels import error
+from variants import Table, compile_ahead, run_twice
 
 from restort.kernels.machine import planning_for
 from restort.kernels.norm_expand import kernel, wide
 from restort.kernels.norm_expand.reference import norm_expand
-from restort.kernels.precompile import missing, note, precompile, precompile_cuda
 
 CHANNELS = 384
 PIXELS = (14400, 3174, 1024)  # of pictures of 720x1280, 368x552 and 256x256
@@ -56,7 +53,6 @@ class Case:
 
 
 def compile_all() -> None:
-    started = time.time()
     with planning_for(90):
         launches = [
             Case(pixels, rows, "meta").launch(variant)
@@ -64,18 +60,11 @@ def compile_all() -> None:
             for rows in ROWS
             for variant in VARIANTS.values()
         ]
-        lacking = missing(launches, 90)
-    mine = {one.variant(): one for one in launches if one.name == "norm_expand_wide"}
-    with ThreadPoolExecutor(2) as pool:
-        made = pool.submit(precompile, list(lacking.values()))
-        pool.submit(precompile_cuda, list(mine.values()), 90).result()
-        print(f"{made.result()} of {len(lacking)} Triton kernels, {len(mine)} others;", end=" ")
-    note(list(lacking))
-    print(f"compiled in {time.time() - started:.1f} s", flush=True)
+        compile_ahead(launches, 90)
 
 
 def measure(path: Path | None) -> None:
-    records: list[dict[str, Any]] = []
+    table = Table(path, device=torch.cuda.get_device_name())
     for pixels in PIXELS:
         for rows in ROWS:
             case = Case(pixels, rows, "cuda")
@@ -84,25 +73,17 @@ def measure(path: Path | None) -> None:
                 record: dict[str, Any] = {"pixels": pixels, "rows": rows, "variant": name}
                 try:
                     one = case.launch(variant)
-                    seen = []
-                    for _ in range(2):
-                        case.y.fill_(float("nan"))
-                        one()
-                        seen.append(case.y.clone())
+                    (seen,), same = run_twice(one, [case.y])
                     us = 1e3 * milliseconds(one)
                     record |= {
                         "us": round(us, 2),
                         "tflop_s": round(one.flops / us / 1e6, 1),
-                        "error": float(f"{error(seen[0], expected):.3g}"),
-                        "same_bits": torch.equal(*seen),
+                        "error": float(f"{error(seen, expected):.3g}"),
+                        "same_bits": same,
                     }
                 except Exception as trouble:
                     record["trouble"] = f"{type(trouble).__name__}: {trouble}"[:300]
-                records.append(record)
-                print("  ".join(f"{key} {value}" for key, value in record.items()), flush=True)
-                if path is not None:
-                    found = {"device": torch.cuda.get_device_name(), "records": records}
-                    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+                table.add(record)
 
 
 def main() -> None:

@@ -14,16 +14,15 @@ roofline's time. After `--seconds` on the GPU nothing more is begun; the file is
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from steps import milliseconds
 from stream_kernels import error
+from variants import Table, compile_ahead, run_twice
 
 from restort.kernels.common import roofs
 from restort.kernels.depthwise_gram import kernel as gram
@@ -33,7 +32,6 @@ from restort.kernels.fold import kernel as fold
 from restort.kernels.gate_project import kernel as gate
 from restort.kernels.gate_project import tile as gate_tile
 from restort.kernels.machine import machine
-from restort.kernels.precompile import default_processes, missing, note, precompile, precompile_cuda
 
 CHANNELS, HIDDEN, HEADS = 384, 1024, 8
 SIZES = ((90, 160), (46, 69), (32, 32))
@@ -117,20 +115,13 @@ def runs() -> Iterator[tuple[str, str]]:
 
 
 def compile_all(dtype: Any, capability: int) -> None:
-    started = time.time()
     jobs = []
     for size in SIZES:
         case = Case(*size, dtype, "meta")
         for op, name in runs():
             one = getattr(case, op)(name)
             jobs += [one] if op == "gate" else [one, *case.folds(one)]
-    lacking = missing(jobs, capability)
-    with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(precompile, list(lacking.values()))
-        precompile_cuda(jobs, capability)
-        print(f"{made.result()} of {len(lacking)} Triton kernels; {default_processes()} processes;", end=" ")
-    note(list(lacking))
-    print(f"compiled in {time.time() - started:.1f} s", flush=True)
+    compile_ahead(jobs, capability)
 
 
 def us(launches: list[Any]) -> float:
@@ -162,19 +153,14 @@ def measured(
     one = getattr(case, op)(name)
     source = one.tensors["expanded" if op == "gate" else "qkv"]
     copy = source.clone()
-    seen = []
-    for _ in range(2):
-        for result in results(one):
-            result.fill_(float("nan"))
-        one()
-        seen.append([result.clone() for result in results(one)])
-    wrong = [error(a.sum(0) if i else a, expected[i]) for i, a in enumerate(seen[0])]
+    seen, same = run_twice(one, results(one))
+    wrong = [error(a.sum(0) if i else a, expected[i]) for i, a in enumerate(seen)]
     row = {
         "us": us([one]),
         "us_after_write": us_after(lambda: source.copy_(copy), one),
         "bounds": round(1e6 * max(one.moved / roofline[0], one.flops / roofline[1]), 2),
         "error": float(f"{max(wrong):.3g}"),
-        "same_bits": all(map(torch.equal, *seen)),
+        "same_bits": same,
         "blocks": one.grid[0],
         "constants": {
             key: one.constants[key] for key in ("CHANNELS", "TALL", "WARPS", "BLOCKS") if key in one.constants
@@ -197,7 +183,8 @@ def main() -> None:
     compile_all(dtype, 90 if options.compile else machine(torch.device("cuda"))[0])
     if options.compile:
         return
-    device, rows, until = torch.cuda.get_device_name(), list[dict[str, Any]](), time.time() + options.seconds
+    device, until = torch.cuda.get_device_name(), time.time() + options.seconds
+    table = Table(options.output, device=device, dtype=options.dtype)
     for h, w in SIZES:
         case = Case(h, w, dtype, "cuda")
         expected = {op: case.expected(op) for op in ("gate", "gram")}
@@ -209,11 +196,7 @@ def main() -> None:
                 row |= measured(case, op, name, expected[op], roofs(device))
             except Exception as trouble:
                 row["trouble"] = f"{type(trouble).__name__}: {trouble}"[:300]
-            rows.append(row)
-            print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-            if options.output:
-                record = {"device": device, "dtype": options.dtype, "records": rows}
-                options.output.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            table.add(row)
 
 
 if __name__ == "__main__":

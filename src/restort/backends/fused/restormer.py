@@ -14,7 +14,6 @@ from restort.kernels.conv3x3 import first, first_tile
 from restort.kernels.conv3x3 import kernel as conv3x3
 from restort.kernels.conv3x3 import tile as conv_tile
 from restort.kernels.launch import Launch
-from restort.kernels.machine import compiles
 from restort.kernels.pointwise import kernel as pointwise
 from restort.models.spec import RestormerSpec
 
@@ -99,8 +98,7 @@ class _Planner(BlockPlanner):
 
         def make(get: Get) -> list[Launch]:
             y = get(out)
-            wanted = compiles(self.device) if self.streamed is None else self.streamed
-            if wanted and first_tile.fits(self.input.shape[1], channels, y.dtype, self.capability):
+            if self.by_cuda() and first_tile.fits(self.input.shape[1], channels, y.dtype, self.capability):
                 return [first_tile.launch(self.input, self.packed.first_tiled, y, label="patch_embed")]
             return [first.launch(self.input, weight, y, label="patch_embed")]
 
@@ -168,10 +166,10 @@ class _Planner(BlockPlanner):
     def tiled(self, mode: int, x: Tensor, rows: int) -> bool:
         """Whether a 3x3 convolution of x is that in CUDA C++; `streamed` has the word here, too."""
         n, h, w, channels = x.shape
+        if not self.by_cuda():
+            return False
         if self.streamed:
             return conv_tile.fits(mode, channels, rows, x.dtype, self.capability)
-        if self.streamed is False or not compiles(self.device):
-            return False
         return conv_tile.pays(mode, channels, rows, n, h, w, x.dtype, self.capability, self.processors)
 
     def down(self, name: str, level: int, x: Buffer, channels: int) -> Buffer:

@@ -177,15 +177,10 @@ def pin(flavour: Flavour, network: Any, model: onnx.ModelProto) -> int:
         if layer.type in (module.LayerType.CONSTANT, module.LayerType.SHAPE) or not outputs:
             continue
         names = {outputs[0].name, layer.name, re.sub(r"_\d+$", "", layer.name)}
-        if names & named:
+        of_numbers = not outputs[0].is_shape_tensor and outputs[0].dtype == by_name["float32"]
+        if names & named or (names & stay and of_numbers):
             layer.precision = by_name["float32"]
-            if not names & ends or names & inside:
-                layer.set_output_type(0, by_name["float32"])
-        elif names & stay:
-            if outputs[0].is_shape_tensor or outputs[0].dtype != by_name["float32"]:
-                continue
-            layer.precision = by_name["float32"]
-            if names & inside:
+            if names & inside or (names & named and not names & ends):
                 layer.set_output_type(0, by_name["float32"])
         elif layer.type in (module.LayerType.CONVOLUTION, module.LayerType.MATRIX_MULTIPLY):
             layer.precision = by_name["float16"]
