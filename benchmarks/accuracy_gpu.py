@@ -1,4 +1,4 @@
-"""Accuracy of the backend `fused` with trained weights on real pictures, into results/accuracy_gpu.json.
+"""Accuracy of the backend `fused` with trained weights on real pictures, into results/accuracy/accuracy_gpu.json.
 
     python benchmarks/accuracy_gpu.py [--weights FILE ...] [--data FOLDER] [--limit N] [--crop N] [--device cpu]
 
@@ -202,7 +202,7 @@ def main() -> int:
         "--crop", type=int, help="only the middle of each picture, so many pixels of the input"
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy_gpu.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy" / "accuracy_gpu.json")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     usual = SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"

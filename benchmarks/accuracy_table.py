@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--elan", type=Path, default=SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"
     )
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy_cpu.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "accuracy" / "accuracy_cpu.json")
     args = parser.parse_args()
     about = provenance()
     denoiser = load_weights(path_of(find("restormer-small-denoise"), notice=print))

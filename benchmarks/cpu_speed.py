@@ -1,4 +1,4 @@
-"""Speed of every CPU backend against the eager PyTorch peer, into results/cpu.json.
+"""Speed of every CPU backend against the eager PyTorch peer, into results/speed/cpu.json.
 
     python benchmarks/cpu_speed.py [--threads 2] [--rounds 7] [--only elan|restormer] [--output FILE]
 
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, default_threads()))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=sorted(WORKLOADS))
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "cpu.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "speed" / "cpu.json")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # before any library starts its threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])

@@ -1,4 +1,4 @@
-"""`--tile exact` on a GPU against the untiled run, and a very large picture, into results/exact_strips_gpu.json.
+"""`--tile exact` on a GPU against the untiled run, and a very large picture, into results/speed/exact_strips_gpu.json.
 
     python benchmarks/exact_gpu.py [--weights FILE] [--sizes 512x768 1024x1024] [--large 8000x12000] [--output FILE]
 
@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, default=SMALL)
     parser.add_argument("--sizes", nargs="*", default=["512x768", "520x776", "1024x1024", "2048x2048"])
     parser.add_argument("--large", nargs="*", default=["8000x12000"])
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "exact_strips_gpu.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "speed" / "exact_strips_gpu.json")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     weights = load_weights(args.weights)

@@ -1,4 +1,4 @@
-"""Restormer by strips (`--tile exact`) against the whole picture and against tiles, into results/exact_strips_cpu.json.
+"""Restormer by strips (`--tile exact`) against the whole and against tiles, into results/speed/exact_strips_cpu.json.
 
     python benchmarks/exact_strips.py [--sizes 1024x1024 2048x2048] [--large 12000x8000] [--threads 2]
 
@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("--large", nargs="*", type=size, default=[], metavar="WxH", help="by strips only")
     parser.add_argument("--no-agreement", action="store_true")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "exact_strips_cpu.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "speed" / "exact_strips_cpu.json")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--agree", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -182,11 +182,11 @@ def text(report: Report, only: set[int]) -> str:
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="tables and charts of GPU results")
-    parser.add_argument("--records", type=Path, default=RESULTS / "h100.json")
-    parser.add_argument("--steps", type=Path, default=RESULTS / "h100_steps.json")
-    parser.add_argument("--layers", type=Path, default=RESULTS / "tensorrt86_layers.json")
-    parser.add_argument("--tensorrt", type=Path, default=RESULTS / "tensorrt86.json")
-    files = [RESULTS / "accuracy_gpu.json", RESULTS / "accuracy_tensorrt.json"]
+    parser.add_argument("--records", type=Path, default=RESULTS / "speed" / "h100.json")
+    parser.add_argument("--steps", type=Path, default=RESULTS / "speed" / "h100_steps.json")
+    parser.add_argument("--layers", type=Path, default=RESULTS / "speed" / "tensorrt86_layers.json")
+    parser.add_argument("--tensorrt", type=Path, default=RESULTS / "speed" / "tensorrt86.json")
+    files = [RESULTS / "accuracy" / f"accuracy_{name}.json" for name in ("gpu", "tensorrt")]
     parser.add_argument("--accuracy", type=Path, nargs="*", default=files)
     parser.add_argument("--charts", type=Path, default=RESULTS.parent / "charts", help="a folder")
     parser.add_argument("--no-charts", action="store_true")

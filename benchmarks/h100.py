@@ -1,4 +1,4 @@
-"""Every speed figure of the GPU, into results/h100.json = {"records": [...]}.
+"""Every speed figure of the GPU, into results/speed/h100.json = {"records": [...]}.
 
     python benchmarks/h100.py [--seconds 540] [--only WORDS] [--output FILE] [--compile auto|whole|regional]
                               [--tensorrt FILE.json] [--again] [--list] [--smoke]
@@ -268,7 +268,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.output is None:
         args.output = (
-            Path(tempfile.gettempdir(), "smoke.json") if args.smoke else HERE / "results" / "h100.json"
+            Path(tempfile.gettempdir(), "smoke.json")
+            if args.smoke
+            else HERE / "results" / "speed" / "h100.json"
         )
     wanted = [case for case in (smoke_cases() if args.smoke else cases()) if matches(case, args.only)]
     if args.list:

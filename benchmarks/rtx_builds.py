@@ -5,7 +5,7 @@
 Every shipped model, and Restormer and ELAN in their official sizes (random weights: the numbers do not matter here),
 in fp32, tf32, fp16, bf16 and mixed, for compute capability 8.0, 8.6, 8.9 and 12.0, with batch, height and width all
 dynamic. Each build is a process of its own, so that its peak memory is its own. Built is not run: these engines need
-a GPU of those capabilities. Takes about ten minutes on two quiet cores; results/rtx_builds.json keeps what an earlier
+a GPU of those capabilities. Takes about ten minutes on two cores; results/speed/rtx_builds.json keeps what an earlier
 call recorded for other models.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-OUTPUT = HERE / "results" / "rtx_builds.json"
+OUTPUT = HERE / "results" / "speed" / "rtx_builds.json"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
 TARGETS = ("8.0", "8.6", "8.9", "12.0")
 PROFILE = ((1, 64, 64), (1, 256, 256), (4, 1024, 1024))

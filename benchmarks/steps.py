@@ -11,7 +11,7 @@ time of the whole pass; both are shown.
 --only      words of the five workloads; a whole name, such as restormer-1080x1920, need not be one of them
 --streamed  streaming kernels on all levels of a Restormer, or on none, instead of where they are faster
 --error     also the relative L2 error of the output against PyTorch in float32 on the same GPU, on smooth noise
---output    otherwise results/h100_steps.json; runs with --batch or --streamed are only printed
+--output    otherwise results/speed/h100_steps.json; runs with --batch or --streamed are only printed
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def main() -> None:
             print(f"{workload}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     output = args.output
     if output is None and args.batch == 1 and args.streamed == "auto":
-        output = HERE / "results" / "h100_steps.json"
+        output = HERE / "results" / "speed" / "h100_steps.json"
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps({"results": results}, indent=1) + "\n", "utf-8")

@@ -1,8 +1,8 @@
-"""TensorRT 8.6 on an H100 through the package itself: build times, speed, layer profiles; into results/tensorrt86.json.
+"""TensorRT 8.6 on an H100: build times, speed, layer profiles, into results/speed/tensorrt86.json.
 
     . D/env.sh && PYTHONPATH=src:benchmarks:$PYTHONPATH $TRT_PYTHON benchmarks/tensorrt86.py [--seconds 560]
                   [--only WORDS] [--again WORDS] [--output FILE] [--list] [--plain FILE.onnx] [--form TEXT]
-    python benchmarks/h100.py --tensorrt benchmarks/results/tensorrt86.json --only nothing   # into h100.json
+    python benchmarks/h100.py --tensorrt benchmarks/results/speed/tensorrt86.json --only nothing   # into h100.json
 
 Runs in CPython 3.10 without PyTorch, because TensorRT 8.6.0 has no bindings for newer ones. D is made on a machine
 with a package index by ../shared/tools/pack_tensorrt.py, with the wheels that restort needs there (CPython 3.10,
@@ -32,8 +32,7 @@ library, or it is compiled; their plans have to be in the same RESTORT_CACHE, ma
     python benchmarks/plan_make.py --workloads
 
 Cases of another form (restort.export.form) or with other options of the build show what they buy; --form
-'attention unit, level 2' has the cases without a form of their own run so. What can be built at all is found faster
-by benchmarks/tensorrt86_bisect.py.
+'attention unit, level 2' has the cases without a form of their own run so.
 """
 
 from __future__ import annotations
@@ -249,7 +248,7 @@ def main() -> int:
         "--only", help="cases whose name is, or else holds, one of these words (a comma between)"
     )
     parser.add_argument("--again", help="measure such cases once more")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "tensorrt86.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "speed" / "tensorrt86.json")
     parser.add_argument("--plain", type=Path, help="a plain export of ELAN-light x4, for the profile before")
     parser.add_argument(
         "--form", default="", help="how all cases are to be built that do not say it themselves"

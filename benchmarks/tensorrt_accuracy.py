@@ -49,7 +49,7 @@ from restort.models.checkpoint import Weights, load_weights
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
-OUTPUT = HERE / "results" / "accuracy_tensorrt.json"
+OUTPUT = HERE / "results" / "accuracy" / "accuracy_tensorrt.json"
 RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed,tensorrt:fused"
 FUSED = "fused"  # in place of a precision: fp16, by RestoRT's own kernels
 
