@@ -31,14 +31,14 @@ from PIL import Image
 from restort.backends.fused.networks import PlainNetwork
 from restort.backends.fused.runner import FusedRunner
 from restort.errors import RestortError
-from restort.imaging.pad import pad_to_multiple
-from restort.measure.quality import psnr, psnr_y
-from restort.measure.resize import imresize
-from restort.models.checkpoint import Weights, load_weights
+from restort.evaluation.metrics import psnr, psnr_y
+from restort.evaluation.resize import imresize
+from restort.tiling.padding import pad_to_multiple
+from restort.weights.checkpoint import Weights, load_weights
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
-SHIPPED = HERE.parent / "src" / "restort" / "zoo" / "weights"
+SHIPPED = HERE.parent / "src" / "restort" / "weights" / "shipped"
 LIMITS = {"fp16": 2e-3, "bf16": 1e-2}
 PSNR_DB = 0.01
 SIGMAS = (15, 25, 50)

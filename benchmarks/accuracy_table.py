@@ -20,16 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from restort.backends import Runner, create
+from restort.backends.registry import create
 from restort.errors import RestortError
-from restort.imaging.files import write_bytes
-from restort.imaging.pad import pad_to_multiple
-from restort.measure.evaluate import evaluate
-from restort.measure.machine import provenance
-from restort.measure.tensors import EPSILON, definitions, tensor_error
-from restort.models.checkpoint import Weights, load_weights
-from restort.zoo.catalogue import find
-from restort.zoo.fetch import path_of
+from restort.evaluation.evaluate import evaluate
+from restort.profiling.machine import provenance
+from restort.profiling.tensor_error import EPSILON, definitions, tensor_error
+from restort.runner import Runner
+from restort.tiling.padding import pad_to_multiple
+from restort.utils.files import write_bytes
+from restort.weights.catalogue import find
+from restort.weights.checkpoint import Weights, load_weights
+from restort.weights.download import path_of
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"

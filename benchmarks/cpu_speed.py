@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from peers import Eager, official_restormer, random_state
 
-from restort.backends import create, library_version
-from restort.backends.processor import default_threads, processor_name
-from restort.models.checkpoint import Weights, load_weights
+from restort.backends.registry import create, library_version
 from restort.models.spec import ElanSpec, Spec
+from restort.utils.cpu import default_threads, processor_name
+from restort.weights.checkpoint import Weights, load_weights
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
@@ -135,9 +135,9 @@ def measure(name: str, threads: int, rounds: int, say: Callable[[str], None]) ->
 
 def set5(threads: int) -> dict[str, float]:
     """PSNR-Y in dB (8 bits, 4 pixels cropped) of the trained ELAN-light x4 on Set5, per backend and precision."""
-    from restort.imaging.pad import pad_to_multiple
-    from restort.imaging.read import read
-    from restort.measure.quality import psnr_y
+    from restort.evaluation.metrics import psnr_y
+    from restort.imaging.decode import read
+    from restort.tiling.padding import pad_to_multiple
 
     weights, found = load_weights(ELAN_FILE), {}
     folder = SHARED / "data" / "test" / "set5"

@@ -37,8 +37,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d, fftconvolve
 
 import restort
-from restort.measure.kernels import read_kernels
-from restort.measure.resize import imresize
+from restort.evaluation.blur_kernels import read_kernels
+from restort.evaluation.resize import imresize
 
 Array = np.ndarray[Any, Any]
 SHARED = next(  # beside the checkout, or further up

@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from restort.backends.featuremaps import temporary_folder
 from restort.backends.fused.networks import PlainNetwork
 from restort.backends.fused.runner import FusedRunner
+from restort.backends.strips.feature_maps import temporary_folder
 from restort.errors import RestortError
-from restort.imaging.memory import available_memory
-from restort.measure.synthetic import dead_leaves
-from restort.models.checkpoint import load_weights
+from restort.profiling.synthetic import dead_leaves
+from restort.utils.memory import available_memory
+from restort.weights.checkpoint import load_weights
 
 HERE = Path(__file__).resolve().parent
-SMALL = HERE.parent / "src" / "restort" / "zoo" / "weights" / "restormer-small-denoise.safetensors"
+SMALL = HERE.parent / "src" / "restort" / "weights" / "shipped" / "restormer-small-denoise.safetensors"
 
 
 def picture(channels: int, height: int, width: int) -> np.ndarray:

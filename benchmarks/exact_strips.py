@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from restort.backends import library_version
-from restort.backends.processor import default_threads, processor_name
-from restort.imaging.memory import available_memory
-from restort.imaging.pad import reflect_index
+from restort.backends.registry import library_version
+from restort.evaluation.metrics import psnr
+from restort.imaging.decode import read
 from restort.imaging.picture import Picture
-from restort.imaging.read import read
-from restort.measure.quality import psnr
-from restort.pipeline.model import Model, load
+from restort.inference.model import Model, load
+from restort.tiling.padding import reflect_index
+from restort.utils.cpu import default_threads, processor_name
+from restort.utils.memory import available_memory
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
@@ -85,7 +85,7 @@ def timed(mode: str, height: int, width: int, threads: int) -> dict[str, Any]:
         load_average = psutil.getloadavg()[0]
         files = 0
         if mode == "exact":
-            from restort.backends.strips import stored_bytes
+            from restort.backends.strips.network import stored_bytes
 
             stored = stored_bytes(model.spec, 1, -(-height // 8) * 8, -(-width // 8) * 8)  # type: ignore[arg-type]
             files = stored if stored > available_memory() // 2 else 0

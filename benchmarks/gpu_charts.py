@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_workloads import TASKS
 
-from restort.measure.extras import need
-from restort.measure.plots import _svg
+from restort.profiling.plots import _svg
+from restort.utils.extras import need
 
 if TYPE_CHECKING:
     from gpu_report import Report

@@ -23,8 +23,8 @@ import torch
 from gpu_workloads import Case, floor_ms, weights_of
 from peers import Eager, _elan, _restormer
 
-from restort.models.checkpoint import Weights
 from restort.models.spec import ElanSpec
+from restort.weights.checkpoint import Weights
 
 SMOKE = "--smoke" in sys.argv
 DEVICE = torch.device("cpu" if SMOKE else "cuda")

@@ -15,8 +15,8 @@ from typing import Any
 
 from random_weights import random_state
 
-from restort.models.checkpoint import Weights
 from restort.models.spec import ElanSpec, RestormerSpec, Spec
+from restort.weights.checkpoint import Weights
 
 RESTORMER = RestormerSpec(3, 3, 48, (4, 6, 6, 8), 4, (1, 2, 4, 8), 2.66, False, "WithBias", False)
 ELAN = ElanSpec(4, 36, 180, 1, 3, (4, 8, 16), 255.0, 2)

@@ -4,7 +4,7 @@ Nothing is folded, fused or reordered: the shift convolution is a depthwise conv
 batch normalisation runs as such, windows are cut by view/permute copies, attention scores are kept and handed
 to the next block, layer normalisation flattens to tokens and back, queries and keys are normalised before
 their product. Written from the papers' equations (Restormer, CVPR 2022, section 3; ELAN, ECCV 2022, section 3)
-and checked against the originals' recorded outputs in tests/test_backends.py.
+and checked against the originals' recorded outputs in tests/backends/test_registry.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs a plan (restort.backends.fused.plan) on the GPU through the driver alone, compares its result, and times it.
+"""Runs a plan (restort.backends.fused.aot_compile) on the GPU through the driver alone, compares and times it.
 
     python benchmarks/plan_check.py PLAN [--input x.npy] [--reference y.npy] [--weights FILE] [--save y.npy]
                                     [--repeat 100] [--launches]
@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from restort.backends.fused.plan_file import ADDRESS, NUMBER, Plan, read_plan
+from restort.backends.fused.aot_package import ADDRESS, NUMBER, Plan, read_plan
 from restort.kernels import cuda
 
 GUARD = 4096  # bytes on both sides of every region
@@ -209,7 +209,7 @@ def distance(mine: Any, wanted: Any) -> float:
 def fused(weights: str, plan: Plan, x: Any) -> Any:
     """The result of the fused backend in the plan's precision."""
     from restort.backends.fused.runner import FusedRunner
-    from restort.models.checkpoint import load_weights
+    from restort.weights.checkpoint import load_weights
 
     return FusedRunner(load_weights(weights), plan.text["precision"])(x)
 

@@ -1,4 +1,4 @@
-"""Makes a plan of a pass (restort.backends.fused.plan) and its graph for TensorRT 8.6, without a GPU.
+"""Makes a plan of a pass (restort.backends.fused.aot_compile) and its graph for TensorRT 8.6, without a GPU.
 
     python benchmarks/plan_make.py WEIGHTS OUT [--precision fp16] [--shape 1 720 1280] [--capability 90] [--plain]
     python benchmarks/plan_make.py --workloads [--only WORDS] [--processes 16] [--capability 90]
@@ -68,7 +68,7 @@ def provided(network: str, h: int, w: int, precision: str, capability: int, proc
     """In a process of its own: a plan in the cache; a line about it."""
     from gpu_workloads import weights_of
 
-    from restort.backends.fused.plan_cache import PlanCache, Wanted, opened
+    from restort.backends.fused.aot_cache import PlanCache, Wanted, opened
 
     start = time.perf_counter()
     wanted = Wanted(weights_of(network), precision, (1, h, w), capability)
@@ -82,8 +82,8 @@ def provided(network: str, h: int, w: int, precision: str, capability: int, proc
 
 def one(args: argparse.Namespace) -> None:
     """The plan of WEIGHTS, and its graphs."""
-    from restort.backends.fused.plan import make_plan, read_plan
-    from restort.models.checkpoint import load_weights
+    from restort.backends.fused.aot_compile import make_plan, read_plan
+    from restort.weights.checkpoint import load_weights
 
     weights = load_weights(args.weights)
     n, h, w = args.shape

@@ -30,17 +30,17 @@ FP32_SHARE = (
 
 
 def names() -> list[str]:
-    from restort.zoo.catalogue import entries
+    from restort.weights.catalogue import entries
 
     return [entry.name for entry in entries() if entry.shipped] + [f"random-{name}" for name in RANDOM]
 
 
 def weights_of(name: str) -> Any:
     """Shipped weights, or well-conditioned random ones in an official size."""
-    from restort.models.checkpoint import Weights, load_weights
     from restort.models.spec import ElanSpec, RestormerSpec, Spec
-    from restort.zoo.catalogue import find
-    from restort.zoo.fetch import path_of
+    from restort.weights.catalogue import find
+    from restort.weights.checkpoint import Weights, load_weights
+    from restort.weights.download import path_of
 
     if not name.startswith("random-"):
         return load_weights(path_of(find(name), offline=True, notice=print))
@@ -89,7 +89,7 @@ def one(arguments: tuple[str, str, str]) -> dict[str, Any]:
 
 def main() -> None:
     from restort.backends.tensorrt.flavour import find
-    from restort.measure.machine import provenance
+    from restort.profiling.machine import provenance
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

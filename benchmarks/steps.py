@@ -32,7 +32,7 @@ from gpu_workloads import BYTES_PER_S, NETWORKS, TASKS, TFLOPS, weights_of
 from restort.backends.fused.instances import Instance
 from restort.backends.fused.networks import TYPES, PlainNetwork, timed
 from restort.kernels.launch import Launch
-from restort.models.checkpoint import Weights
+from restort.weights.checkpoint import Weights
 
 HERE = Path(__file__).resolve().parent
 REPEATS = 20

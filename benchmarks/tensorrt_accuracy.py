@@ -44,8 +44,8 @@ import numpy as np
 from tensorrt_accuracy_sets import REFERENCE, SETS, SIGMA, pictures, slug
 
 from restort.errors import RestortError
-from restort.imaging.pad import pad_to_multiple
-from restort.models.checkpoint import Weights, load_weights
+from restort.tiling.padding import pad_to_multiple
+from restort.weights.checkpoint import Weights, load_weights
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
@@ -56,9 +56,9 @@ FUSED = "fused"  # in place of a precision: fp16, by RestoRT's own kernels
 
 def make_inputs(args: argparse.Namespace) -> None:
     """W/SET.npz (clean and degraded pictures) and W/MODEL.safetensors."""
-    from restort.measure.datasets import open_dataset
+    from restort.evaluation.datasets import open_dataset
 
-    shipped = HERE.parent / "src" / "restort" / "zoo" / "weights"
+    shipped = HERE.parent / "src" / "restort" / "weights" / "shipped"
     files = {
         "ELAN-light x4": args.elan,
         "restormer-small-denoise": shipped / "restormer-small-denoise.safetensors",
@@ -81,8 +81,8 @@ def make_inputs(args: argparse.Namespace) -> None:
 
 def choose_mixed(args: argparse.Namespace) -> None:
     """W/MODEL.mixed.json: which sections stay in float32, measured on parts of the set's first pictures."""
-    from restort.measure.pairs import Pair
-    from restort.measure.sensitivity import Budget, Search
+    from restort.profiling.pairs import Pair
+    from restort.profiling.sensitivity import Budget, Search
 
     for model in SETS:
         target = args.work / f"{slug(model)}.mixed.json"
@@ -108,7 +108,7 @@ def choose_mixed(args: argparse.Namespace) -> None:
 
 def make_plans(args: argparse.Namespace) -> None:
     """The plans of all sizes of the sets, into the cache folder."""
-    from restort.backends.fused.plan_cache import PlanCache, Wanted
+    from restort.backends.fused.aot_cache import PlanCache, Wanted
 
     for model in SETS:
         weights = load_weights(args.work / f"{slug(model)}.safetensors")
@@ -159,16 +159,16 @@ def one_run(
     if backend == "tensorrt":
         runner = tensorrt(args, model, weights, precision, [x.shape[2:] for x in arrays])
     else:
-        from restort.backends import create
+        from restort.backends.registry import create
 
         runner = create(weights, backend, precision)
     scale = weights.spec.scale
     for i, (image, x) in enumerate(zip(inputs, arrays)):
         y = runner(x)[0].transpose(1, 2, 0)
         np.save(folder / f"{i}.npy", y[: image.shape[0] * scale, : image.shape[1] * scale])
-    from restort.backends.processor import processor_name
-    from restort.measure.machine import command
-    from restort.measure.report import versions
+    from restort.evaluation.report import versions
+    from restort.profiling.machine import command
+    from restort.utils.cpu import processor_name
 
     about: dict[str, Any] = {
         "device": getattr(runner, "device", processor_name()),

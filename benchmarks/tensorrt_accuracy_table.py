@@ -12,11 +12,11 @@ import numpy as np
 from accuracy_table import text
 from tensorrt_accuracy_sets import REFERENCE, SETS, SIGMA, pictures, slug
 
-from restort.imaging.files import write_bytes
-from restort.measure import quality
-from restort.measure.machine import provenance
-from restort.measure.tensors import EPSILON, definitions, tensor_error
-from restort.models.checkpoint import Weights, load_weights
+from restort.evaluation import metrics
+from restort.profiling.machine import provenance
+from restort.profiling.tensor_error import EPSILON, definitions, tensor_error
+from restort.utils.files import write_bytes
+from restort.weights.checkpoint import Weights, load_weights
 
 Row = dict[str, Any]
 Outputs = list[np.ndarray]
@@ -73,8 +73,8 @@ def flat(found: Outputs) -> np.ndarray | None:
 def scored(made: Outputs, reference: np.ndarray, clean: Outputs, weights: Weights) -> Row:
     border = weights.spec.scale if weights.spec.scale > 1 else 0
     measures: dict[str, Callable[..., float]] = {
-        "psnr_on_set": quality.psnr_y if border else quality.psnr,
-        "ssim_on_set": quality.ssim_y if border else quality.ssim,
+        "psnr_on_set": metrics.psnr_y if border else metrics.psnr,
+        "ssim_on_set": metrics.ssim_y if border else metrics.ssim,
     }
     mine = flat(made)
     assert mine is not None

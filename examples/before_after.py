@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from restort.evaluation.resize import imresize
+from restort.imaging.decode import read
+from restort.imaging.encode import write
 from restort.imaging.picture import Picture
-from restort.imaging.read import read
-from restort.imaging.write import write
-from restort.measure.resize import imresize
 
 GAP = 8
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from before_after import before_after
 
-from restort.cli import main as restort
+from restort.cli.main import main as restort
 from restort.errors import RestortError
-from restort.zoo.catalogue import default_for
+from restort.weights.catalogue import default_for
 
 HERE = Path(__file__).resolve().parent
 STEPS = (  # command, input, result

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from restort.cli import main
+from restort.cli.main import main
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from restort.measure.resize import resize_matrix
+from restort.evaluation.resize import resize_matrix
 
 # How the three motions share a path of unit extent, by kind of camera motion: (least, most) of drift, shake
 # and jitter, and the share of kernels that are of this kind.
@@ -36,7 +36,7 @@ def bicubic_downscale(x: Tensor, scale: int, *, peak: float = 255.0, eight_bit: 
     """Pictures (N, C, H, W) in [0, peak], made `scale` times smaller as MATLAB's `imresize` does to 8-bit
     pixels.
 
-    Cubic kernel with a = -0.5, widened by `scale`, symmetric borders (see restort.measure.resize). MATLAB
+    Cubic kernel with a = -0.5, widened by `scale`, symmetric borders (see restort.evaluation.resize). MATLAB
     rounds to 8 bits after the rows and again after the columns, so `eight_bit` does the same and returns
     multiples of peak / 255; in float64 the LR_bicubic images of Set5, Set14 and BSD100 are met to the bit.
     Without it nothing is rounded or clipped. Crop H and W to multiples of `scale` beforehand, as the test

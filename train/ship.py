@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="default: where the package looks for it")
     args = parser.parse_args()
     config = read_config(args.config)
-    folder = Path(__file__).resolve().parents[1] / "src/restort/zoo/weights"
+    folder = Path(__file__).resolve().parents[1] / "src/restort/weights/shipped"
     target = args.output or folder / f"{config.name}.safetensors"
     spec = replace(config.spec, rgb_range=255.0) if isinstance(config.spec, ElanSpec) else config.spec
     metadata = {

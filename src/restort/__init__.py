@@ -17,15 +17,15 @@ __version__ = "0.1.0"
 __all__ = ["Model", "RestortError", "UsageError", "__version__", "list_models", "load", "restore"]
 
 if TYPE_CHECKING:
-    from restort.api import list_models, restore
     from restort.errors import RestortError, UsageError
-    from restort.pipeline.model import Model, load
+    from restort.inference.api import list_models, restore
+    from restort.inference.model import Model, load
 
 _HOMES = {
-    "Model": "restort.pipeline.model",
-    "load": "restort.pipeline.model",
-    "restore": "restort.api",
-    "list_models": "restort.api",
+    "Model": "restort.inference.model",
+    "load": "restort.inference.model",
+    "restore": "restort.inference.api",
+    "list_models": "restort.inference.api",
     "RestortError": "restort.errors",
     "UsageError": "restort.errors",
 }

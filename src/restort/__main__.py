@@ -2,7 +2,7 @@
 
 import sys
 
-from restort.cli import main
+from restort.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,4 +16,4 @@ class UsageError(RestortError):
 
 
 class OutOfMemory(RestortError, MemoryError):
-    """A backend has not the memory for an array of this size; a smaller one may fit (restort.imaging.tiles)."""
+    """A backend has not the memory for an array of this size; a smaller one may fit (restort.tiling.tiles)."""

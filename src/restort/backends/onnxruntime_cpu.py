@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from restort.backends.base import Array, checked, closed, one_line
-from restort.backends.processor import default_threads
 from restort.errors import RestortError
-from restort.models.checkpoint import Weights
+from restort.runner import Array, checked, closed, one_line
+from restort.utils.cpu import default_threads
+from restort.weights.checkpoint import Weights
 
 PRECISIONS = ("fp32",)
 
@@ -21,7 +21,7 @@ class OnnxRuntimeRunner:
     def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
         import onnxruntime as ort
 
-        from restort.export.cache import graph_path
+        from restort.export.graph_cache import graph_path
 
         self.spec = weights.spec
         options = ort.SessionOptions()

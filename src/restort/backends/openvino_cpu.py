@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from restort.backends.base import Array, checked, closed, one_line
-from restort.backends.processor import default_threads
 from restort.errors import RestortError
-from restort.models.checkpoint import Weights
+from restort.runner import Array, checked, closed, one_line
+from restort.utils.cpu import default_threads
+from restort.weights.checkpoint import Weights
 
 PRECISIONS = ("fp32", "bf16")
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -33,7 +33,7 @@ class OpenVinoRunner:
     def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
         import openvino as ov
 
-        from restort.export.cache import graph_path
+        from restort.export.graph_cache import graph_path
 
         self.spec = weights.spec
         self.precision = precision

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from restort.backends.base import Array, checked, closed
-from restort.backends.processor import default_threads
 from restort.errors import UsageError
-from restort.models.checkpoint import Weights
+from restort.runner import Array, checked, closed
+from restort.utils.cpu import default_threads
+from restort.weights.checkpoint import Weights
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -60,7 +60,7 @@ class TorchRunner:
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[int, Array]]:
         """The result of the whole picture, strip by strip, in float32: restort.backends.strips."""
-        from restort.backends.strips import StripNetwork
+        from restort.backends.strips.network import StripNetwork
 
         if not self.spec.whole_image:
             raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")

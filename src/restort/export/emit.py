@@ -16,7 +16,7 @@ from restort.export.restormer import RestormerGraph
 from restort.models.spec import RestormerSpec
 
 if TYPE_CHECKING:
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 EMITTER = 4  # counted up whenever the same weights give another graph
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")

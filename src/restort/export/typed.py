@@ -18,7 +18,7 @@ from restort.export.form import TYPED, Form
 from restort.export.graph import KEPT, Precision
 
 if TYPE_CHECKING:
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
 NAMES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from restort.imaging.arrays import Array, Float32
+from restort.utils.array_types import Array, Float32
 
 
 def fill_transparent(colours: Float32, alpha: Array) -> Float32:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from restort.imaging.picture import Picture
-from restort.imaging.tiles import Network, Progress, TilePlan, stream_tiled
 from restort.models.spec import Spec
+from restort.tiling.tiles import Network, Progress, TilePlan, stream_tiled
 
 
 def apply(

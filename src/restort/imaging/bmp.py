@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from restort.imaging.arrays import Array
+from restort.utils.array_types import Array
 
 
 class DamagedBmp(Exception):

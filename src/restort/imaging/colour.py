@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from restort.imaging.arrays import Array
 from restort.imaging.vips import to_array, to_vips, vips
+from restort.utils.array_types import Array
 
 _SPACES = {b"RGB ": 3, b"GRAY": 1, b"CMYK": 4}
 

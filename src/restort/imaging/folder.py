@@ -11,7 +11,7 @@ from pathlib import Path
 
 from restort.errors import UsageError
 from restort.imaging import formats
-from restort.imaging.write import check_output
+from restort.imaging.encode import check_output
 
 
 @dataclass(frozen=True)

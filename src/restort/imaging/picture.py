@@ -21,7 +21,7 @@ import numpy as np
 
 from restort.errors import RestortError
 from restort.imaging.alpha import fill_transparent, is_constant, resize_alpha
-from restort.imaging.arrays import Array, Float32
+from restort.utils.array_types import Array, Float32
 
 Bands: TypeAlias = Iterable[tuple[int, Float32]]
 

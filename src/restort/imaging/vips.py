@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.imaging.arrays import Array
+from restort.utils.array_types import Array
 
 _GLIB_LEVELS = 8 | 16 | 32 | 64 | 128  # critical, warning, message, info, debug
 FORMATS = {"uint8": "uchar", "uint16": "ushort"}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-from restort.backends.fused.passes import Pass
+from restort.backends.fused.forward_pass import Pass
 from restort.errors import RestortError
 from restort.kernels.cuda import available
 from restort.kernels.launch import Launch
@@ -70,7 +70,7 @@ def plan_for(spec: Spec, capability: int, precision: str = "fp16", size: Any = S
     import torch
 
     from restort.models.build import build
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     module: Any = importlib.import_module(f"restort.backends.fused.{spec.architecture}")

@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from restort.cache import cache_root
 from restort.errors import RestortError
-from restort.imaging.files import write_bytes
+from restort.utils.cache_dir import cache_root
+from restort.utils.files import write_bytes
 
 HERE = Path(__file__).parent
 REMEDY = "pip install cuda-bindings nvidia-cuda-nvrtc"

@@ -139,7 +139,7 @@ def precompile(jobs: Sequence[Job], processes: int | None = None) -> int:
 
 def default_processes() -> int:
     """As many as there are processors, and as the memory holds."""
-    from restort.imaging.memory import available_memory
+    from restort.utils.memory import available_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, available_memory() // PROCESS_BYTES))

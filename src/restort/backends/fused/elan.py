@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from restort.backends.fused.elan_weights import Packed, pack
-from restort.backends.fused.passes import Pass
+from restort.backends.fused.forward_pass import Pass
 from restort.kernels import colour_head, lfe, upsample_tail, window_attention
 from restort.kernels.launch import Launch
 from restort.kernels.lfe import BORDER

@@ -26,8 +26,8 @@ from restort.kernels.lfe import wide
 from restort.kernels.upsample_tail import tile as upsample_tile
 from restort.kernels.window_attention import WINDOWS
 from restort.kernels.window_attention import tile as attention_tile
-from restort.models.checkpoint import Weights
 from restort.models.spec import ElanSpec
+from restort.weights.checkpoint import Weights
 
 Tensor = Any
 Array = npt.NDArray[Any]

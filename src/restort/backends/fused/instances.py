@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from restort.backends.fused.passes import Pass
+from restort.backends.fused.forward_pass import Pass
 from restort.errors import OutOfMemory
 from restort.kernels import sentinel
 from restort.kernels.precompile import missing, note, precompile, precompile_cuda

@@ -14,13 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from restort.backends.base import Array
+from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.instances import Instance, Instances, Shape
-from restort.backends.fused.passes import Pass
-from restort.imaging.memory import bytes_per_pixel
 from restort.models.blocks import block_channels, block_names
 from restort.models.build import build
-from restort.models.checkpoint import Weights
+from restort.models.memory_estimate import bytes_per_pixel
+from restort.runner import Array
+from restort.weights.checkpoint import Weights
 
 Tensor = Any
 Say = Callable[[str], None]

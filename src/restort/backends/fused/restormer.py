@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from restort.backends.fused.passes import Pass
+from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.restormer_blocks import BlockPlanner, choose
 from restort.backends.fused.restormer_plain import Buffer, Get
 from restort.backends.fused.restormer_weights import Packed, pack, step

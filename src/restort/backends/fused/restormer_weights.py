@@ -48,8 +48,8 @@ from restort.kernels.stream_ffn import kernel as stream_ffn
 from restort.kernels.stream_ffn import wide
 from restort.kernels.stream_gram import wide as gram_wide
 from restort.models.blocks import block_names
-from restort.models.checkpoint import Weights
 from restort.models.spec import RestormerSpec
+from restort.weights.checkpoint import Weights
 
 Tensor = Any
 Array = npt.NDArray[Any]

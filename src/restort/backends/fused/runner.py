@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from restort.backends.base import Array, check_shape, checked, closed
 from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork, full_float32
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.kernels import cuda
-from restort.models.checkpoint import Weights
+from restort.runner import Array, check_shape, checked, closed
+from restort.weights.checkpoint import Weights
 
 Tensor = Any
 Result = TypeVar("Result")
@@ -220,7 +220,7 @@ class FusedRunner:
 
         In float16 for a runner in fp16, else in float32.
         """
-        from restort.backends.strips import GPU_CELL_BYTES, StripNetwork
+        from restort.backends.strips.network import GPU_CELL_BYTES, StripNetwork
 
         if not self.spec.whole_image:
             raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")

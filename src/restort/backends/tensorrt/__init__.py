@@ -15,9 +15,9 @@ build.py     `build(flavour, graph, options) -> Built(plan: bytes, report: dict,
              `graph` is an onnx.ModelProto or its bytes, of `restort.export.typed.typed_graph`. BuildOptions is
              frozen; see there. The report becomes the sidecar.
 build_plan.py  `build_plan(flavour, weights, plan, options) -> Built`: an engine of RestoRT's own kernels, the file
-             `plan` (restort.backends.fused.plan_cache) as one node; `ready(flavour, about)` before one is opened.
-plan_graph.py  `plan_graph(weights, plan) -> onnx.ModelProto`: one node, a whole pass of restort.backends.fused.plan,
-             which the plugin in C++ in plugin/ runs.
+             `plan` (restort.backends.fused.aot_cache) as one node; `ready(flavour, about)` before one is opened.
+plan_graph.py  `plan_graph(weights, plan) -> onnx.ModelProto`: one node, a whole pass of
+             restort.backends.fused.aot_compile, which the plugin in C++ in plugin/ runs.
 plugin_library.py  `load(flavour)`: that plugin as a library, named by RESTORT_PLUGIN or compiled once.
 report.py    `report_of(...)`: what the sidecars of both kinds of engines have in common.
 sidecar.py   `ENGINE.json` beside `ENGINE`: `write(path, built)`, under temporary names, the sidecar last, so that

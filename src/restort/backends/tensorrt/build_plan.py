@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.plan_cache import PRECISIONS, Wanted
-from restort.backends.fused.plan_file import read_plan
+from restort.backends.fused.aot_cache import PRECISIONS, Wanted
+from restort.backends.fused.aot_package import read_plan
 from restort.backends.tensorrt import network as networks
 from restort.backends.tensorrt import plugin_library
 from restort.backends.tensorrt.build import BuildOptions, Built, configure, run, starting
@@ -23,7 +23,7 @@ from restort.errors import RestortError, UsageError
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.flavour import Flavour
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 SEARCH = ("level", "constraints", "static")
 """Fields of BuildOptions about choices that TensorRT does not have here."""

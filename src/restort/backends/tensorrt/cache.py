@@ -22,8 +22,8 @@ import filelock
 from restort.backends.tensorrt import sidecar
 from restort.backends.tensorrt.build import Built
 from restort.backends.tensorrt.keys import Key, Size, profile_of
-from restort.cache import cache_root
 from restort.errors import RestortError, UsageError
+from restort.utils.cache_dir import cache_root
 
 LIMIT = "RESTORT_ENGINES_GIB"
 LIMIT_GIB = 20.0

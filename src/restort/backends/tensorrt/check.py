@@ -6,10 +6,10 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from restort.backends.gpu import Trouble, look
+from restort.utils.gpu import Trouble, look
 
 if TYPE_CHECKING:
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 
 KERNELS = "RESTORT_TENSORRT_KERNELS"

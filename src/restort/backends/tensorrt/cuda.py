@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from restort.backends.base import Array
 from restort.errors import OutOfMemory, RestortError
+from restort.runner import Array
 
 REMEDY = "pip install cuda-python"
 

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from restort.backends.fused.plan_file import MAGIC
+from restort.backends.fused.aot_package import MAGIC
 from restort.backends.tensorrt import inspect, sidecar
 from restort.backends.tensorrt.build_plan import ready
 from restort.backends.tensorrt.flavour import TITLES, Flavour, find, installed

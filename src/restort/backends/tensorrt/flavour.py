@@ -14,9 +14,9 @@ import importlib.util
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
-from restort.backends.gpu import load_lazily
 from restort.backends.tensorrt.log import Log
 from restort.errors import RestortError, UsageError
+from restort.utils.gpu import load_lazily
 
 Name: TypeAlias = Literal["tensorrt", "rtx"]
 

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from dataclasses import asdict, dataclass
 
-from restort.backends.gpu import load_lazily
+from restort.utils.gpu import load_lazily
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from restort.cache import slug
+from restort.utils.cache_dir import slug
 
 Size: TypeAlias = tuple[int, int, int]  # batch, height, width of the input
 
@@ -148,7 +148,7 @@ def plan_of(digest: str, sources: str, plugin: str) -> str:
     """The identity of what an engine of RestoRT's own kernels holds, without making it.
 
     digest   SHA-256 of the weights' file.
-    sources  of the kernels (restort.backends.fused.plan_cache.sources_digest).
+    sources  of the kernels (restort.backends.fused.aot_cache.sources_digest).
     plugin   of the plugin's library or sources (restort.backends.tensorrt.plugin_library.digest).
 
     Precision, size and compute capability are in the key beside it.

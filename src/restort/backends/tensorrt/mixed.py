@@ -1,6 +1,6 @@
 """Which sections of a network a mixed engine keeps in float32: chosen by measurement, kept in the cache folder.
 
-restort.measure.sensitivity makes the choice, with PyTorch; runners only read it.
+restort.profiling.sensitivity makes the choice, with PyTorch; runners only read it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.cache import cache_root
 from restort.errors import RestortError
 from restort.export.form import sections
+from restort.utils.cache_dir import cache_root
 
 if TYPE_CHECKING:
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 
 def choice_path(weights: Weights) -> Path:
@@ -25,7 +25,7 @@ def choice_path(weights: Weights) -> Path:
 
 
 def choice(weights: Weights) -> dict[str, Any] | None:
-    """The choice that was made for these weights, as restort.measure.sensitivity wrote it; None without one."""
+    """The choice that was made for these weights, as restort.profiling.sensitivity wrote it; None without one."""
     try:
         found: dict[str, Any] = json.loads(choice_path(weights).read_text("utf-8"))
         if found["weights_sha256"] == weights.digest and set(found["keep_fp32"]) <= set(

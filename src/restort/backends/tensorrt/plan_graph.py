@@ -9,17 +9,17 @@ import onnx
 from onnx import TensorProto, helper
 
 import restort
-from restort.backends.fused.plan_file import Plan, read_plan
+from restort.backends.fused.aot_package import Plan, read_plan
 from restort.errors import RestortError
 
 if TYPE_CHECKING:
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 OPSET, IR_VERSION = 17, 8  # the newest that TensorRT 8.6 reads
 
 
 def plan_graph(weights: Weights, plan: bytes | Path | str) -> onnx.ModelProto:
-    """The graph of a plan of `weights` (restort.backends.fused.plan.make_plan): its bytes, or the path of its file.
+    """The graph of a plan of `weights` (aot_compile.make_plan): its bytes, or the path of its file.
 
     Input 'input' and output 'output' are float32 of the plan's shapes. Of bytes the graph holds a copy, of a path only
     the absolute path, so that the file has to stay where it is until the engine is built. Raises RestortError for

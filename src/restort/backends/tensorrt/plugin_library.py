@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restort.backends.tensorrt.sidecar import sha256
-from restort.cache import cache_root
 from restort.errors import RestortError, UsageError
+from restort.utils.cache_dir import cache_root
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.flavour import Flavour

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from restort.backends.base import Array, checked, closed
-from restort.backends.fused.plan_cache import PRECISIONS as FUSED_PRECISIONS
+from restort.backends.fused.aot_cache import PRECISIONS as FUSED_PRECISIONS
 from restort.backends.tensorrt import cuda
 from restort.backends.tensorrt.build import BuildOptions, check_options
 from restort.backends.tensorrt.build_plan import ready
@@ -31,9 +30,10 @@ from restort.backends.tensorrt.mixed import kept_sections
 from restort.backends.tensorrt.runtime import Engine, EngineRefused
 from restort.backends.tensorrt.supply import LARGEST, Supply, present
 from restort.errors import OutOfMemory, RestortError, UsageError
-from restort.imaging.files import write_bytes
-from restort.imaging.memory import bytes_per_pixel
-from restort.models.checkpoint import Weights
+from restort.models.memory_estimate import bytes_per_pixel
+from restort.runner import Array, checked, closed
+from restort.utils.files import write_bytes
+from restort.weights.checkpoint import Weights
 
 PRECISIONS = ("fp16", "bf16", "fp32", "tf32", "mixed")
 LADDER = {

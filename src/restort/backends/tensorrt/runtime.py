@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restort.backends.base import Array
 from restort.backends.tensorrt import cuda
 from restort.backends.tensorrt.lane import Lane, Shape, Slot
 from restort.errors import RestortError
+from restort.runner import Array
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.flavour import Flavour

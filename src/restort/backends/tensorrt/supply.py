@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.plan_cache import PlanCache, Wanted, given, model_of, sources_digest
-from restort.backends.gpu import Trouble, look
+from restort.backends.fused.aot_cache import PlanCache, Wanted, given, model_of, sources_digest
 from restort.backends.tensorrt import plugin_library
 from restort.backends.tensorrt.build import (
     NOT_IN_KEYS,
@@ -29,16 +28,17 @@ from restort.backends.tensorrt.keys import Key, Profile, Size, graph_of, plan_of
 from restort.backends.tensorrt.progress import Progress
 from restort.backends.tensorrt.sidecar import sha256
 from restort.backends.tensorrt.timings import Timings
-from restort.cache import cache_root, slug
 from restort.errors import RestortError
 from restort.export.form import TYPED, WEAKLY_TYPED
 from restort.export.typed import typed_graph
-from restort.imaging.pad import round_up
 from restort.models.spec import Spec
+from restort.tiling.padding import round_up
+from restort.utils.cache_dir import cache_root, slug
+from restort.utils.gpu import Trouble, look
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.flavour import Flavour
-    from restort.models.checkpoint import Weights
+    from restort.weights.checkpoint import Weights
 
 LARGEST = (1280, 1280)  # height and width up to which one engine serves all pictures and tiles
 USUAL = (384, 640)  # what it is built to be fastest at

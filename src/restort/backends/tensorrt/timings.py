@@ -14,7 +14,7 @@ from pathlib import Path
 
 import filelock
 
-from restort.cache import cache_root, slug
+from restort.utils.cache_dir import cache_root, slug
 
 Combine = Callable[[bytes, bytes], bytes]
 

@@ -1,4 +1,4 @@
-// A pass's plan as it lies in its file (format: backends/fused/plan_file.py), read and checked; no GPU is needed.
+// A pass's plan as it lies in its file (format: backends/fused/aot_package.py), read and checked; no GPU is needed.
 
 #pragma once
 

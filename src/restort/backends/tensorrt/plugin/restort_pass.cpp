@@ -1,6 +1,6 @@
 // The TensorRT 8.6 plugin "RestortPass", version "1": one node that is a whole forward pass at one shape.
 //
-// Its field "plan" is the file that restort.backends.fused.plan makes (format: plan_file.py beside that), or "file:" and
+// Its field "plan" is the file that restort.backends.fused.aot_compile makes (format: aot_package.py beside that), or "file:" and
 // the path of one. Input and output are float32, linear, of the plan's shapes. Kernels and weights are loaded once for an
 // engine and shared by its execution contexts; scratch is of each context's own clone, so contexts may run side by side.
 // All of that is made in initialize, attachToContext or, at the latest, the first enqueue; later ones only launch, so

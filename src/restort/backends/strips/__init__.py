@@ -1,0 +1,1 @@
+"""Exact whole-image Restormer in bounded memory, strip by strip."""

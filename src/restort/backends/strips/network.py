@@ -1,0 +1,320 @@
+"""Restormer over a picture of any size, with the result of the whole picture, in bounded memory: `--tile exact`.
+
+Restormer's attention weighs channels by sums over all pixels (Zamir et al., CVPR 2022, section 3.1), and all else
+in it looks at the 3 x 3 neighbourhood. So each block goes over the picture twice, strip by strip: first to gather
+the sums, of which one C x C matrix per image is made, then to apply the matrix and the feed-forward network.
+Between blocks only the residual stream is kept, and the skip connections, in maps in memory or in files
+(restort.backends.strips.feature_maps); the expanded channels exist for a cell of a strip at a time
+(restort.backends.strips.operations).
+
+The second pass overwrites the map it reads. A strip needs two rows of the strip above as they were before: these
+are carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from restort.backends.strips.feature_maps import FeatureMap, Store, Tensor
+from restort.backends.strips.operations import BlockOperations, Halo, Sums, convolve, crop, shuffle
+from restort.backends.strips.workers import Workers
+from restort.models.restormer import Restormer
+from restort.models.spec import RestormerSpec
+from restort.runner import Array
+
+Progress = Callable[[int, int], None]
+
+CELL_BYTES = 4 << 20
+"""Of the widest tensor of a cell. Measured on a CPU: a cell stays near the caches, and below the 32 MiB from which
+the C library takes every tensor anew from the system, which makes whole pictures several times as slow."""
+
+GPU_CELL_BYTES = 256 << 20
+"""The same on a GPU, which a cell has to fill; a few such tensors live at a time."""
+
+LEAST_COLUMNS = 16
+STRIP_CELLS = 64
+"""How many cells' bytes a strip of a map may have; only pictures wider than some 20,000 pixels get lower strips for
+its sake."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the maps of one level of the network are cut: strips of `rows` rows, computed in `parts` cells each."""
+
+    height: int
+    width: int
+    rows: int
+    parts: int
+
+    def strips(self) -> list[tuple[int, int]]:
+        return list(pairwise([*range(0, self.height, self.rows), self.height]))
+
+    def cells(self) -> list[tuple[int, int]]:
+        return list(pairwise(self.width * i // self.parts for i in range(self.parts + 1)))
+
+
+def stored_bytes(spec: RestormerSpec, n: int, height: int, width: int, itemsize: int = 4) -> int:
+    """Bytes of the maps at the moment when they are most: before the last decoder level, whose input (2 dim
+    channels) is being made of the level below (2 dim at half the size) and the first skip connection (dim)."""
+    return round(3.5 * spec.dim) * n * height * width * itemsize
+
+
+def cut_levels(
+    spec: RestormerSpec,
+    n: int,
+    height: int,
+    width: int,
+    cell_bytes: int = CELL_BYTES,
+    threads: int = 1,
+    rows: int | None = None,
+) -> list[Cut]:
+    """The cuts of the four levels. Cells have about `cell_bytes` in their widest tensor, of four bytes a number,
+    and are wider than high; there are as many in a strip as keeps all threads busy, unless they would get too
+    narrow. `rows` overrides the height of strips at every level."""
+    cuts = []
+    for level in range(4):
+        h, w = height >> level, width >> level
+        channels = spec.dim << max(level, 1)
+        widest = max(2 * spec.hidden(channels), 3 * channels)
+        pixels = max(1, cell_bytes // (4 * n * widest))
+        if rows is not None:
+            high = rows
+        else:
+            high = max(4, round((pixels / 2) ** 0.5), pixels // w)
+            high = min(high, max(2, STRIP_CELLS * cell_bytes // (4 * n * w * channels)))
+        high = min(high, h)
+        parts = -(-w // max(4, pixels // high))
+        even = -(-parts // threads) * threads
+        cuts.append(Cut(h, w, high, even if w >= LEAST_COLUMNS * even else parts))
+    return cuts
+
+
+class StripNetwork:
+    """A Restormer that runs by strips; it holds no state between runs, so several threads may use it.
+
+    model   in evaluation mode, on any device, in float32 or float64; or in float16, where all but the sums is then
+            as exact as that.
+    """
+
+    def __init__(self, model: Restormer) -> None:
+        self._model: Any = model
+        self.spec = model.spec
+        weight = self._model.output.weight
+        self._dtype, self._device = weight.dtype, weight.device
+        with torch.inference_mode():
+            self._blocks = {
+                name: [BlockOperations(block) for block in getattr(model, name)]
+                for name in (
+                    *("encoder_level1", "encoder_level2", "encoder_level3", "latent"),
+                    *("decoder_level3", "decoder_level2", "decoder_level1", "refinement"),
+                )
+            }
+
+    def stream(
+        self,
+        x: Array,
+        *,
+        memory_bytes: int,
+        folder: Path,
+        rows: int | None = None,
+        cell_bytes: int | None = None,
+        device_bytes: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Array]]:
+        """Yields (top, rows of the result) from top to bottom: (N, C', rows, W), not clipped.
+
+        x             (N, C, H, W) in [0, 1], H and W multiples of 8.
+        memory_bytes  the maps are held in the computer's memory if they fit into this, otherwise in files.
+        device_bytes  where the model is on another device: they are held there if they fit into this.
+        folder        where the files go; they are gone when the run ends, whichever way.
+        rows          height of the strips; None chooses it.
+        cell_bytes    of the widest tensor of a cell; None for what suits the device.
+        progress      called as progress(done, total) after each strip of each pass.
+
+        Raises RestortError where the disk is full.
+        """
+        n, _, height, width = x.shape
+        on_cpu = self._device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
+        cell_bytes = cell_bytes or (CELL_BYTES if on_cpu else GPU_CELL_BYTES)
+        cuts = cut_levels(self.spec, n, height, width, cell_bytes, threads, rows)
+        size = stored_bytes(self.spec, n, height, width, self._dtype.itemsize)
+        kept = self._device if not on_cpu and size <= device_bytes else torch.device("cpu")
+        inside = kept is self._device or size <= memory_bytes
+        store = Store(self._dtype, self._device, None if inside else folder, kept)
+        run = _Run(self._model, self._blocks, store, Workers(threads), x, cuts, progress)
+        # The decorator leaves the mode while the generator waits; a `with` around `yield` would not.
+        bands: Iterator[tuple[int, Array]] = torch.inference_mode()(run.bands)()
+        return bands
+
+
+class _Run:
+    """One pass through the network."""
+
+    def __init__(
+        self,
+        model: Any,
+        blocks: dict[str, list[BlockOperations]],
+        store: Store,
+        workers: Workers,
+        image: Array,
+        cuts: list[Cut],
+        progress: Progress | None,
+    ) -> None:
+        self._model, self._blocks, self._store, self._workers = model, blocks, store, workers
+        self._image, self._cuts, self._progress = image, cuts, progress
+        weight = model.output.weight
+        self._dtype, self._device = weight.dtype, weight.device
+        spec: RestormerSpec = model.spec
+        b, strips = spec.num_blocks, [len(cut.strips()) for cut in cuts]
+        twice = (2 * b[0] + spec.num_refinement_blocks, 2 * b[1], 2 * b[2], b[3])
+        resampled = 2 * sum(strips[1:])  # down to each level and up from it
+        self._total = 2 * strips[0] + resampled + 2 * sum(a * c for a, c in zip(twice, strips))
+        self._done = 0
+
+    def bands(self) -> Iterator[tuple[int, Array]]:
+        model, dim = self._model, self._model.spec.dim
+        with self._store, self._workers:
+            one = self._embed()
+            self._stage("encoder_level1", one, 0)
+            two = self._down(model.down1_2, one, 1)
+            self._stage("encoder_level2", two, 1)
+            three = self._down(model.down2_3, two, 2)
+            self._stage("encoder_level3", three, 2)
+            x = self._down(model.down3_4, three, 3)
+            self._stage("latent", x, 3)
+            x = self._up(model.up4_3, x, three, model.reduce_chan_level3, dim * 4, 2)
+            self._stage("decoder_level3", x, 2)
+            x = self._up(model.up3_2, x, two, model.reduce_chan_level2, dim * 2, 1)
+            self._stage("decoder_level2", x, 1)
+            x = self._up(model.up2_1, x, one, None, dim * 2, 0)
+            self._stage("decoder_level1", x, 0)
+            self._stage("refinement", x, 0)
+            yield from self._output(x)
+
+    def _tick(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _new(self, level: int, channels: int) -> FeatureMap:
+        cut = self._cuts[level]
+        return self._store.new((len(self._image), cut.height, cut.width, channels))
+
+    def _image_rows(self, a: int, b: int) -> Tensor:
+        """Rows of the input as (N, b - a, W, C)."""
+        rows = np.ascontiguousarray(self._image[:, :, a:b].transpose(0, 2, 3, 1))
+        return torch.from_numpy(rows).to(self._device, self._dtype)
+
+    def _embedded(self, a: int, b: int) -> Tensor:
+        """Rows of the patch embedding."""
+        height = self._cuts[0].height
+        x = self._image_rows(max(a - 1, 0), min(b + 1, height))
+        return self._cellwise(x, Halo(int(a > 0), int(b < height)), 1, self._model.patch_embed.proj)
+
+    def _cellwise(
+        self, x: Tensor, halo: Halo, reach: int, convolution: Any, cut: Cut | None = None
+    ) -> Tensor:
+        """A convolution over the cells of a strip, with the halo above and below cut off."""
+
+        def one(cell: Tensor, edge: Halo) -> Tensor:
+            return crop(convolve(cell, convolution), edge)
+
+        return torch.cat(self._workers.map(one, cells(x, halo, reach, cut or self._cuts[0])), dim=2)
+
+    def _embed(self) -> FeatureMap:
+        made = self._new(0, self._model.spec.dim)
+        for a, b in self._cuts[0].strips():
+            made.write(a, self._embedded(a, b))
+            self._tick()
+        return made
+
+    def _stage(self, name: str, x: FeatureMap, level: int) -> None:
+        """The blocks of one stage, each in two passes; `x` becomes its output."""
+        cut = self._cuts[level]
+        for block in self._blocks[name]:
+            sums: Sums | None = None
+            for a, b in cut.strips():
+                rows, halo = around(x, a, b, block.reach_gather)
+                for part in self._workers.map(block.gather, cells(rows, halo, block.reach_gather, cut)):
+                    if sums is None:
+                        sums = part
+                    else:
+                        sums.add(part)
+                self._tick()
+            assert sums is not None
+            self._finish(block, x, block.fold(sums), cut)
+
+    def _finish(self, block: BlockOperations, x: FeatureMap, matrix: Tensor, cut: Cut) -> None:
+        reach = block.reach_finish
+        above = x.read(0, 0)  # the rows above a strip as they were before this pass changed them
+        for a, b in cut.strips():
+            below = min(reach, cut.height - b)
+            rows = torch.cat([above, x.read(a, b + below)], dim=1)
+            halo = Halo(above.shape[1], below)
+            end = rows.shape[1] - below
+            above = rows[:, max(end - reach, 0) : end]
+            finish = partial(block.finish, matrix)
+            x.write(a, torch.cat(self._workers.map(finish, cells(rows, halo, reach, cut)), dim=2))
+            self._tick()
+
+    def _down(self, module: Any, x: FeatureMap, level: int) -> FeatureMap:
+        """Half the size at twice the channels."""
+        made = self._new(level, x.shape[3] * 2)
+        for a, b in self._cuts[level].strips():
+            rows, halo = around(x, 2 * a, 2 * b, 1)
+            made.write(
+                a, shuffle(self._cellwise(rows, halo, 1, module.body[0], self._cuts[level - 1]), up=False)
+            )
+            self._tick()
+        return made
+
+    def _up(
+        self, module: Any, x: FeatureMap, skip: FeatureMap, reduce: Any, channels: int, level: int
+    ) -> FeatureMap:
+        """Twice the size at half the channels, beside the skip connection; `x` and `skip` are closed."""
+        made = self._new(level, channels)
+        below = self._cuts[level + 1]
+        for a, b in below.strips():
+            rows, halo = around(x, a, b, 1)
+            enlarged = shuffle(self._cellwise(rows, halo, 1, module.body[0], below), up=True)
+            joined = torch.cat([enlarged, skip.read(2 * a, 2 * b)], dim=-1)
+            made.write(2 * a, joined if reduce is None else convolve(joined, reduce))
+            self._tick()
+        x.close()
+        skip.close()
+        return made
+
+    def _output(self, x: FeatureMap) -> Iterator[tuple[int, Array]]:
+        model, height = self._model, self._cuts[0].height
+        for a, b in self._cuts[0].strips():
+            rows, halo = around(x, a, b, 1)
+            if model.spec.dual_pixel:
+                rows = rows + convolve(self._embedded(max(a - 1, 0), min(b + 1, height)), model.skip_conv)
+            result = self._cellwise(rows, halo, 1, model.output)
+            if not model.spec.dual_pixel:
+                result = result + self._image_rows(a, b)
+            self._tick()
+            wide = result.float() if result.dtype == torch.float16 else result
+            yield a, np.ascontiguousarray(wide.permute(0, 3, 1, 2).cpu().numpy())
+
+
+def around(x: FeatureMap, a: int, b: int, reach: int) -> tuple[Tensor, Halo]:
+    """Rows a to b with up to `reach` rows on either side, as far as the map goes."""
+    above, below = min(reach, a), min(reach, x.shape[1] - b)
+    return x.read(a - above, b + below), Halo(above, below)
+
+
+def cells(x: Tensor, halo: Halo, reach: int, cut: Cut) -> Iterator[tuple[Tensor, Halo]]:
+    """The cells of a strip from left to right, each with up to `reach` columns of its neighbours."""
+    for left, right in cut.cells():
+        before, after = min(reach, left), min(reach, cut.width - right)
+        yield x[:, :, left - before : right + after], Halo(halo.above, halo.below, before, after)

@@ -1,0 +1,159 @@
+"""`restort bench`: how fast a model is here, and what memory it takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from restort.cli import choice, options
+
+if TYPE_CHECKING:
+    from restort.profiling.sides import Side
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.command(subparsers, "bench", run, "measures latency, throughput and peak memory")
+    options.add_model(parser, required=True)
+    group = parser.add_argument_group("what to measure: every combination, each in a process of its own")
+    group.add_argument(
+        "--backend",
+        metavar="A,B,...",
+        type=backends,
+        help=f"of {', '.join(options.BACKENDS)}; openvino:bf16 is one with its precision (default: all that work)",
+    )
+    group.add_argument(
+        "--precision",
+        metavar="P,Q,...",
+        type=precisions,
+        default=["fp32"],
+        help=f"of {', '.join(options.PRECISIONS)}, for backends without one of their own (default: fp32)",
+    )
+    group.add_argument(
+        "--size",
+        metavar="HxW",
+        type=size,
+        nargs="+",
+        default=[(256, 256)],
+        help="height and width of the input in pixels (default: 256x256)",
+    )
+    group.add_argument(
+        "--batch", metavar="N", type=options.positive, nargs="+", default=[1], help="(default: 1)"
+    )
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--seconds", metavar="S", type=seconds, default=5.0, help="of calls in every case (default: 5)"
+    )
+    group.add_argument(
+        "--limit",
+        metavar="S",
+        type=seconds,
+        default=300.0,
+        help="a case that takes longer, loading included, has failed (default: 300)",
+    )
+    group.add_argument(
+        "--alone",
+        action="store_true",
+        help="one case after the other; without it those of one size and batch take turns, all in memory",
+    )
+    group.add_argument("--threads", metavar="N", type=options.positive, help="(default: all cores)")
+    group.add_argument("--name", metavar="NAME", help="what the records call the network (default: its name)")
+    options.add_results(parser, "draw latency by size and throughput by batch")
+    options.add_reporting(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.utils.extras import need
+    from restort.utils.files import check_free, write_bytes
+
+    for path in (args.output, args.plot):
+        if path is not None:
+            check_free(path, args.overwrite)
+    if args.plot is not None:
+        need("matplotlib", "plotting")
+    weights, entry = choice.choose(args)
+    from restort.profiling.bench import Plan, bench, table
+
+    records = bench(
+        Plan(
+            weights.path,
+            args.name or (entry.name if entry is not None else weights.path.stem),
+            weights.spec,
+            weights.digest,
+            _sides(args),
+            args.size,
+            args.batch,
+            args.seconds,
+            args.limit,
+            args.threads,
+            args.alone,
+            choice.silent if args.quiet else choice.say,
+        )
+    )
+    failed = [record for record in records if record["error"] is not None]
+    result: dict[str, Any] = {"records": records}
+    text = json.dumps(result, indent=2, allow_nan=False)
+    if args.output is not None:
+        write_bytes(args.output, (text + "\n").encode(), overwrite=args.overwrite)
+    print(text if args.json else table(records))
+    if args.plot is not None:
+        from restort.profiling.plots import speed
+
+        write_bytes(args.plot, speed(records), overwrite=args.overwrite)
+    return 1 if failed else 0
+
+
+def _sides(args: argparse.Namespace) -> list[Side]:
+    from restort.backends.registry import status
+    from restort.errors import RestortError
+    from restort.profiling.sides import Side
+
+    asked = args.backend or [(backend.name, None) for backend in status() if backend.works]
+    if not asked:
+        raise RestortError("no backend works here; `restort doctor` tells what to install")
+    pairs = [(name, p) for name, own in asked for p in ([own] if own else args.precision)]
+    return [Side(*pair) for pair in dict.fromkeys(pairs)]
+
+
+def backends(text: str) -> list[tuple[str, str | None]]:
+    """'a,b:bf16' as [('a', None), ('b', 'bf16')]."""
+    found: list[tuple[str, str | None]] = []
+    for part in text.split(","):
+        name, _, precision = part.strip().partition(":")
+        if name not in options.BACKENDS:
+            raise argparse.ArgumentTypeError(
+                f"there is no backend {name!r}; choose {', '.join(options.BACKENDS[:-1])} or {options.BACKENDS[-1]}"
+            )
+        found.append((name, precisions(precision)[0] if precision else None))
+    return found
+
+
+def precisions(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",")]
+    for name in found:
+        if name not in options.PRECISIONS:
+            raise argparse.ArgumentTypeError(
+                f"there is no precision {name!r}; choose {' or '.join(options.PRECISIONS)}"
+            )
+    return found
+
+
+def size(text: str) -> tuple[int, int]:
+    """'HxW' as (height, width)."""
+    try:
+        numbers = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 2 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 256x384")
+    return numbers[0], numbers[1]
+
+
+def seconds(text: str) -> float:
+    try:
+        number = float(text)
+        if 0 < number < 1e6:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")

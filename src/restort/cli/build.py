@@ -1,0 +1,309 @@
+"""`restort build`: weights or a graph to a TensorRT engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restort.cli import choice, options
+from restort.cli.engine_options import (
+    Display,
+    add_kernels,
+    budget,
+    capabilities,
+    check_kernels,
+    names,
+    shapes,
+)
+
+if TYPE_CHECKING:
+    import onnx
+
+    from restort.backends.tensorrt.build import BuildOptions, Built
+    from restort.backends.tensorrt.flavour import Flavour
+    from restort.backends.tensorrt.keys import Profile
+    from restort.weights.checkpoint import Weights
+
+FLAVOURS = ("auto", "tensorrt", "rtx")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.command(
+        subparsers,
+        "build",
+        run,
+        "builds a TensorRT engine, for this machine's GPU or, with TensorRT-RTX, for others",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="NAME", help="a model of `restort models`")
+    source.add_argument(
+        "--weights",
+        metavar="FILE",
+        type=Path,
+        help="a file of weights (.safetensors, .pth) of either network",
+    )
+    source.add_argument("--onnx", metavar="FILE", type=Path, help="a graph of one picture in and one out")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="ENGINE",
+        type=Path,
+        help="the file to write (default: MODEL-PRECISION.FLAVOUR.engine here); ENGINE.json beside it tells about it",
+    )
+    parser.add_argument("--flavour", choices=FLAVOURS, default="auto", help="which library (default: auto)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="numbers to compute in (default: fp16; with --onnx, the graph's)",
+    )
+    parser.add_argument(
+        "--shape",
+        metavar="MIN,OPT,MAX",
+        type=shapes,
+        help="sizes as BxHxW, such as 1x64x64,1x512x512,1x1280x1280; one alone for a fixed size",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        metavar="LIST",
+        type=capabilities,
+        default=(),
+        help="GPUs to build for, such as 8.6,8.9,12.0; only TensorRT-RTX can, and needs none of them (default: the "
+        "GPU of this machine)",
+    )
+    add_kernels(parser)
+    parser.add_argument(
+        "--level", metavar="N", type=options.not_negative, help="how hard to search, 0 to 5 (default: 3)"
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="ERROR",
+        type=budget,
+        help="with mixed: the relative L2 error that may remain, such as 0.001",
+    )
+    parser.add_argument(
+        "--keep-fp32",
+        metavar="LIST",
+        type=names,
+        help="with mixed: the sections to keep in float32, instead of a search for the fewest",
+    )
+    parser.add_argument("--offline", action="store_true", help="never download")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    options.add_reporting(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.backends.tensorrt import sidecar
+    from restort.backends.tensorrt.build import BuildOptions, build, check_options
+    from restort.backends.tensorrt.flavour import find
+    from restort.utils.files import check_free
+
+    check_kernels(args)
+    flavour = find(args.flavour)
+    graph, weights = _source(args)
+    precision = args.precision or ("fp16" if graph is None else _own_precision(graph))
+    wanted = BuildOptions(
+        profile=args.shape or _usual(weights, graph),
+        precision=precision,
+        compute_capabilities=args.compute_capability,
+        level=args.level,
+        kernels=args.kernels,
+    )
+    check_options(flavour, wanted)
+    keep = _kept(args, weights, precision)
+    stem = args.onnx.stem if weights is None else _name(args, weights)
+    fused = "-fused" * (args.kernels == "fused")
+    target = args.output or Path(f"{stem}-{precision}{fused}.{flavour.name}.engine")
+    for path in (target, sidecar.path_of(target)):
+        check_free(path, args.overwrite)
+    if not args.quiet:
+        choice.say(_beginning(stem, flavour, wanted))
+    with Display(quiet=args.quiet) as progress:
+        wanted = replace(wanted, progress=progress)
+        if weights is not None:
+            built = _through_the_cache(args, weights, flavour, wanted, keep)
+        else:
+            assert graph is not None
+            built = build(flavour, graph, wanted)
+    sidecar.write(target, built)
+    _report(args, target, stem, built)
+    if weights is not None and precision == "mixed" and not (args.keep_fp32 or args.compute_capability):
+        return _checked(args, weights, wanted)
+    return 0
+
+
+def _checked(args: argparse.Namespace, weights: Weights, wanted: BuildOptions) -> int:
+    """Runs the mixed engine against the reference network; 1 where it misses the budget it was built to."""
+    from restort.backends.tensorrt.mixed import choice as chosen
+    from restort.profiling.engine_check import of_engine
+    from restort.profiling.sensitivity import Budget
+
+    budget = Budget(**(chosen(weights) or {}).get("budget", {}))
+    options = _further(wanted)
+    fits, outcome = of_engine(weights, args.flavour, wanted.profile, options, budget)
+    if not fits or not args.quiet:
+        choice.say(outcome)
+    return 0 if fits else 1
+
+
+def _source(args: argparse.Namespace) -> tuple[onnx.ModelProto | None, Weights | None]:
+    """The graph of --onnx, or the weights of --model or --weights."""
+    if args.onnx is None:
+        return None, choice.choose(args)[0]
+    import onnx
+
+    from restort.errors import RestortError, UsageError
+    from restort.utils.files import read_bytes
+
+    if args.keep_fp32 is not None or args.budget is not None:
+        raise UsageError("--keep-fp32 and --budget need the network: give --model or --weights, not --onnx")
+    path = args.onnx.expanduser()
+    data = read_bytes(path)
+    try:
+        model = onnx.load_from_string(data)
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+            onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # protobuf's own errors differ between its implementations
+        reason = " ".join(str(error).split())[:120]
+        raise RestortError(f"{path} is no ONNX file that can be read ({reason})") from None
+    if not model.graph.node:
+        raise RestortError(f"{path} is no ONNX file: it holds no graph")
+    return model, None
+
+
+def _own_precision(graph: onnx.ModelProto) -> str:
+    """The precision of a graph, by its convolutions."""
+    from restort.export.typed import convolutions
+
+    kinds = set(convolutions(graph).values())
+    if kinds == {"float16"}:
+        return "fp16"
+    if kinds == {"bfloat16"}:
+        return "bf16"
+    return "mixed" if "float16" in kinds else "fp32"
+
+
+def _usual(weights: Weights | None, graph: onnx.ModelProto | None) -> Profile:
+    """The sizes of an engine where none are given: those that `--backend tensorrt` takes, or the graph's own."""
+    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.network import input_shape
+    from restort.backends.tensorrt.supply import LARGEST, USUAL
+
+    multiple, own = 1, (1, -1, -1)
+    if weights is not None:
+        multiple = weights.spec.size_multiple
+    if graph is not None:
+        n, _, h, w = input_shape(graph)
+        own = n, h, w
+        about = {entry.key: entry.value for entry in graph.metadata_props}
+        multiple = int(about.get("restort.size_multiple", 1))
+
+    def size(height: int, width: int) -> tuple[int, int, int]:
+        rounded = (1, *(-(-side // multiple) * multiple for side in (height, width)))
+        b, h, w = (fixed if fixed > 0 else free for fixed, free in zip(own, rounded, strict=True))
+        return b, h, w
+
+    return Profile(size(multiple, multiple), size(*USUAL), size(*LARGEST))
+
+
+def _kept(args: argparse.Namespace, weights: Weights | None, precision: str) -> tuple[str, ...]:
+    """The sections that a mixed engine keeps in float32: given, chosen before, or found within the budget."""
+    from restort.errors import UsageError
+
+    if precision != "mixed":
+        if args.keep_fp32 is not None or args.budget is not None:
+            raise UsageError("--keep-fp32 and --budget are for --precision mixed")
+        return ()
+    if weights is None:
+        return ()
+    if args.keep_fp32 is not None:
+        return _known(args.keep_fp32, weights)
+    from restort.backends.tensorrt import mixed
+
+    before = mixed.choice(weights)
+    if before is not None and args.budget in (None, before.get("budget", {}).get("relative_l2")):
+        return mixed.kept_sections(weights)
+    from restort.profiling.pairs import pairs
+    from restort.profiling.sensitivity import Budget, Search, keep
+
+    say = choice.silent if args.quiet else choice.say
+    limit = Budget() if args.budget is None else Budget(relative_l2=args.budget)
+    found = Search(weights, pairs(weights)).choose(limit, say)
+    files = keep(weights, found)
+    say(f"{found.sentence()}; the table: {files[1]}")
+    return found.keep_fp32
+
+
+def _known(wanted: tuple[str, ...], weights: Weights) -> tuple[str, ...]:
+    """The sections of --keep-fp32, a name with * for several: 'encoder_level1.*'."""
+    from fnmatch import fnmatchcase
+
+    from restort.errors import UsageError
+    from restort.export.form import sections
+
+    every = sections(weights.spec)
+    for pattern in wanted:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise UsageError(f"the network has no section {pattern!r}; its sections are {', '.join(every)}")
+    return tuple(name for name in every if any(fnmatchcase(name, pattern) for pattern in wanted))
+
+
+def _name(args: argparse.Namespace, weights: Weights) -> str:
+    return str(args.model or weights.path.stem)
+
+
+def _through_the_cache(
+    args: argparse.Namespace, weights: Weights, flavour: Flavour, wanted: BuildOptions, keep: tuple[str, ...]
+) -> Built:
+    """The engine of the cache, where `--backend tensorrt` looks for it too; built into it if it is not there."""
+    from restort.backends.tensorrt.build import Built
+    from restort.backends.tensorrt.supply import Supply
+
+    supply = Supply(
+        weights,
+        wanted.precision,
+        flavour,
+        targets=wanted.compute_capabilities,
+        keep_fp32=keep,
+        options=_further(wanted),
+        plan=args.plan,
+        say=choice.silent if args.quiet else choice.say,
+        progress=wanted.progress,
+    )
+    stored = supply.obtain(wanted.profile)
+    return Built(stored.path.read_bytes(), stored.about)
+
+
+def _further(wanted: BuildOptions) -> dict[str, Any]:
+    """The options by which engines of the cache are told apart."""
+    return {"kernels": wanted.kernels} | ({} if wanted.level is None else {"level": wanted.level})
+
+
+def _beginning(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
+    targets = (
+        f" for compute capability {', '.join(wanted.compute_capabilities)}"
+        if wanted.compute_capabilities
+        else ""
+    )
+    return f"building {stem}, {wanted.precision}, {wanted.profile}, with {flavour.title}{targets}"
+
+
+def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> None:
+    from restort.backends.tensorrt.inspect import doubt
+
+    report = built.report
+    if args.json:
+        about = {"command": "build", "status": 0, "name": stem, "target": str(target)}
+        print(json.dumps(about | report, indent=2))
+    if not args.quiet:
+        counts = [f"{n} {kind}" for kind, n in report["layers"].items() if kind != "source"]
+        layers = "layers" if report["layers"].get("source") == "plugin" else "layers by type"
+        choice.say(
+            f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
+            f"{layers}: {', '.join(counts)}"
+        )
+        if found := doubt(report):
+            choice.say(found)

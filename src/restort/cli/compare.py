@@ -1,0 +1,120 @@
+"""`restort compare`: how far two backends' results are apart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restort.cli import choice, options
+from restort.cli.bench import backends
+
+if TYPE_CHECKING:
+    from restort.profiling.sides import Side
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.command(
+        subparsers, "compare", run, "measures how far two backends' results are apart, numbers not pictures"
+    )
+    options.add_model(parser, required=True)
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        type=Path,
+        nargs="*",
+        help="pictures or folders (default: a synthetic picture of 256x256 pixels, always the same)",
+    )
+    group = parser.add_argument_group("what to compare")
+    sides = f"one of {', '.join(options.BACKENDS)}; its precision is fp32 unless given, as in openvino:bf16"
+    group.add_argument("--backend", metavar="A[:PRECISION]", type=side, required=True, help=sides)
+    group.add_argument(
+        "--against", metavar="B[:PRECISION]", type=side, required=True, help="the reference, likewise"
+    )
+    group.add_argument("--blocks", action="store_true", help="also the output of every block of the network")
+    group.add_argument(
+        "--size", metavar="[BATCHx]HxW", type=size, help="take the middle HxW pixels of each picture only"
+    )
+    group.add_argument(
+        "--epsilon",
+        metavar="E",
+        type=epsilon,
+        default=1e-3,
+        help="relative errors are |a - b| / (|b| + E) (default: 0.001)",
+    )
+    group.add_argument("--threads", metavar="N", type=options.positive, help="(default: all cores)")
+    options.add_results(parser, "draw the errors by block (with --blocks)")
+    options.add_reporting(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.errors import UsageError
+    from restort.utils.extras import need
+    from restort.utils.files import check_free, write_bytes
+
+    if args.plot is not None:
+        if not args.blocks:
+            raise UsageError("--plot draws the errors by block; ask for them with --blocks")
+        need("matplotlib", "plotting")
+    for path in (args.output, args.plot):
+        if path is not None:
+            check_free(path, args.overwrite)
+    from restort.profiling.compare import compare
+    from restort.profiling.samples import files, samples
+
+    inputs = files(args.inputs)  # before anything is fetched
+    weights, entry = choice.choose(args)
+    comparison = compare(
+        weights,
+        args.backend,
+        args.against,
+        samples(weights.spec, inputs, args.size),
+        name=None if entry is None else entry.name,
+        blocks=args.blocks,
+        epsilon=args.epsilon,
+        threads=args.threads,
+        progress=choice.silent if args.quiet else choice.say,
+    )
+    text = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
+    if args.output is not None:
+        write_bytes(args.output, (text + "\n").encode(), overwrite=args.overwrite)
+    if args.plot is not None:
+        from restort.profiling.plots import block_errors
+
+        write_bytes(args.plot, block_errors(comparison), overwrite=args.overwrite)
+    print(text if args.json else comparison.table())
+    return 0
+
+
+def side(text: str) -> Side:
+    """'openvino' or 'openvino:bf16'."""
+    found = backends(text)
+    if len(found) != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one backend")
+    [(backend, precision)] = found
+    from restort.profiling.sides import Side
+
+    return Side(backend, precision or "fp32")
+
+
+def size(text: str) -> tuple[int, int, int]:
+    """'HxW' or 'BxHxW' as (batch, height, width)."""
+    try:
+        numbers = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3) or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 256x384")
+    batch, height, width = numbers if len(numbers) == 3 else [1, *numbers]
+    return batch, height, width
+
+
+def epsilon(text: str) -> float:
+    try:
+        number = float(text)
+        if 0 < number < 1e6:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no small number above 0")

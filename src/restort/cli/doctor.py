@@ -1,0 +1,23 @@
+"""`restort doctor`: what is installed, what works, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from restort.cli import options
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.command(
+        subparsers, "doctor", run, "tells what is installed, what works and what is missing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.cli.doctor_checks import examine, text
+
+    findings = examine()
+    print(json.dumps(findings, indent=2) if args.json else text(findings))
+    return 0 if findings["healthy"] else 1

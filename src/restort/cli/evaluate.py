@@ -1,0 +1,84 @@
+"""`restort evaluate`: how good a model's results are, on pictures whose truth is known."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from restort.cli import choice, options
+
+
+def add(subparsers: options.Subparsers) -> None:
+    parser = options.command(subparsers, "evaluate", run, "measures PSNR and SSIM on a folder of pictures")
+    options.add_model(parser, required=True)
+    parser.add_argument(
+        "--dataset",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="a test set; docs/guide.md tells the layouts",
+    )
+    parser.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="record the full report there")
+    group = parser.add_argument_group("what to measure")
+    group.add_argument(
+        "--task",
+        choices=("upscale", "denoise", "deblur", "derain", "defocus"),
+        help="(default: what the model is for)",
+    )
+    group.add_argument(
+        "--sigma", metavar="N", type=float, nargs="+", help="noise to remove, of 255 (default: 15 25 50)"
+    )
+    group.add_argument(
+        "--kernels", metavar="FILE.mat", type=Path, help="blur kernels, for deblurring clean pictures"
+    )
+    group.add_argument(
+        "--seed", metavar="N", type=options.not_negative, default=0, help="of the noise (default: 0)"
+    )
+    group.add_argument("--limit", metavar="N", type=options.positive, help="only the first N pictures")
+    group.add_argument(
+        "--crop", metavar="N", type=options.positive, help="only the middle N x N pixels of each"
+    )
+    options.add_backend(parser)
+    options.add_tiles(parser, files=False)
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE.json if it exists")
+    options.add_reporting(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.evaluation.datasets import check_folder
+    from restort.evaluation.evaluate import evaluate
+    from restort.utils.files import check_free, write_bytes
+
+    choice.check(args)
+    check_folder(args.dataset)
+    if args.output is not None:
+        check_free(args.output, args.overwrite)
+    shown = not args.quiet and sys.stderr.isatty()
+
+    def progress(done: int, total: int, name: str) -> None:
+        print(
+            f"\r\033[K{done}/{total} {name}",
+            end="" if done < total else "\r\033[K",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    with choice.open_model(args) as model:
+        report = evaluate(
+            model,
+            args.dataset,
+            args.task,
+            sigmas=args.sigma or (15, 25, 50),
+            kernels=args.kernels,
+            seed=args.seed,
+            limit=args.limit,
+            crop=args.crop,
+            progress=progress if shown else None,
+        )
+    text = json.dumps(report.to_json(), indent=2)
+    if args.output is not None:
+        write_bytes(args.output, (text + "\n").encode(), overwrite=args.overwrite)
+    print(text if args.json else report.table())
+    return 0

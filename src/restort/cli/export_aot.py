@@ -1,0 +1,106 @@
+"""`restort export --format plan`: a pass of RestoRT's own kernels at one size, compiled ahead for one kind of GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from restort.cli import choice
+from restort.cli.engine_options import capabilities, shapes
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "plans", "--format plan: for `restort build --kernels fused`; no GPU is needed"
+    )
+    group.add_argument("--shape", metavar="BxHxW", type=shapes, help="size of the input, such as 1x720x1280")
+    group.add_argument(
+        "--compute-capability",
+        metavar="C",
+        type=capabilities,
+        help="of the GPU that is to run it, such as 9.0 (default: the GPU of this machine)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from restort.backends.fused.aot_cache import PRECISIONS, PlanCache, Wanted, made, opened
+    from restort.errors import UsageError
+    from restort.utils.files import check_free, write_bytes
+
+    precision = args.precision or "fp16"
+    if precision not in PRECISIONS:
+        raise UsageError(
+            f"a plan is in {' or '.join(PRECISIONS)}, not {precision}; choose another --precision"
+        )
+    if args.shape is None or not args.shape.is_fixed:
+        raise UsageError("a plan is for one size; give it with --shape BxHxW, such as --shape 1x720x1280")
+    if args.output is not None:
+        if args.output.suffix.lower() != ".plan":
+            raise UsageError(f"{args.output} is no name of a plan; let it end in .plan")
+        check_free(args.output, args.overwrite)
+    capability = _capability(args)
+    start = time.perf_counter()
+    weights, entry = choice.choose(args)
+    _check_size(args.shape.opt, weights.spec.size_multiple)
+    wanted = Wanted(weights, precision, args.shape.opt, capability)
+    if args.output is None:
+        target = PlanCache().provide(wanted, choice.silent if args.quiet else choice.say)
+    else:
+        target = args.output
+        write_bytes(target, made(wanted), overwrite=args.overwrite)
+    plan = opened(target)
+    seconds = time.perf_counter() - start
+    name = entry.name if entry is not None else weights.path.stem
+    if args.json:
+        report = {
+            "command": "export",
+            "status": 0,
+            "format": "plan",
+            "model": name,
+            "sha256": weights.digest,
+            "target": str(target),
+            "precision": precision,
+            "shape": list(wanted.shape),
+            "compute_capability": f"{capability / 10}",
+            "kernels": len(plan.kernels),
+            "launches": len(plan.launches),
+            "memory": plan.memory,
+            "bytes": target.stat().st_size,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(report, indent=2))
+    if not args.quiet:
+        choice.say(
+            f"{name} -> {target}: {len(plan.kernels)} kernels, {target.stat().st_size / 1e6:.1f} MB, {precision}, "
+            f"{wanted.size}, compute capability {capability / 10}, {plan.memory / 2**20:.0f} MiB on the GPU, "
+            f"{seconds:.1f} s"
+        )
+    return 0
+
+
+def _capability(args: argparse.Namespace) -> int:
+    """90 for 9.0."""
+    from restort.backends.tensorrt.gpu import gpu
+    from restort.errors import UsageError
+
+    asked = args.compute_capability
+    if asked is None:
+        here = gpu()
+        if here is None:
+            raise UsageError(
+                "this machine has no NVIDIA GPU to make a plan for; name one with --compute-capability, such as 9.0"
+            )
+        asked = (here.compute_capability,)
+    if len(asked) != 1:
+        raise UsageError(f"a plan is for one compute capability, not {', '.join(asked)}; make one for each")
+    return round(10 * float(asked[0]))
+
+
+def _check_size(shape: tuple[int, int, int], multiple: int) -> None:
+    from restort.errors import UsageError
+
+    if any(side % multiple for side in shape[1:]):
+        raise UsageError(
+            f"--shape {'x'.join(map(str, shape))} does not fit: height and width are multiples of {multiple}"
+        )

@@ -1,0 +1,146 @@
+"""`restort upscale`, `denoise`, `deblur` and `run`: pictures in, pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restort.cli import choice, options
+
+if TYPE_CHECKING:
+    from restort.inference.batch import Options, Summary
+    from restort.inference.model import Model
+
+_HELP = {
+    "upscale": "enlarges pictures 2, 3 or 4 times",
+    "denoise": "removes noise",
+    "deblur": "removes motion blur",
+}
+_OUTPUTS = (
+    "OUTPUT is a file for one picture, or a folder, in which the tree of the input folder is repeated. A second run "
+    "into the same folder makes only what is missing or has changed."
+)
+
+
+def add(subparsers: options.Subparsers) -> None:
+    for task, help in _HELP.items():
+        parser = options.command(subparsers, task, partial(run, task=task), help, epilog=_OUTPUTS)
+        _add_files(parser)
+        if task == "upscale":
+            parser.add_argument(
+                "--scale",
+                type=int,
+                choices=(2, 3, 4),
+                help="how many times as large (default: 4, or the model's)",
+            )
+        options.add_model(parser, required=False)
+        _add_rest(parser)
+    parser = options.command(
+        subparsers, "run", partial(run, task=None), "runs any model on pictures", epilog=_OUTPUTS
+    )
+    _add_files(parser)
+    options.add_model(parser, required=True)
+    _add_rest(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="pictures, or folders of them")
+    parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help="a file, or a folder")
+
+
+def _add_rest(parser: argparse.ArgumentParser) -> None:
+    options.add_backend(parser)
+    options.add_tiles(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist, make all anew")
+    parser.add_argument(
+        "--quality", metavar="N", type=options.quality, help="1 to 100 of JPEG, WebP and AVIF (default: 95)"
+    )
+    options.add_reporting(parser)
+
+
+def run(args: argparse.Namespace, task: str | None) -> int:
+    from restort.imaging.decode import MAX_PIXELS
+    from restort.imaging.encode import QUALITY
+    from restort.imaging.folder import collect
+    from restort.inference.batch import Options, Summary, restore_files
+    from restort.inference.preflight import sift
+    from restort.inference.progress import failure, observer
+
+    jobs = collect(args.inputs, args.output)
+    choice.check(args, task)
+    output = Path(args.output)
+    root = None if [job.target for job in jobs] == [output] else output
+    how = Options(
+        args.overwrite,
+        args.quality or QUALITY,
+        MAX_PIXELS if args.max_pixels == "default" else args.max_pixels,
+    )
+    sound, refused = sift(jobs, how, named=args.inputs, alone=root is None)
+    for result in refused:
+        print(failure(result), file=sys.stderr, flush=True)
+    if not sound:
+        return _finish(args, how, Summary(refused, len(jobs)), None)
+    with choice.open_model(args, task) as model:
+        if not args.quiet:
+            choice.say(f"{model.name} on {model.backend}, {model.precision}")
+        with observer(len(sound), quiet=args.quiet) as seen:
+            summary = restore_files(model, sound, root, how, seen)
+        summary.files[:0], summary.total = refused, len(jobs)
+        return _finish(args, how, summary, model)
+
+
+def _finish(args: argparse.Namespace, how: Options, summary: Summary, model: Model | None) -> int:
+    """Tells how the run went; the exit status. The model is None where no input was fit for one."""
+    totals = summary.totals()
+    status = 130 if summary.interrupted else 1 if totals["failed"] else 0
+    if not args.quiet:
+        choice.say(_closing(totals))
+    if args.json:
+        report: dict[str, Any] = {
+            "restort": _version(),
+            "command": args.name,
+            "status": status,
+            "model": model and _about(model),
+            "backend": model and model.backend,
+            "precision": model and model.precision,
+            "options": {
+                "tile": "none" if args.tile is None else args.tile,
+                "overlap": args.overlap,
+                "overwrite": how.overwrite,
+                "quality": how.quality,
+                "max_pixels": how.max_pixels,
+                "threads": args.threads,
+            },
+            "files": [result.to_json() for result in summary.files],
+            "totals": totals,
+        }
+        print(json.dumps(report, indent=2))
+    return status
+
+
+def _about(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "architecture": model.spec.architecture,
+        "task": model.task,
+        "scale": model.scale,
+        "sha256": model.weights.digest,
+    }
+
+
+def _closing(totals: dict[str, Any]) -> str:
+    parts = [
+        f"{totals[kind]} {kind}" for kind in ("done", "skipped", "failed") if totals[kind] or kind == "done"
+    ]
+    start = "interrupted: " if totals["interrupted"] else ""
+    return f"{start}{', '.join(parts)} of {totals['files']} in {totals['seconds']:.1f} s"
+
+
+def _version() -> str:
+    from restort import __version__
+
+    return __version__

@@ -1,0 +1,111 @@
+"""How near a picture is to its reference: PSNR and SSIM, as the tables of the field compute them.
+
+Pictures are arrays (H, W) or (H, W, C) of numbers on one scale, whose white is `peak`. Everything is computed
+in float64. Nothing is rounded here: who scores 8-bit results rounds first (restort.evaluation.evaluate does).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from restort.errors import RestortError
+from restort.utils.extras import need
+
+Array: TypeAlias = NDArray[Any]
+
+SSIM_NAME = (
+    "skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False), "
+    "mean over pixels and channels"
+)
+
+
+def rgb_to_y(image: Array) -> NDArray[np.float64]:
+    """Luma (H, W) in [16, 235] of an RGB picture (H, W, 3) in [0, 255]: ITU-R BT.601 as MATLAB's rgb2ycbcr.
+
+    Not rounded. A picture of one channel is taken as RGB with three equal channels.
+    """
+    pixels = image.astype(np.float64)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return pixels.reshape(pixels.shape[:2]) * (219 / 255) + 16
+    if pixels.shape[2] != 3:
+        raise RestortError(f"luma is of a picture of 1 or 3 channels, not of {pixels.shape[2]}")
+    return np.asarray(pixels @ np.array([65.481, 128.553, 24.966]) / 255 + 16)
+
+
+def psnr(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
+    """Peak signal-to-noise ratio in dB over all pixels and channels; infinity where nothing differs.
+
+    `border` pixels are left out on every side.
+    """
+    a, b = _pair(a, b, border)
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
+
+
+def psnr_y(a: Array, b: Array, *, border: int = 0) -> float:
+    """PSNR in dB of the luma of two RGB pictures in [0, 255] (peak 255, as every super-resolution table)."""
+    return psnr(rgb_to_y(a), rgb_to_y(b), border=border)
+
+
+def ssim(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
+    """Structural similarity, at most 1: the Gaussian-window form of Wang et al., IEEE TIP 13, 2004.
+
+    Computed by scikit-image with the settings in SSIM_NAME (K1 = 0.01, K2 = 0.03, an 11 x 11 window);
+    channels count alike. Raises RestortError for pictures smaller than the window.
+    """
+    a, b = _pair(a, b, border)
+    if min(a.shape[:2]) < 11:
+        raise RestortError(
+            f"SSIM needs at least 11 x 11 pixels inside the border, and there are {a.shape[1]} x {a.shape[0]}"
+        )
+    metrics = need("skimage.metrics", "measuring SSIM")
+    value = metrics.structural_similarity(
+        a.astype(np.float64),
+        b.astype(np.float64),
+        data_range=peak,
+        channel_axis=None if a.ndim == 2 else 2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    return float(value)
+
+
+def ssim_y(a: Array, b: Array, *, border: int = 0) -> float:
+    """SSIM of the luma of two RGB pictures in [0, 255] (peak 255)."""
+    return ssim(rgb_to_y(a), rgb_to_y(b), border=border)
+
+
+def align(image: Array, reference: Array, *, reach: float = 6.0) -> tuple[Array, tuple[float, float]]:
+    """`image`, moved as a whole onto `reference`, and the (rows, columns) it was moved by, to 1/20 pixel.
+
+    A blind deblurring cannot know where a kernel's origin lay, so its result may be moved; the field's answer
+    is to compare after the best translation (Levin et al., CVPR 2009; Köhler et al., ECCV 2012). The move
+    maximises the cross-correlation of the luma, and is made by cubic splines. Where more than `reach` pixels
+    come out, the picture is returned as it is.
+    """
+    registration = need("skimage.registration", "aligning pictures")
+    ndimage = need("scipy.ndimage", "aligning pictures")
+    y, target = (rgb_to_y(part) for part in (image, reference))
+    window = np.outer(*(np.hanning(n + 2)[1:-1] for n in y.shape))
+    move, _, _ = registration.phase_cross_correlation(
+        (target - target.mean()) * window, (y - y.mean()) * window, upsample_factor=20, normalization=None
+    )
+    rows, columns = float(move[0]), float(move[1])
+    if max(abs(rows), abs(columns)) > reach or rows == columns == 0:
+        return image, (0.0, 0.0)
+    shift = (rows, columns) if image.ndim == 2 else (rows, columns, 0)
+    return np.asarray(ndimage.shift(image.astype(np.float64), shift, order=3, mode="mirror")), (rows, columns)
+
+
+def _pair(a: Array, b: Array, border: int) -> tuple[Array, Array]:
+    if a.shape != b.shape:
+        raise RestortError(f"pictures of shapes {a.shape} and {b.shape} cannot be compared")
+    if border < 0 or 2 * border >= min(a.shape[:2]):
+        raise RestortError(f"a border of {border} pixels leaves nothing of a picture of shape {a.shape}")
+    inner = slice(border, -border or None)
+    return a[inner, inner], b[inner, inner]

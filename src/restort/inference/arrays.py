@@ -1,0 +1,68 @@
+"""NumPy images of every kind through a model: the ways in and out of `Model.__call__`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from restort.errors import RestortError
+from restort.imaging.picture import LUMA, Picture
+
+if TYPE_CHECKING:
+    from restort.inference.model import Model, TileProgress
+
+Array = npt.NDArray[Any]
+
+
+def array_through(model: Model, image: Array, progress: TileProgress | None) -> Array:
+    """Any array `Model.__call__` takes, through the network."""
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise RestortError(f"an array of shape {image.shape} is no image; give (H, W) or (H, W, C)")
+    planes = image[:, :, None] if image.ndim == 2 else image
+    channels, wanted = planes.shape[2], model.spec.in_channels
+    if planes.dtype in (np.uint8, np.uint16) and channels <= 4:
+        alpha = planes[:, :, -1] if channels in (2, 4) else None
+        colours = planes if alpha is None else planes[:, :, :-1]
+        result = model.restore_picture(Picture(colours, alpha), progress=progress)
+        restored = result.pixels if result.alpha is None else np.dstack([result.pixels, result.alpha])
+    elif channels in (1, 3, wanted):
+        restored = _floats_through(model, planes, progress)
+    else:
+        raise RestortError(
+            f"an array of {channels} channels and type {image.dtype} does not fit {model.name}, which takes {wanted}"
+        )
+    return restored[:, :, 0] if image.ndim == 2 else restored
+
+
+def _floats_through(model: Model, planes: Array, progress: TileProgress | None) -> Array:
+    """(H, W, C) -> (H * scale, W * scale, C') of the same type, without going through integers."""
+    if planes.dtype in (np.uint8, np.uint16):
+        peak = float(np.iinfo(planes.dtype).max)
+    elif planes.dtype.kind == "f":
+        peak = 1.0
+        low, high = float(planes.min()), float(planes.max())
+        if not np.isfinite([low, high]).all():
+            raise RestortError("the image holds NaN or infinity; give finite values in [0, 1]")
+        if low < -1 or high > 2:
+            raise RestortError(
+                f"the image's values run from {low:g} to {high:g}; floating-point images lie in [0, 1] (divide by 255?)"
+            )
+    else:
+        raise RestortError(
+            f"an image of type {planes.dtype} cannot be restored; give uint8, uint16 or float32"
+        )
+    x = (planes.transpose(2, 0, 1).astype(np.float32) / np.float32(peak))[None]
+    if x.shape[1] != model.spec.in_channels:
+        x = x.transpose(1, 0, 2, 3) if model.spec.in_channels == 1 else x.repeat(3, axis=1)
+    y = model.run(np.ascontiguousarray(np.clip(x, 0, 1)), progress)
+    if not np.isfinite(y).all():
+        raise RestortError("the network returned NaN or infinity; try precision fp32 or other weights")
+    if y.shape[0] > 1:
+        y = y.transpose(1, 0, 2, 3)
+    elif planes.shape[2] == 1 and y.shape[1] == 3:
+        y = np.tensordot(np.asarray(LUMA, np.float32), y, axes=(0, 1))[:, None]
+    y = np.clip(y[0].transpose(1, 2, 0), 0, 1)
+    restored: Array = y if peak == 1 else np.rint(y * np.float32(peak))
+    return restored.astype(planes.dtype)

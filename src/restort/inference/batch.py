@@ -1,0 +1,338 @@
+"""Many files through one model: a bad file never stops the rest, and nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from restort.errors import RestortError
+from restort.imaging.decode import MAX_PIXELS, read
+from restort.imaging.encode import QUALITY
+from restort.imaging.picture import Picture
+from restort.inference.manifest import Fingerprint, Leftovers, Manifest, Record, State
+from restort.inference.model import Model, Restored
+from restort.utils.files import check_free
+
+READ_AHEAD_BYTES = 64 << 20
+"""Larger files are not read ahead, so that two huge pictures are never in memory at once."""
+
+Status = Literal["done", "skipped", "failed"]
+
+
+class Job(Protocol):
+    """One file to make of another."""
+
+    @property
+    def source(self) -> Path: ...
+    @property
+    def target(self) -> Path: ...
+
+
+class Observer(Protocol):
+    """Told how a run goes on."""
+
+    def begin(self, source: Path) -> None: ...
+    def tile(self, done: int, total: int) -> None: ...
+    def end(self, result: FileResult) -> None: ...
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What became of one file; sizes are [width, height], `message` the error or the reason for skipping."""
+
+    source: Path
+    target: Path
+    status: Status
+    seconds: float = 0.0
+    size: tuple[int, int] | None = None
+    result_size: tuple[int, int] | None = None
+    backend: str | None = None
+    precision: str | None = None
+    tile: str | None = None
+    message: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": str(self.source),
+            "target": str(self.target),
+            "status": self.status,
+            "seconds": round(self.seconds, 3),
+            "size": self.size,
+            "result_size": self.result_size,
+            "backend": self.backend,
+            "precision": self.precision,
+            "tile": self.tile,
+            "error": self.message if self.status == "failed" else None,
+            "reason": self.message if self.status == "skipped" else None,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass
+class Summary:
+    """A whole run."""
+
+    files: list[FileResult] = field(default_factory=list)
+    total: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def count(self, status: Status) -> int:
+        return sum(result.status == status for result in self.files)
+
+    @property
+    def megapixels(self) -> float:
+        """Pixels made in this run, in millions."""
+        sizes = [result.result_size for result in self.files if result.status == "done"]
+        return sum(size[0] * size[1] for size in sizes if size is not None) / 1e6
+
+    def totals(self) -> dict[str, Any]:
+        return {
+            "files": self.total,
+            "done": self.count("done"),
+            "skipped": self.count("skipped"),
+            "failed": self.count("failed"),
+            "seconds": round(self.seconds, 3),
+            "megapixels": round(self.megapixels, 3),
+            "interrupted": self.interrupted,
+        }
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are treated; what concerns the network is with the Model."""
+
+    overwrite: bool = False
+    quality: int = QUALITY
+    max_pixels: int | None = MAX_PIXELS
+
+
+def restore_files(
+    model: Model, jobs: Iterable[Job], root: Path | None, options: Options, observer: Observer
+) -> Summary:
+    """Makes every job's target.
+
+    root   the output folder, whose manifest tells what is done already; None for a single output file, which
+           is made unless it exists.
+
+    Without `overwrite` a target that exists and was not made by a run here is left alone and counts as
+    failed; with it every target is made anew. Ctrl-C ends the run with what is finished, nothing
+    half-written (`interrupted` is set). Raises RestortError only where the output folder cannot be used.
+    """
+    jobs = list(jobs)
+    summary = Summary(total=len(jobs))
+    start = time.perf_counter()
+    manifest = None if root is None else Manifest(root)
+    leftovers = None if root is None else Leftovers({job.target.parent for job in jobs} | {root})
+    run = _Run(model, manifest, options, observer)
+    try:
+        for result in run.results(jobs):
+            summary.files.append(result)
+            observer.end(result)
+        if leftovers is not None:
+            leftovers.clean()
+    except KeyboardInterrupt:
+        summary.interrupted = True
+    finally:
+        run.close()
+        summary.seconds = time.perf_counter() - start
+    return summary
+
+
+@dataclass
+class _Ready:
+    """A job that is to be done: claimed, and perhaps being read."""
+
+    job: Job
+    replace: bool
+    claim: ExitStack
+    content: Future[tuple[Picture, Fingerprint | None]] | None = None
+
+
+class _Run:
+    def __init__(self, model: Model, manifest: Manifest | None, options: Options, observer: Observer) -> None:
+        self.model, self.manifest, self.options, self.observer = model, manifest, options, observer
+        self.recipe = model.recipe(options.quality)
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="restort-read")
+        self.open: list[_Ready] = []  # claimed, not finished
+
+    def close(self) -> None:
+        self.reader.shutdown(wait=False, cancel_futures=True)
+        for ready in self.open:
+            ready.claim.close()
+        self.open.clear()
+
+    def results(self, jobs: list[Job]) -> Iterator[FileResult]:
+        """Each job's result; the next picture is read while one is computed. Those that another run is
+        making come last."""
+        left_to_others: list[Job] = []
+        current: _Ready | None = None
+        for job in jobs:
+            step = self._prepare(job, wait=False)
+            if step is None:
+                left_to_others.append(job)
+            elif isinstance(step, FileResult):
+                yield step
+            else:
+                self._read_ahead(step)
+                if current is not None:
+                    yield self._finish(current)
+                current = step
+        if current is not None:
+            yield self._finish(current)
+        for job in left_to_others:
+            step = self._prepare(job, wait=True)
+            assert step is not None
+            yield step if isinstance(step, FileResult) else self._finish(step)
+
+    def _prepare(self, job: Job, *, wait: bool) -> _Ready | FileResult | None:
+        """What there is to do: nothing (a result), a job of ours, or, for None, one of another run."""
+        claim = ExitStack()
+        try:
+            state: State = "unknown" if os.path.lexists(job.target) else "new"
+            if self.manifest is not None:
+                if not claim.enter_context(self.manifest.claim(job.target, wait=wait)):
+                    return None
+                self.manifest.refresh()
+                state = self.manifest.state(job.source, job.target, self.recipe)
+            result = self._settled(job, state)
+        except BaseException as error:
+            claim.close()
+            if not isinstance(error, Exception):
+                raise
+            return failed(job, error)
+        if result is not None:
+            claim.close()
+            return result
+        ready = _Ready(job, self.options.overwrite or state in ("changed", "done"), claim)
+        self.open.append(ready)
+        return ready
+
+    def _settled(self, job: Job, state: State) -> FileResult | None:
+        """The result of a job that is not to be done."""
+        if self.options.overwrite:
+            return None
+        if state == "done" and self.manifest is not None:
+            known = self.manifest.details(job.target)
+            return FileResult(
+                job.source,
+                job.target,
+                "skipped",
+                size=_pair(known.get("size")),
+                result_size=_pair(known.get("result_size")),
+                backend=known.get("backend"),
+                precision=known.get("precision"),
+                tile=known.get("tile"),
+                message="done already",
+            )
+        if state == "foreign" and self.manifest is not None:
+            raise RestortError(
+                f"{job.target} was made from {self.manifest.maker(job.target)}; "
+                "use --overwrite to replace it, or another output folder"
+            )
+        if state == "unknown":
+            check_free(job.target, overwrite=False)
+        return None
+
+    def _read_ahead(self, ready: _Ready) -> None:
+        try:
+            small = ready.job.source.stat().st_size <= READ_AHEAD_BYTES
+        except OSError:
+            small = False  # reading will tell what is wrong
+        if small:
+            ready.content = self.reader.submit(self._read, ready.job)
+
+    def _read(self, job: Job) -> tuple[Picture, Fingerprint | None]:
+        before = job.source.stat().st_mtime_ns if job.source.is_file() else None
+        picture = read(job.source, max_pixels=self.options.max_pixels)
+        if self.manifest is None:
+            return picture, None
+        content = Fingerprint.of(job.source)
+        if content.mtime_ns != before:
+            raise RestortError(f"{job.source} changed while it was read; run again when it is complete")
+        return picture, content
+
+    def _finish(self, ready: _Ready) -> FileResult:
+        job, start = ready.job, time.perf_counter()
+        self.observer.begin(job.source)
+        try:
+            restored = self._restore(ready)
+        except Exception as error:
+            return failed(job, error, time.perf_counter() - start)
+        finally:
+            ready.content = None  # the picture's memory
+            ready.claim.close()
+            self.open.remove(ready)
+        return FileResult(
+            job.source,
+            job.target,
+            "done",
+            time.perf_counter() - start,
+            restored.size,
+            restored.result_size,
+            self.model.backend,
+            self.model.precision,
+            restored.tile,
+            notes=restored.notes,
+        )
+
+    def _restore(self, ready: _Ready) -> Restored:
+        job, manifest = ready.job, self.manifest
+        picture, content = ready.content.result() if ready.content is not None else self._read(job)
+        ready.content = None
+        record: Record | None = None
+
+        def begin() -> None:
+            nonlocal record
+            if manifest is not None and content is not None:
+                record = manifest.begin(job.source, job.target, content, self.recipe)
+
+        restored = self.model.restore_file(
+            job.source,
+            job.target,
+            overwrite=ready.replace,
+            quality=self.options.quality,
+            picture=picture,
+            before_write=begin,
+            progress=self.observer.tile,
+        )
+        if manifest is not None and record is not None:
+            details = {
+                "size": restored.size,
+                "result_size": restored.result_size,
+                "backend": self.model.backend,
+                "precision": self.model.precision,
+                "tile": restored.tile,
+            }
+            manifest.finish(record, job.target, details)
+        return restored
+
+
+def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:
+    """The result of a job that an error ended."""
+    return FileResult(job.source, job.target, "failed", seconds, message=sentence(error))
+
+
+def sentence(error: BaseException) -> str:
+    """One sentence for any error; RESTORT_DEBUG=1 adds where an unforeseen one came from."""
+    if isinstance(error, RestortError):
+        return str(error)
+    if os.environ.get("RESTORT_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        return "the memory is not enough; use smaller tiles (--tile)"
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 200 else text[:197] + "..."
+    return f"something unforeseen went wrong ({type(error).__name__}: {text}); RESTORT_DEBUG=1 shows where"
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else None

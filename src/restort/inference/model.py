@@ -1,0 +1,364 @@
+"""A network ready to restore pictures: weights, the backend that runs them, and how to cut large pictures.
+
+model = load("elan-light-x4")
+enlarged = model(image)                      # arrays in, arrays out
+model.restore_file("small.jpg", "large.png")  # files, with profile, EXIF and alpha
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.imaging.decode import MAX_PIXELS, read
+from restort.imaging.encode import QUALITY, check_output, write
+from restort.imaging.picture import Picture
+from restort.inference.exact import check_exact, run_exact, settle, stream_exact
+from restort.tiling.halving import Halving
+from restort.tiling.tiles import Network, TileOption, TilePlan, plan, run_tiled, stream_tiled
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from restort.models.spec import Spec
+    from restort.runner import Runner
+    from restort.weights.catalogue import Entry
+    from restort.weights.checkpoint import Weights
+
+Array = npt.NDArray[Any]
+Say = Callable[[str], None]
+TileProgress = Callable[[int, int], None]
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+PIXELS_VERSION = 1
+"""Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
+before are then made again. Part of `Model.recipe`."""
+
+_log = logging.getLogger("restort")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of one file. Sizes are (width, height); `tile` is 'whole', 'exact' or the tiles'
+    'WIDTHxHEIGHT'."""
+
+    source: Path
+    target: Path
+    size: tuple[int, int]
+    result_size: tuple[int, int]
+    tile: str
+    notes: tuple[str, ...] = ()
+
+
+class Model:
+    """A network with its backend; made by `load`, closed by `close` or as a context manager.
+
+    Several threads may call one model.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        runner: Runner,
+        *,
+        name: str,
+        entry: Entry | None = None,
+        asked: tuple[str, str] | None = None,
+        tile: TileOption = "auto",
+        overlap: int | None = None,
+    ) -> None:
+        self.weights = weights
+        self.name = name
+        self.entry = entry
+        self.tile = tile
+        self.overlap = overlap
+        self._runner = runner
+        self._asked = asked or (runner.name, runner.precision)
+
+    @property
+    def spec(self) -> Spec:
+        """Architecture and hyper-parameters."""
+        return self.weights.spec
+
+    @property
+    def scale(self) -> int:
+        """How many times as high and wide the output is."""
+        return self.spec.scale
+
+    @property
+    def task(self) -> str | None:
+        """What the weights were trained for, where that is known."""
+        if self.entry is not None:
+            return self.entry.task
+        return known_task(self.weights)
+
+    @property
+    def backend(self) -> str:
+        return self._runner.name
+
+    @property
+    def precision(self) -> str:
+        return self._runner.precision
+
+    def recipe(self, quality: int = QUALITY) -> dict[str, str | int]:
+        """What was asked for, besides the input, that decides the pixels of an output file.
+
+        A backend that `auto` took is not part of it: another choice on another day, of which the results are
+        equally good, must not make a whole folder again.
+        """
+        return {
+            "pixels": PIXELS_VERSION,
+            "weights": self.weights.digest,
+            "backend": self._asked[0],
+            "precision": self._asked[1],
+            "tile": "none" if self.tile is None else self.tile,
+            "overlap": "auto" if self.overlap is None else self.overlap,
+            "quality": quality,
+        }
+
+    def plan(self, height: int, width: int, batch: int = 1) -> TilePlan:
+        """How a picture of that size would be cut."""
+        memory = getattr(self._runner, "tile_memory", None)
+        room, each = memory() if memory is not None and self.tile == "auto" else (None, None)
+        return plan(height, width, self.spec, self.tile, self.overlap, room, batch=batch, pixel_bytes=each)
+
+    def _network(self) -> Network:
+        """What tiles are given to: the backend, or what halves a tile that is too large for its memory."""
+        if self.tile is None:
+            return self._runner
+        return Halving(self._runner, self.spec, self.overlap, getattr(self._runner, "warn", _log.warning))
+
+    @overload
+    def __call__(self, image: Array, *, progress: TileProgress | None = None) -> Array: ...
+
+    @overload
+    def __call__(self, image: Picture, *, progress: TileProgress | None = None) -> Picture: ...
+
+    def __call__(self, image: Array | Picture, *, progress: TileProgress | None = None) -> Array | Picture:
+        """The restored image: of the same kind, type and channels, `scale` times as high and wide.
+
+        image   a Picture; or an array (H, W) or (H, W, C), uint8, uint16 or floating-point in [0, 1], in sRGB
+                order red, green, blue. C is 1 or 3; for integers also 2 or 4 (alpha last, kept or resized); or
+                whatever the network takes (6 for dual-pixel weights, whose result has 3). Values of the result
+                are clipped to the range of the type.
+
+        Raises RestortError for other arrays, NaN or infinity, and floats that are not on the scale of [0, 1].
+        """
+        if isinstance(image, Picture):
+            return self.restore_picture(image, progress=progress)
+        if not isinstance(image, np.ndarray):
+            raise RestortError(
+                f"an image of type {type(image).__name__} cannot be restored; give a NumPy array or a path"
+            )
+        from restort.inference.arrays import array_through
+
+        return array_through(self, image, progress)
+
+    def restore_picture(self, picture: Picture, *, progress: TileProgress | None = None) -> Picture:
+        """The restored picture, metadata and alpha carried along; one row of tiles is in memory at a time."""
+        return self._restored(picture, progress)[0]
+
+    def _restored(self, picture: Picture, progress: TileProgress | None) -> tuple[Picture, str]:
+        x = picture.to_unit(self.spec.in_channels)
+        if self.tile == "exact":
+            with closing(stream_exact(self._runner, x, progress)) as bands:
+                return picture.from_bands(bands, self.scale), "exact"
+        cut = self.plan(picture.height, picture.width, batch=len(x))
+        try:
+            result = picture.from_bands(stream_tiled(self._network(), x, cut, progress), self.scale)
+        except MemoryError as error:
+            raise self._too_large(error, picture.height, picture.width) from None
+        return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
+
+    def restore_file(
+        self,
+        source: str | Path,
+        target: str | Path,
+        *,
+        overwrite: bool = False,
+        quality: int = QUALITY,
+        max_pixels: int | None = MAX_PIXELS,
+        picture: Picture | None = None,
+        before_write: Callable[[], None] | None = None,
+        progress: TileProgress | None = None,
+    ) -> Restored:
+        """Reads `source`, restores it and writes `target` in the format of its suffix.
+
+        overwrite     replaces an existing `target`; never `source` itself.
+        quality       1 to 100 of JPEG, WebP and AVIF.
+        max_pixels    a file whose header claims more is refused; None for no limit.
+        picture       the content of `source`, if it has been read already.
+        before_write  called when the result is there and before anything is written.
+        progress      called as progress(done, total) after each tile.
+
+        Raises RestortError, one sentence; nothing half-written is left behind.
+        """
+        source, target = Path(source), Path(target)
+        check_output(target)
+        if same_file(source, target):
+            raise UsageError(
+                f"{target} is the input itself; inputs are never overwritten: give another output"
+            )
+        if picture is None:
+            picture = read(source, max_pixels=max_pixels)
+        result, tile = self._restored(picture, progress)
+        if before_write is not None:
+            before_write()
+        lost = write(target, result, overwrite=overwrite, quality=quality)
+        return Restored(
+            source,
+            target,
+            (picture.width, picture.height),
+            (result.width, result.height),
+            tile,
+            (*picture.notes, *lost),
+        )
+
+    def run(
+        self, x: npt.NDArray[np.float32], progress: TileProgress | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The bare network over (N, C, H, W) float32 in [0, 1], tiled and padded as planned; not clipped."""
+        if self.tile == "exact":
+            return run_exact(self._runner, x, progress)
+        cut = self.plan(x.shape[2], x.shape[3], batch=x.shape[0])
+        try:
+            return run_tiled(self._network(), x, cut, progress)
+        except MemoryError as error:
+            raise self._too_large(error, x.shape[2], x.shape[3]) from None
+
+    def _too_large(self, error: MemoryError, height: int, width: int) -> RestortError:
+        if isinstance(error, OutOfMemory) and self.tile is not None:
+            return error  # even small tiles did not fit
+        return RestortError(
+            f"a picture of {width} x {height} pixels does not fit into the memory this way; use smaller tiles (--tile)"
+        )
+
+    def close(self) -> None:
+        """Frees what the backend holds."""
+        self._runner.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<restort.Model {self.name} on {self.backend} {self.precision}>"
+
+
+def load(
+    model: str | Path,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    tile: TileOption = "auto",
+    overlap: int | None = None,
+    threads: int | None = None,
+    offline: bool = False,
+    say: Say | None = None,
+) -> Model:
+    """A model by its name in the catalogue, or from a file of weights (.safetensors, .pth).
+
+    backend     'fused' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a GPU can be used,
+                else the fastest measured that is installed.
+    precision   'fp32', 'fp16', 'bf16', or 'auto'.
+    tile        'auto' (by free memory), the edge of the tiles in pixels of the input, None: never tiles, or
+                'exact': Restormer by strips, to the result of the whole picture, on the backend torch.
+    overlap     pixels by which tiles overlap at least; None for the measured default.
+    threads     of the processor; None for all cores.
+    offline     never downloads.
+    say         told what was chosen; without it only licences are told, on stderr.
+
+    Raises UsageError for an unknown name or option, RestortError where the weights or the backend fail.
+    """
+    check_options(backend, precision, tile, overlap, threads)
+    path, entry = locate(model, offline=offline, notice=say or _to_stderr)
+    from restort.weights.checkpoint import load_weights
+
+    return assemble(
+        load_weights(path),
+        entry,
+        backend=backend,
+        precision=precision,
+        tile=tile,
+        overlap=overlap,
+        threads=threads,
+        say=say,
+    )
+
+
+def assemble(
+    weights: Weights,
+    entry: Entry | None = None,
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+    tile: TileOption = "auto",
+    overlap: int | None = None,
+    threads: int | None = None,
+    say: Say | None = None,
+) -> Model:
+    """A model of weights that have been read; the options are those of `load`."""
+    from restort.backends.registry import create
+
+    edge = tile if isinstance(tile, int) else 1024
+    plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
+    used = settle(weights.spec, backend, precision, overlap) if tile == "exact" else (backend, precision)
+    runner = create(weights, *used, threads=threads, say=say or _log.info, warn=say or _log.warning)
+    name = entry.name if entry is not None else weights.path.stem
+    asked = (backend, precision)
+    return Model(weights, runner, name=name, entry=entry, asked=asked, tile=tile, overlap=overlap)
+
+
+def check_options(
+    backend: str, precision: str, tile: TileOption, overlap: int | None, threads: int | None
+) -> None:
+    """Raises UsageError for options of `load` that are wrong with any model, RestortError for a backend that cannot be
+    used; worth asking before weights are fetched."""
+    from restort.backends.registry import check
+
+    check(backend, precision, threads)
+    if tile == "exact":
+        check_exact(backend, precision, overlap)
+
+
+def locate(model: str | Path, *, offline: bool, notice: Say) -> tuple[Path, Entry | None]:
+    """The file of a model: a path is itself, a name is looked up in the catalogue (and fetched if need be)."""
+    if isinstance(model, Path) or model.lower().endswith(WEIGHTS_SUFFIXES) or "/" in model or "\\" in model:
+        return Path(model).expanduser(), None
+    from restort.weights.catalogue import find
+    from restort.weights.download import path_of
+
+    entry = find(model)
+    return path_of(entry, offline=offline, notice=notice), entry
+
+
+def known_task(weights: Weights) -> str | None:
+    """The task of weights from a file: upscaling is told by the network, others by the file's metadata."""
+    if weights.spec.scale > 1:
+        return "upscale"
+    return weights.metadata.get("task")
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one file, also through links."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return a.absolute() == b.absolute()
+
+
+def _to_stderr(line: str) -> None:
+    print(f"restort: {line}", file=sys.stderr)

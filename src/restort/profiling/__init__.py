@@ -1,0 +1,1 @@
+"""Speed and numerical error of runners."""

@@ -1,0 +1,120 @@
+"""One case of a benchmark in a process of its own: `python -m restort.profiling.bench_child`.
+
+Speaks JSON, a line each way. First the case: {"weights", "backend", "precision", "batch", "height", "width",
+"threads", "warm"}; the answer is what became of loading and warming up. Then {"calls": N}, answered by the N times;
+the end of the input ends the process. An answer with "error" is the last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Timer = Callable[[], float]
+
+
+def main() -> int:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print where they like; answers must stay alone
+    _first_to_go()
+    meter: Meter | None = None
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            if meter is None:
+                meter = Meter(job)
+                answer = meter.about | meter.memory()
+            else:
+                answer = meter.burst(int(job["calls"])) | meter.memory()
+        except Exception as error:
+            answer = {"error": _sentence(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+        if "error" in answer:
+            return 1
+    return 0
+
+
+def _first_to_go() -> None:
+    """Where memory runs out, Linux is to end this process and not the one that would tell of it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+class Meter:
+    """A runner made, called once, and warmed up; `about` is what that took."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from restort.backends.registry import create
+        from restort.profiling.samples import synthetic
+        from restort.weights.checkpoint import load_weights
+
+        weights = load_weights(Path(job["weights"]))
+        x = synthetic(weights.spec, (job["batch"], job["height"], job["width"])).x
+        start = time.perf_counter()
+        self.runner: Any = create(weights, job["backend"], job["precision"], threads=job["threads"])
+        made = time.perf_counter()
+        self.runner(x)
+        first = time.perf_counter()
+        self.timer, clock = timer_of(self.runner, x)
+        warm = min(self.timer() for _ in range(job["warm"]))
+        self.about: dict[str, Any] = {
+            "precision": self.runner.precision,
+            "create_ms": 1000 * (made - start),
+            "first_call_ms": 1000 * (first - made),
+            "warm_ms": warm,
+            "timer": clock,
+        }
+        if hasattr(self.runner, "device"):
+            self.about["device"] = str(self.runner.device)
+
+    def burst(self, calls: int) -> dict[str, Any]:
+        """The times of `calls` calls."""
+        if calls > 1:  # short ones: the first finds the caches as other processes left them
+            self.timer()
+        return {"times": [self.timer() for _ in range(calls)]}
+
+    def memory(self) -> dict[str, Any]:
+        """The largest so far: of this process and, where the runner knows it, of its device."""
+        from restort.profiling.machine import peak_rss
+
+        found: dict[str, Any] = {"host_peak_bytes": peak_rss()}
+        if hasattr(self.runner, "device_peak_bytes"):
+            found["device_peak_bytes"] = int(self.runner.device_peak_bytes())
+        return found
+
+
+def timer_of(runner: Any, x: Any) -> tuple[Timer, str]:
+    """A function that runs `x` once and returns milliseconds, and what clock it is.
+
+    A runner may bring one: `runner.timer(x)`, for example with x on the device and the device's own events.
+    """
+    own = getattr(runner, "timer", None)
+    if callable(own):
+        timer: Timer = own(x)
+        return timer, "the device's events, input and output on the device"
+
+    def wall() -> float:
+        start = time.perf_counter()
+        runner(x)
+        return 1000 * (time.perf_counter() - start)
+
+    return wall, "wall clock, NumPy arrays in and out"
+
+
+def _sentence(error: Exception) -> str:
+    from restort.errors import RestortError
+
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError):
+        return "the memory is not enough"
+    return text if isinstance(error, RestortError) else f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Large arrays through any runner: tiles, halving, padding."""

@@ -1,0 +1,1 @@
+"""Files, cache folders, probes of GPU, CPU and memory, text."""

@@ -1,0 +1,33 @@
+"""How much memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be had now without swapping, within the limit of a container if there is
+    one."""
+    import psutil  # type: ignore[import-untyped, unused-ignore]
+
+    free = int(psutil.virtual_memory().available)
+    left = _cgroup_left()
+    return free if left is None else min(free, left)
+
+
+def _cgroup_left() -> int | None:
+    """What the control group (version 2 or 1) leaves of its limit, or None where there is no limit."""
+    for limit_name, usage_name in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit = (_CGROUP / limit_name).read_text().strip()
+            usage = (_CGROUP / usage_name).read_text().strip()
+            if limit.isdigit() and int(limit) < 1 << 60:
+                return max(int(limit) - int(usage), 0)
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,164 @@
+"""Files of plans as the plugin in C++ reads them: what is damaged or cannot be is refused, by it as by Python."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import struct
+import subprocess
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from restort.backends.fused.aot_cache import Wanted
+from restort.backends.fused.aot_package import (
+    ADDRESS,
+    HEADER,
+    KERNEL,
+    LAUNCH,
+    NUMBER,
+    REGION,
+    Argument,
+    Call,
+    read_plan,
+    write_plan,
+)
+from restort.errors import RestortError
+from restort.weights.checkpoint import load_weights
+from tests.fakes.empty_aot import plan_of
+from tests.fakes.fake_backend import ELAN, write_weights
+
+ROOT = Path(__file__).resolve().parents[3]
+REGIONS = HEADER.size
+KERNELS = REGIONS + 4 * REGION.size
+LAUNCHES = KERNELS + KERNEL.size
+ARGUMENTS = LAUNCHES + LAUNCH.size
+HUGE = (1 << 64) - 256
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ here")
+    program = tmp_path_factory.mktemp("reader") / "plan_read"
+    plugin = ROOT / "src" / "restort" / "backends" / "tensorrt" / "plugin"
+    source = ROOT / "tests" / "emulator" / "plan_read.cpp"
+    options = ["-std=c++17", "-O1", "-Wall", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    command = [compiler, *options, f"-I{plugin}", "-o", str(program), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:3000]
+    return program
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A plan of one launch, of an address and a number."""
+    file = tmp_path_factory.mktemp("w") / "tiny.safetensors"
+    weights = load_weights(write_weights(file, replace(ELAN[2], channels=30)))
+    plan = read_plan(plan_of(Wanted(weights, "fp16", (1, 16, 16), 90)))
+    call = Call(0, (1, 1, 1), (Argument(ADDRESS, 256, 2), Argument(NUMBER, -1)), "head")
+    return write_plan(replace(plan, launches=(call,)))
+
+
+def changed(data: bytes, place: int, form: str, value: int) -> bytes:
+    """With another number there, and a checksum that agrees."""
+    made = bytearray(data)
+    struct.pack_into(form, made, place, value)
+    struct.pack_into("<I", made, 8, zlib.crc32(made[12:]))
+    return bytes(made)
+
+
+def answers(reader: Path, folder: Path, files: list[bytes]) -> list[str]:
+    paths = [folder / f"{i}.plan" for i in range(len(files))]
+    for path, data in zip(paths, files):
+        path.write_bytes(data)
+    done = subprocess.run([str(reader), *map(str, paths)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def is_plan(data: bytes) -> bool:
+    try:
+        read_plan(data)
+    except RestortError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("place", "form", "value", "expected"),
+    [
+        (12, "<I", 2, "version 2, and this reads 1"),
+        (16, "<Q", HUGE, "bytes"),
+        (28, "<I", 0xFFFFFFFF, "ends in a table"),
+        (40, "<I", 0xFFFFFFFF, "ends in a table"),
+        (64, "<I", 0xFFFFFFFF, "a shape that cannot be"),
+        (68, "<I", 17, "another size than its shape"),
+        (REGIONS, "<I", 9, "a region that cannot be"),
+        (REGIONS, "<I", 3, "not of one input and one output"),
+        (REGIONS + 2 * REGION.size + 16, "<Q", HUGE, "a region that cannot be"),  # offset
+        (REGIONS + 2 * REGION.size + 24, "<Q", 1 << 20, "a region that cannot be"),  # contents after the end
+        (REGIONS + 3 * REGION.size + 8, "<Q", 0, "a region that cannot be"),
+        (KERNELS, "<Q", HUGE, "a kernel that cannot be"),
+        (KERNELS, "<Q", 0, "a kernel that cannot be"),  # the file's own beginning, which is no machine code
+        (KERNELS + 8, "<Q", 0, "a kernel that cannot be"),
+        (KERNELS + 20, "<I", 1025, "a kernel that cannot be"),
+        (LAUNCHES, "<I", 1, "a launch that cannot be"),
+        (LAUNCHES + 16, "<I", 0xFFFFFFFF, "a launch that cannot be"),
+        (LAUNCHES + 20, "<I", 0xFFFFFFFF, "a launch that cannot be"),
+        (ARGUMENTS, "<I", 3, "outside of its region"),
+        (ARGUMENTS + 4, "<I", 4, "outside of its region"),
+        (ARGUMENTS + 8, "<q", 1 << 20, "outside of its region"),
+        (ARGUMENTS + 8, "<q", -256, "outside of its region"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    reader: Path, whole: bytes, tmp_path: Path, place: int, form: str, value: int, expected: str
+) -> None:
+    other = changed(whole, place, form, value)
+    assert is_plan(whole) and not is_plan(other)
+    fine, refused = answers(reader, tmp_path, [whole, other])
+    assert fine == "read" and expected in refused
+
+
+def test_regions_whose_sum_is_too_large(reader: Path, whole: bytes, tmp_path: Path) -> None:
+    """Two halves of 2**64 would be an allocation of nothing."""
+    other = whole
+    for region in (2, 3):
+        other = changed(other, REGIONS + region * REGION.size + 8, "<Q", 1 << 63)
+    assert answers(reader, tmp_path, [other]) == ["its plan has a region that cannot be"]
+
+
+def test_damage_anywhere(reader: Path, whole: bytes, tmp_path: Path) -> None:
+    """Cut off, and with one or several bytes changed, with and without a checksum that agrees: never a crash."""
+    dice = random.Random(0)
+    files = [whole[: dice.randrange(len(whole))] for _ in range(50)]
+    for _ in range(50):
+        other = bytearray(whole)
+        other[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
+        files.append(bytes(other))
+    said = answers(reader, tmp_path, files)
+    assert len(said) == len(files) and "read" not in said and not any(map(is_plan, files))
+    end = ARGUMENTS + 32
+    summed = []
+    for _ in range(300):
+        other = bytearray(whole)
+        for _ in range(dice.randrange(1, 9)):
+            other[dice.randrange(20, end)] = dice.choice((0, 1, 127, 128, 255))
+        summed.append(changed(bytes(other), 8, "<I", 0))
+    said = answers(reader, tmp_path, summed)
+    assert len(said) == len(summed) and len(set(said)) > 5
+    for data, line in zip(summed, said):
+        assert line == "read" or not is_plan(data), line  # what Python takes the plugin takes
+
+
+@pytest.mark.parametrize("text", [b"[]", b"7", b"{", b"\xff\xff"])
+def test_text_that_is_no_table(whole: bytes, text: bytes) -> None:
+    made = bytearray(whole)
+    length = struct.unpack_from("<I", whole, 44)[0]
+    made[ARGUMENTS + 32 : ARGUMENTS + 32 + length] = text.ljust(length)
+    with pytest.raises(RestortError, match=r"cannot be read .*; make it again"):
+        read_plan(changed(bytes(made), 8, "<I", 0))

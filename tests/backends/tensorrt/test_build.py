@@ -1,0 +1,317 @@
+"""Real engines, built by TensorRT-RTX on a machine without a GPU. They cannot be run here, only built and described.
+
+Every shipped model and networks of the official sizes, in every precision, batch, height and width all dynamic; each
+of the four compute capabilities takes its turn. `python -m benchmarks.rtx_builds` builds the whole table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from restort.backends.tensorrt import build as building
+from restort.backends.tensorrt import describe, flavour, sidecar
+from restort.backends.tensorrt.build import BuildOptions, Built, build
+from restort.backends.tensorrt.gpu import Gpu
+from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.log import Heard
+from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.export.emit import emit
+from restort.export.typed import typed_graph
+from restort.weights.catalogue import entries
+from restort.weights.checkpoint import Weights, load_weights
+from restort.weights.download import path_of
+from tests.export.test_graphs import elan, restormer, weights_of
+
+HERE = sys.platform == "linux" and os.uname().machine == "x86_64"
+if HERE and os.environ.get("CI"):
+    import tensorrt_rtx  # noqa: F401  (CI builds engines; it must not skip them)
+pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
+
+PRECISIONS = ["fp32", "fp16", "bf16", "mixed"]
+TARGETS = itertools.cycle(("8.0", "8.6", "8.9", "12.0"))
+SHIPPED = [entry for entry in entries() if entry.shipped]
+OFFICIAL: dict[str, Any] = {
+    "restormer": restormer(dim=48, num_blocks=(4, 6, 6, 8), num_refinement_blocks=4),
+    "restormer-biasfree": restormer(
+        dim=48, num_blocks=(4, 6, 6, 8), num_refinement_blocks=4, layer_norm="BiasFree"
+    ),
+    "elan-light": elan(scale=4, blocks=24),
+    "elan": elan(scale=4, blocks=36, n_share=0, channels=180, window_sizes=(4, 8, 16)),
+}
+TINY = restormer()
+SIZES = Profile((1, 64, 64), (1, 256, 256), (4, 1024, 1024))
+
+
+@pytest.fixture(scope="module")
+def rtx() -> flavour.Flavour:
+    return flavour.find("rtx")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on CI, wherever this runs."""
+    for module in (building, describe):
+        monkeypatch.setattr(module, "gpu", lambda: None)
+    yield
+
+
+def engine(rtx: flavour.Flavour, weights: Weights, precision: str, keep: tuple[str, ...] = ()) -> Built:
+    graph = typed_graph(weights, precision, keep_fp32=keep)
+    return build(rtx, graph, BuildOptions(SIZES, precision, (next(TARGETS),)))
+
+
+def check(built: Built, precision: str) -> None:
+    report = built.report
+    assert len(built.plan) == report["bytes"] > 100_000 and report["gpu"] is None
+    low = {"fp16": "float16", "mixed": "float16", "bf16": "bfloat16"}.get(precision)
+    assert set(report["layers"]) - {"source", "float32"} == ({low} if low else set())
+    assert report["flags"]["tf32"] == (precision in ("tf32", "fp16", "bf16"))
+    assert report["profile"] == {"min": [1, 64, 64], "opt": [1, 256, 256], "max": [4, 1024, 1024]}
+    assert [port["dtype"] for port in (*report["graph"]["inputs"], *report["graph"]["outputs"])] == [
+        "float32"
+    ] * 2
+
+
+def shipped_cases() -> list[tuple[str, str]]:
+    """Every shipped model; in every precision the first of each architecture, the others in one each."""
+    found: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    turns = itertools.cycle(PRECISIONS)
+    for entry in SHIPPED:
+        some = [next(turns)] if entry.architecture in seen else PRECISIONS
+        seen.add(entry.architecture)
+        found += [(entry.name, precision) for precision in some]
+    return found
+
+
+@pytest.mark.parametrize(("name", "precision"), shipped_cases())
+def test_shipped_models(name: str, precision: str, rtx: flavour.Flavour) -> None:
+    weights = load_weights(path_of(next(e for e in SHIPPED if e.name == name), notice=print))
+    is_restormer = weights.spec.architecture == "restormer"
+    keep = ("latent.0", "output") if is_restormer else ("body.0", "tail")
+    built = engine(rtx, weights, precision, keep if precision == "mixed" else ())
+    check(built, precision)
+    assert built.report["model"]["weights_sha256"] == weights.digest
+    assert built.report["keep_fp32"] == (list(keep) if precision == "mixed" else [])
+
+
+# The whole table is in benchmarks/rtx_builds.py; here is what is special about each, so that all take a minute.
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("restormer", "fp32"),  # with B, H and W all varying: other ways of writing made the builder fail
+        ("restormer-biasfree", "fp16"),
+        ("restormer", "bf16"),
+        ("elan-light", "mixed"),
+        ("elan", "fp16"),
+    ],
+)
+def test_official_sizes(name: str, precision: str, rtx: flavour.Flavour) -> None:
+    weights = weights_of(OFFICIAL[name])
+    check(engine(rtx, weights, precision, ("body.3",) if precision == "mixed" else ()), precision)
+
+
+def test_one_engine_for_several_gpus_with_progress_and_a_sidecar(
+    rtx: flavour.Flavour, tmp_path: Path
+) -> None:
+    told: list[tuple[str, float | None]] = []
+    options = BuildOptions(
+        SIZES, "fp16", ("8.6", "12.0"), level=1, progress=lambda name, share: told.append((name, share))
+    )
+    built = build(rtx, typed_graph(weights_of(TINY), "fp16"), options)
+    assert built.report["targets"] == ["8.6", "12.0"] and built.report["flags"]["level"] == 1
+    shares = [share for _, share in told if share is not None]
+    assert shares == sorted(shares) and shares[-1] > 0.5 and len(told) < 500
+    path = tmp_path / "new" / "tiny.engine"
+    sidecar.write(path, built)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["tiny.engine", "tiny.engine.json"]
+    assert sidecar.read(path) == json.loads(json.dumps(built.report)) and sidecar.problem(path) is None
+    about = describe.describe(path)
+    assert not about["runs_here"] and "no NVIDIA GPU" in about["why_not"] and about["opened"] is None
+    with path.open("r+b") as file:
+        file.write(b"damage")
+    assert "changed" in str(sidecar.problem(path)) and "changed" in describe.describe(path)["problem"]
+    path.write_bytes(b"short")
+    assert "5 bytes instead of" in str(sidecar.problem(path))
+    sidecar.path_of(path).write_text('{"schema": 99}')
+    with pytest.raises(RestortError, match="newer RestoRT"):
+        sidecar.read(path)
+    sidecar.path_of(path).unlink()
+    with pytest.raises(RestortError, match="nothing is known"):
+        describe.describe(path)
+
+
+def test_a_build_can_be_interrupted(rtx: flavour.Flavour) -> None:
+    def stop(name: str, share: float | None) -> None:
+        raise KeyboardInterrupt
+
+    options = BuildOptions(SIZES, "fp16", ("8.6",), progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        build(rtx, typed_graph(weights_of(TINY), "fp16"), options)
+
+
+def test_wrong_requests_are_one_sentence(rtx: flavour.Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = weights_of(TINY)
+    graph = typed_graph(weights, "fp16")
+    right = BuildOptions(SIZES, "fp16", ("8.6",))
+    for changes, words in (
+        ({"precision": "int8"}, "no precision 'int8'"),
+        (
+            {"compute_capabilities": ("9.0",)},
+            r"does not build for compute capability 9\.0; it does for .*8\.6",
+        ),
+        ({"compute_capabilities": ()}, "no NVIDIA GPU .*--compute-capability"),
+        ({"level": 6}, "0 to 5"),
+        ({"profile": Profile((1, 60, 64), (1, 64, 64), (1, 64, 64))}, "multiples of 8"),
+        ({"profile": Profile((2, 64, 64), (1, 64, 64), (1, 64, 64))}, "no size may be larger"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            build(rtx, graph, replace(right, **changes))  # type: ignore[arg-type]
+    with pytest.raises(
+        RestortError, match=r"bf16 was asked for, but 60 of 60 .*float16 \(conv_\d+, encoder_level1"
+    ):
+        build(rtx, graph, replace(right, precision="bf16"))
+    monkeypatch.setattr(building, "gpu", lambda: Gpu("NVIDIA H100", "9.0", "13.0"))
+    with pytest.raises(UsageError, match=r"does not run on NVIDIA H100 .*--flavour tensorrt"):
+        build(rtx, graph, replace(right, compute_capabilities=()))
+
+
+def foreign(kind: str = "Relu", fixed: bool = False) -> onnx.ModelProto:
+    """A graph that is not RestoRT's."""
+    helper, size = onnx.helper, [1, 3, 32, 48] if fixed else ["n", 3, "h", "w"]
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name in ("picture", "result")
+    ]
+    weight = onnx.numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "weight")
+    nodes = [
+        helper.make_node("Conv", ["picture", "weight"], ["hidden"], name="conv"),
+        helper.make_node(kind, ["hidden"], ["result"], name="last"),
+    ]
+    graph = helper.make_graph(nodes, "foreign", ports[:1], ports[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_graphs_of_others(rtx: flavour.Flavour) -> None:
+    options = BuildOptions(SIZES, "fp32", ("8.6",))
+    built = build(rtx, foreign().SerializeToString(), options)
+    assert built.report["model"] is None and built.report["graph"]["inputs"][0]["name"] == "picture"
+    with pytest.raises(UsageError, match="whose input is 1x32x48"):
+        build(rtx, foreign(fixed=True), options)
+    unknown = foreign("NoSuchOperation")
+    with pytest.raises(RestortError):
+        build(rtx, unknown, options)
+    two = foreign()
+    two.graph.output.append(onnx.helper.make_tensor_value_info("hidden", onnx.TensorProto.FLOAT, None))
+    with pytest.raises(RestortError, match="one input and one output, not 1 and 2"):
+        build(rtx, two, options)
+
+
+def test_a_16_bit_export_gets_float32_ports(rtx: flavour.Flavour) -> None:
+    built = build(rtx, emit(weights_of(TINY), "fp16"), BuildOptions(SIZES, "fp16", ("8.6",)))
+    assert built.report["graph"]["inputs"][0] == {
+        "name": "input",
+        "dtype": "float32",
+        "shape": ["N", 3, "H", "W"],
+    }
+
+
+# As TensorRT-RTX 1.7 and TensorRT 8.6 and 10 wrote them, and what is made of them.
+MESSAGES = [
+    (
+        "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([myelin_graph.h:1295: attachExceptionMsgToGraph] "
+        "Unexpected exception std::bad_alloc In compileGraph at /_src/optimizer/myelin/codeGenerator.cpp:2012)",
+        "the memory is not enough (Myelin Unexpected exception std::bad_alloc); take smaller sizes",
+    ),
+    (
+        "1: [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+        "the memory is not enough (Cuda Runtime (out of memory)",
+    ),
+    (
+        "10: Could not find any implementation for node {ForeignNode[conv_1...add_2]}.",
+        "no kernel for one of its layers in that precision (10: Could not find any implementation for node",
+    ),
+    (
+        "1: Myelin (Myelin error from unknown graph)",
+        "its compiler (Myelin) gave up on this network (1: Myelin (Myelin error from unknown graph)); build with "
+        "another --precision or --level, or run the network with --backend fused",
+    ),
+    (
+        "1: [stdArchiveReader.cpp::StdArchiveReaderInitCommon::46] Error Code 1: Serialization (Serialization "
+        "assertion stdVersionRead == serializationVersion failed.Version tag does not match. Note: Current Version: "
+        "236, Serialized Engine Version: 239)",
+        "built by another version or for another GPU (Serialization",
+    ),
+    (
+        "CUDA initialization failure with error: 35",
+        "no NVIDIA GPU can be used here (CUDA initialization failure",
+    ),
+    ("Something nobody has seen before.", "building the engine: Something nobody has seen before"),
+]
+
+
+@pytest.mark.parametrize(("message", "expected"), MESSAGES)
+def test_what_the_library_says_becomes_a_sentence(message: str, expected: str) -> None:
+    heard = Heard("TensorRT", [("WARNING", "unrelated"), ("ERROR", message)])
+    doing = "opening the engine" if "Serialization" in message else "building the engine"
+    sentence = str(heard.error(doing))
+    assert sentence.startswith(f"TensorRT failed while {doing}: ") and expected in sentence
+    assert "/_src" not in sentence and ".cpp" not in sentence and "\n" not in sentence
+
+
+def test_an_engine_without_memory_enough_may_have_smaller_tiles() -> None:
+    taking = "RestortPass: taking 593.9 MiB failed: CUDA_ERROR_OUT_OF_MEMORY (2)"
+    heard = Heard("TensorRT", [("ERROR", taking)])
+    error = heard.error("running the engine")
+    assert isinstance(error, OutOfMemory) and "593.9 MiB" in str(error) and "--tile" in str(error)
+    assert not isinstance(heard.error("building the engine"), OutOfMemory)
+    assert not isinstance(Heard("TensorRT", [("ERROR", "a fault")]).error("running the engine"), OutOfMemory)
+
+
+def test_a_timing_cache_of_another_version_is_not_why_a_build_fails() -> None:
+    stale = (
+        "Serialization assertion stdVersionRead == serializationVersion failed.Version tag does not match."
+    )
+    myelin = "1: Myelin (Myelin error from unknown graph)"
+    heard = Heard("TensorRT", [("ERROR", stale), ("ERROR", myelin)])
+    assert "(Myelin) gave up" in str(heard.error("building the engine"))
+    alone = str(Heard("TensorRT", [("ERROR", stale)]).error("building the engine"))
+    assert "another version" not in alone and "does not match" in alone
+
+
+def test_listeners_hear_their_own_thread_and_the_librarys(rtx: flavour.Flavour) -> None:
+    severity = rtx.module.ILogger.Severity
+    with rtx.log.listening() as outer:
+        with rtx.log.listening() as inner:
+            rtx.log.logger.log(severity.ERROR, "first")
+            rtx.log.logger.log(severity.INFO, "noise")
+        thread = threading.Thread(target=lambda: rtx.log.logger.log(severity.WARNING, "second"))
+        thread.start()
+        thread.join()
+    rtx.log.logger.log(severity.ERROR, "after")
+    assert (inner.errors(), outer.errors(), outer.warnings()) == (["first"], ["first"], ["second"])
+    assert "did not say why" in str(Heard("TensorRT").error("waking up"))
+
+
+def test_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flavour.installed()["rtx"] == flavour.find("rtx").version
+    with pytest.raises(UsageError, match="no flavour 'cuda'"):
+        flavour.find("cuda")
+    monkeypatch.setattr(flavour, "installed", dict)
+    with pytest.raises(
+        RestortError, match=r"TensorRT-RTX is not installed; get it with: pip install 'restort\[rtx\]'"
+    ):
+        flavour.find("rtx")
+    with pytest.raises(RestortError, match="neither TensorRT nor TensorRT-RTX is installed"):
+        flavour.find()

@@ -1,0 +1,397 @@
+"""Engines of RestoRT's own kernels: chosen, kept apart from others, and run; on a stand-in for library and GPU."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from restort.backends.fused import aot_cache
+from restort.backends.fused.aot_cache import PlanCache, Wanted, given, opened
+from restort.backends.tensorrt import runner as runners
+from restort.backends.tensorrt.build import BuildOptions, check_options
+from restort.backends.tensorrt.cache import EngineCache
+from restort.backends.tensorrt.gpu import Gpu
+from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.runner import TensorrtRunner
+from restort.backends.tensorrt.supply import Supply
+from restort.errors import RestortError, UsageError
+from restort.weights.checkpoint import Weights, load_weights
+from tests.fakes.empty_aot import plan_of
+from tests.fakes.fake_backend import ELAN, write_weights
+from tests.fakes.fake_gpu import H100, World, picture, playing
+from tests.fakes.fake_tensorrt import enlarged
+
+FUSED = {"kernels": "fused"}
+MANY = Profile((1, 16, 16), (1, 32, 32), (1, 64, 64))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with playing(tmp_path, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return load_weights(
+        write_weights(tmp_path_factory.mktemp("w") / "tiny.safetensors", replace(ELAN[2], channels=30))
+    )
+
+
+def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:
+    said: list[str] = []
+    found = TensorrtRunner(weights, precision, options={**FUSED, **options})
+    found.say = found.warn = said.append
+    return found, said
+
+
+def wanted_of(weights: Weights, h: int = 32, w: int = 48) -> Wanted:
+    return Wanted(weights, "fp16", (1, h, w), 90)
+
+
+def test_every_size_has_an_engine_of_its_own(world: World, weights: Weights) -> None:
+    runner, said = made(weights)
+    for size in ((32, 48), (16, 16), (32, 48)):
+        x = picture(*size)
+        np.testing.assert_array_equal(runner(x), enlarged(x))
+    np.testing.assert_array_equal(runner(picture(n=3)), enlarged(picture(n=3)))  # one after the other
+    assert [str(options.profile) for options in world.builds] == ["1x32x48", "1x16x16"]
+    assert world.compiled == ["1x32x48", "1x16x16"] and "compiling the plan of tiny, fp16, 1x32x48" in said[1]
+    runner.close()
+    again, said = made(weights)
+    np.testing.assert_array_equal(again(picture()), enlarged(picture()))
+    assert len(world.builds) == 2 and not said and world.loaded
+    again.close()
+    names = sorted(stored.path.name for stored in EngineCache().entries())
+    assert [name.rsplit("-", 1)[0] for name in names] == ["tiny-fp16-fused-16x16", "tiny-fp16-fused-32x48"]
+
+
+def test_an_engine_that_asks_for_no_scratch(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.fakes.fake_tensorrt.FakeEngine.device_memory_size", 0)
+    runner, _ = made(weights)
+    for _ in range(3):  # the last as a graph; the stand-in refuses the address 0
+        np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
+    runner.close()
+
+
+def test_the_environment_chooses_too(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
+    runner = TensorrtRunner(weights)
+    runner(picture())
+    assert world.builds[-1].kernels == "fused" and world.builds[-1].profile.is_fixed
+    runner.close()
+    runner = TensorrtRunner(weights, options={"kernels": "tensorrt"})
+    runner(picture())
+    assert world.builds[-1].kernels == "tensorrt" and not world.builds[-1].profile.is_fixed
+    runner.close()
+    monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "cutlass")
+    with pytest.raises(
+        UsageError, match=r"no kernels 'cutlass' for an engine; choose tensorrt, fused .*=cutlass"
+    ):
+        TensorrtRunner(weights)
+    monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
+    with pytest.raises(UsageError, match=r"not fp32.*RESTORT_TENSORRT_KERNELS=fused chose.*unset it"):
+        TensorrtRunner(weights, "fp32")
+    with pytest.raises(UsageError, match=r"or leave --kernels out$"):
+        TensorrtRunner(weights, "fp32", options=FUSED)
+
+
+def test_neither_kind_of_kernels_stands_for_the_other(world: World, weights: Weights) -> None:
+    supplies = [
+        Supply(weights, "fp16", world.flavour, options=o) for o in ({}, FUSED, {"kernels": "tensorrt"})
+    ]
+    keys = [supply.key(Profile.fixed(1, 32, 48)) for supply in supplies]
+    assert keys[0].digest == keys[2].digest != keys[1].digest
+    for a, b in ((0, 1), (1, 0)):
+        assert not keys[a].stands_for(keys[b].to_json(), (1, 32, 48))
+
+
+def test_keys_tell_kernels_and_plugins_apart(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supply = Supply(weights, "fp16", world.flavour, options=FUSED)
+
+    def digest() -> str:
+        return supply.key(Profile.fixed(1, 32, 48)).digest
+
+    found = [digest()]
+    library = tmp_path / "librestort_pass.so"
+    monkeypatch.setenv("RESTORT_PLUGIN", str(library))
+    with pytest.raises(UsageError, match=r"RESTORT_PLUGIN is .*, where there is no file"):
+        digest()
+    for content in (b"one", b"two"):
+        library.write_bytes(content)
+        found.append(digest())
+    monkeypatch.setattr("restort.backends.tensorrt.supply.sources_digest", lambda: "other kernels")
+    found.append(digest())
+    assert len(set(found)) == 4
+
+
+def test_results_that_are_not_finite(world: World, weights: Weights) -> None:
+    world.behaves["fp16"] = "nan"
+    runner, said = made(weights)
+    np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
+    assert [(o.precision, o.kernels) for o in world.builds] == [("fp16", "fused"), ("bf16", "fused")]
+    world.behaves["bf16"] = "nan"
+    np.testing.assert_array_equal(runner(picture(16, 16)), enlarged(picture(16, 16)))
+    assert (world.builds[-1].precision, world.builds[-1].kernels) == ("fp32", "tensorrt")
+    assert sum("not finite" in line for line in said) == 1
+    runner.close()
+
+
+def test_few_engines_stay_open(world: World, weights: Weights) -> None:
+    runner, _ = made(weights)
+    stream = runner.stream(picture(16, 16) for _ in range(4))
+    first = next(stream)
+    for i in range(2, 8):
+        runner(picture(16, 16 * i))
+    assert len(runner._opened) == runners.KEPT == 4
+    np.testing.assert_array_equal(first, enlarged(picture(16, 16)))
+    assert len(list(stream)) == 3  # of an engine that was let go meanwhile
+    del stream
+    gc.collect()
+    runner.close()
+
+
+def test_the_plugin_is_there_before_an_engine_is_opened(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, _ = made(weights)
+    runner(picture())
+    runner.close()
+
+    def missing(flavour: Any, say: Any = None) -> None:
+        raise RestortError("there is no compiler; get one")
+
+    monkeypatch.setattr("restort.backends.tensorrt.plugin_library.load", missing)
+    runner, said = made(weights)
+    with pytest.raises(RestortError, match="this engine needs the plugin RestortPass: there is no compiler"):
+        runner(picture())
+    assert not said and len(EngineCache().entries()) == 1  # it is not the engine's fault
+    runner.close()
+
+
+def test_what_is_not_for_auto(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    from restort.backends.tensorrt import check, flavour, gpu
+
+    monkeypatch.setattr(gpu, "gpu", lambda: world.gpu)
+    monkeypatch.setattr(flavour, "installed", lambda: {"tensorrt": "8.6.0"})
+    runner, _ = made(weights)
+    runner(picture())
+    runner.close()
+    assert not check.is_ready(weights, "fp16")  # a runner without the option would build another
+    monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
+    assert check.is_ready(weights, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"profile": MANY}, r"one size, not 1x16x16\.\.1x32x32.*--shape 1x32x32, or leave --kernels out"),
+        ({"precision": "fp32"}, "in fp16 or bf16, not fp32; choose another --precision"),
+        ({"precision": "mixed"}, "in fp16 or bf16, not mixed"),
+        ({"compute_capabilities": ("8.6",)}, "leave --compute-capability out"),
+        ({"level": 3}, "chooses no kernels; leave --level out"),
+        ({"static": True}, "chooses no kernels; leave --static out"),
+    ],
+)
+def test_options_that_make_no_sense(world: World, changes: dict[str, Any], expected: str) -> None:
+    options = BuildOptions(Profile.fixed(1, 32, 32), "fp16", **FUSED)
+    check_options(world.flavour, options)
+    with pytest.raises(UsageError, match=expected):
+        check_options(world.flavour, replace(options, **changes))
+
+
+def test_libraries_that_have_no_such_plugin(world: World) -> None:
+    options = BuildOptions(Profile.fixed(1, 32, 32), "fp16", **FUSED)
+    world.flavour.version = "10.16.1"
+    with pytest.raises(
+        UsageError, match=r"for TensorRT 8\.6, and 10\.16\.1 is installed; leave --kernels out"
+    ):
+        check_options(world.flavour, options)
+    world.flavour.name, world.flavour.title = "rtx", "TensorRT-RTX 1.7"
+    with pytest.raises(UsageError, match=r"TensorRT-RTX 1\.7 has no plugins.*--backend fused"):
+        check_options(world.flavour, options)
+    world.flavour.name, world.flavour.version = "tensorrt", "8.6.0"
+    world.gpu = None  # type: ignore[assignment]
+    with pytest.raises(UsageError, match=r"no NVIDIA GPU.*restort export --format plan"):
+        check_options(world.flavour, options)
+
+
+def test_plans_are_found_by_what_makes_them(world: World, weights: Weights) -> None:
+    cache, said = PlanCache(), []
+    wanted = wanted_of(weights)
+    assert cache.find(wanted) is None
+    path = cache.provide(wanted, said.append)
+    assert path == cache.find(wanted) and path.parent.name == "plans" and len(said) == 1
+    assert path.name.startswith("tiny-fp16-1x32x48-sm90-")
+    others = (
+        replace(wanted, precision="bf16"),
+        replace(wanted, shape=(1, 48, 32)),
+        replace(wanted, capability=80),
+        replace(wanted, weights=replace(weights, digest="another")),
+    )
+    assert len({one.name for one in (wanted, *others)}) == 5
+    assert all(cache.find(one) is None for one in others)
+    path.write_bytes(path.read_bytes()[:-1])  # damaged: made again
+    assert cache.find(wanted) is None and cache.provide(wanted, said.append) == path
+    assert opened(path).text["weights_sha256"] == weights.digest and len(world.compiled) == 2
+
+
+def test_plans_used_longest_ago_go(world: World, weights: Weights) -> None:
+    size = len(plan_of(wanted_of(weights)))
+    cache = replace(PlanCache(), limit=int(2.5 * size))
+    paths = []
+    for i in range(1, 5):
+        paths.append(cache.provide(wanted_of(weights, 16 * i, 16), lambda line: None))
+        for j, path in enumerate(paths):
+            if path.exists():
+                os.utime(path, (1000 + j, 1000 + j))
+    assert [path.exists() for path in paths] == [False, False, True, True]
+
+
+def test_without_pytorch_a_plan_has_to_be_there(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        aot_cache.importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
+    )
+    runner, _ = made(weights)
+    with pytest.raises(RestortError) as error:
+        runner(picture())
+    text = str(error.value)
+    assert "no plan of tiny" in text and "torch is not here to make one" in text and "--plan" in text
+    assert "restort export --format plan --shape 1x32x48 --precision fp16 --compute-capability 9.0" in text
+    path = PlanCache().folder / wanted_of(weights).name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(plan_of(wanted_of(weights)))
+    np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
+    assert world.plans == [path] and not world.compiled
+    runner.close()
+
+
+def test_a_plan_that_is_named(world: World, weights: Weights, tmp_path: Path) -> None:
+    wanted = wanted_of(weights)
+    file = tmp_path / "pass.plan"
+    profile = Profile.fixed(*wanted.shape)
+    file.write_bytes(plan_of(wanted))
+    said: list[str] = []
+    supply = Supply(weights, "fp16", world.flavour, options=FUSED, plan=file, say=said.append)
+    assert supply.obtain(profile).built and not supply.obtain(profile).built
+    assert world.plans == [file.resolve()] and not world.compiled
+    file.write_bytes(plan_of(wanted, compilers="Triton 4.0"))
+    assert supply.obtain(profile).about["plan"]["compilers"] == "Triton 4.0"
+    assert any("it holds another plan" in line for line in said)
+    kept = EngineCache().entries()[0].path
+    file.write_bytes(plan_of(replace(wanted, capability=80)))
+    with pytest.raises(UsageError, match="does not fit"):
+        supply.obtain(profile)
+    assert kept.exists() and len(world.plans) == 2  # a plan that does not fit costs no engine
+
+
+def test_a_plan_named_from_home(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pass.plan").write_bytes(plan_of(wanted_of(weights)))
+    supply = Supply(weights, "fp16", world.flavour, options=FUSED, plan=Path("~/pass.plan"))
+    for built in (True, False):
+        assert supply.obtain(Profile.fixed(1, 32, 48)).built is built
+
+
+def test_a_plan_that_cannot_be_made_or_kept(
+    world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(wanted: Wanted, processes: int | None = None) -> bytes:
+        raise RestortError("a kernel does not compile")
+
+    monkeypatch.setattr(aot_cache, "made", fails)
+    with pytest.raises(RestortError, match=r"^a kernel does not compile$"):  # of no folder's fault
+        PlanCache().provide(wanted_of(weights), lambda line: None)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RestortError, match=r"cannot write the cache .*file/plans .*set RESTORT_CACHE"):
+        PlanCache(tmp_path / "file" / "plans").provide(wanted_of(weights), lambda line: None)
+
+
+def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from restort.backends.fused import aot_compile
+
+    def fails(*arguments: Any, **options: Any) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(aot_compile, "make_plan", fails)
+    with pytest.raises(
+        RestortError, match=r"cannot write the cache .* .permission denied.; set RESTORT_CACHE"
+    ):
+        aot_cache.made(wanted_of(weights))
+
+    def starved(*arguments: Any, **options: Any) -> bytes:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(aot_compile, "make_plan", starved)
+    with pytest.raises(RestortError, match="no process can be started to compile in; free some memory"):
+        aot_cache.made(wanted_of(weights))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"weights": "another"}, "made of other weights"),
+        ({"precision": "bf16"}, "it is in bf16, not fp16"),
+        ({"shape": (1, 16, 16)}, "inputs of 1x16x16 .BxHxW., not 1x32x48"),
+        ({"capability": 80}, r"for compute capability 8\.0, not 9\.0"),
+        (
+            {"sources": "others"},
+            "another version of RestoRT's kernels .0.1.0.; make one with `restort export",
+        ),
+    ],
+)
+def test_plans_of_something_else(
+    weights: Weights, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    wanted, text = wanted_of(weights), {}
+    other = wanted
+    if "weights" in changes:
+        other = replace(wanted, weights=replace(weights, digest="another"))
+    elif "sources" in changes:
+        text = changes
+    else:
+        other = replace(wanted, **changes)
+    file = tmp_path / "pass.plan"
+    file.write_bytes(plan_of(other, **text))
+    with pytest.raises(UsageError, match=f"pass.plan does not fit: .*{expected}"):
+        given(file, wanted)
+
+
+def test_files_that_are_no_plans(weights: Weights, tmp_path: Path) -> None:
+    file = tmp_path / "pass.plan"
+    with pytest.raises(RestortError, match=r"pass\.plan"):
+        given(file, wanted_of(weights))
+    file.write_bytes(b"no plan")
+    with pytest.raises(
+        RestortError, match=r"pass\.plan: this is no plan of a pass.*restort export --format plan"
+    ):
+        given(file, wanted_of(weights))
+    with pytest.raises(RestortError, match="it is a folder; give the name of a file"):
+        given(tmp_path, wanted_of(weights))
+
+
+def test_another_gpu_has_other_plans(world: World, weights: Weights) -> None:
+    assert H100.compute_capability == "9.0"
+    world.gpu = Gpu("NVIDIA A100", "8.0", "12.2")
+    runner, _ = made(weights)
+    runner(picture())
+    assert "-sm80-" in world.plans[0].name
+    runner.close()

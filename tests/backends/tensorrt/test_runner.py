@@ -1,0 +1,350 @@
+"""The backend tensorrt from weights to arrays: engines found, built, built again; on a stand-in for library and GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from restort.backends import registry
+from restort.backends.tensorrt import mixed, supply
+from restort.backends.tensorrt.build import Built
+from restort.backends.tensorrt.cache import EngineCache
+from restort.backends.tensorrt.gpu import Gpu
+from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.runner import TensorrtRunner, is_finite
+from restort.backends.tensorrt.supply import Supply, profile_for, told_seldom
+from restort.errors import OutOfMemory, RestortError
+from restort.tiling.tiles import plan, run_tiled
+from restort.weights.checkpoint import Weights, load_weights
+from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
+from tests.fakes.fake_gpu import World, picture, playing
+from tests.fakes.fake_tensorrt import enlarged
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with playing(tmp_path, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    return load_weights(
+        write_weights(tmp_path_factory.mktemp("w") / "tiny.safetensors", replace(ELAN[2], channels=30))
+    )
+
+
+def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:
+    said: list[str] = []
+    found = TensorrtRunner(weights, precision, **options)
+    found.say = found.warn = said.append
+    return found, said
+
+
+def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weights) -> None:
+    first, said = made(weights)
+    assert not world.builds  # nothing is built before a size is known
+    for h, w in ((32, 48), (16, 16), (1280, 64)):
+        np.testing.assert_array_equal(first(picture(h, w)), enlarged(picture(h, w)))
+    assert [options.profile for options in world.builds] == [profile_for(weights.spec, (1, 32, 48))]
+    assert len(said) == 2 and "there is none yet" in said[0] and said[1].startswith("built in 2 s")
+    assert first.device == "NVIDIA H100" and first.device_peak_bytes() > 0
+    first.close()
+    first.close()
+    with pytest.raises(RestortError, match="closed"):
+        first(picture())
+    second, said = made(weights)
+    second(picture())
+    assert len(world.builds) == 1 and not said
+    second.close()
+
+
+def test_types_that_the_library_does_not_tell_are_doubted(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = supply.build
+
+    def silent(*arguments: Any) -> Built:
+        built = build(*arguments)
+        told = {"precision": "fp16", "unchecked": "the library tells nothing but their names"}
+        return replace(built, report=built.report | told)
+
+    monkeypatch.setattr(supply, "build", silent)
+    runner, said = made(weights)
+    runner(picture())
+    assert said[2:] == ["whether it computes in fp16 is not sure: the library tells nothing but their names"]
+    runner.close()
+
+
+def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    x = picture(n=3)
+    np.testing.assert_array_equal(first(x), enlarged(x))
+    assert first.timer(x)() == 4.5
+    first.close()
+    whole, _ = made(weights, profile=Profile.fixed(3, 32, 48))
+    np.testing.assert_array_equal(whole(x), enlarged(x))
+    with pytest.raises(RestortError, match="the engine is for inputs of 3x32x48"):
+        whole(picture())
+    whole.close()
+    later, said = made(weights)
+    later(x)
+    later(picture())  # the special engine for the batch, the general one for the rest
+    assert len(later._opened) == 2 and len(world.builds) == 2 and not said
+    assert later.timer(x)() == 1.5
+    later.close()
+
+
+def test_an_engine_that_cannot_be_opened_is_built_again(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    first(picture())
+    first.close()
+    (stored,) = EngineCache().entries()
+    damaged = b"not a plan"
+    about = stored.about | {"bytes": len(damaged), "sha256": hashlib.sha256(damaged).hexdigest()}
+    from restort.backends.tensorrt import sidecar
+
+    sidecar.write(stored.path, Built(damaged, about))
+    second, said = made(weights)
+    np.testing.assert_array_equal(second(picture()), enlarged(picture()))
+    assert len(world.builds) == 2 and "is built again" in said[0] and "does not parse" in said[0]
+    second.close()
+
+
+def test_updates_of_library_and_driver_build_again(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    first(picture())
+    first.close()
+    world.flavour.version = "10.16.1"
+    second, said = made(weights)
+    second(picture())
+    assert "version of the library is 8.6.0, not 10.16.1" in said[0]
+    second.close()
+    world.gpu = Gpu("NVIDIA H100", "9.0", "13.1")
+    third, said = made(weights)
+    third(picture())
+    assert "driver is 13.0, not 13.1" in said[0]
+    third.close()
+
+
+def test_a_result_that_is_not_finite_is_computed_again(world: World, weights: Weights) -> None:
+    world.behaves = {"fp16": "nan"}
+    first, said = made(weights)
+    for seed in range(3):
+        np.testing.assert_array_equal(first(picture(seed=seed)), enlarged(picture(seed=seed)))
+    assert [options.precision for options in world.builds] == ["fp16", "fp32"]  # 8.6 has no bfloat16
+    assert len([line for line in said if "was not finite" in line]) == 1
+    assert any("computed in fp32 instead" in line for line in said)
+    x = picture()
+    x[0, 0, 0, 0] = np.inf
+    assert not np.isfinite(first(x)).all() and len(world.builds) == 2
+    first.close()
+    world.flavour.precisions = ("fp32", "tf32", "fp16", "bf16", "mixed")
+    third, _ = made(weights)  # a graph without bfloat16 cannot be built: then float32 it is
+    np.testing.assert_array_equal(third(picture()), enlarged(picture()))
+    third.close()
+    world.flavour.capabilities.newer_operators = True
+    second, _ = made(weights)
+    second(picture())
+    assert world.builds[-1].precision == "bf16"
+    second.close()
+
+
+def test_streams_check_every_result(world: World, weights: Weights) -> None:
+    world.behaves = {"fp16": "nan"}
+    first, said = made(weights)
+    pictures = [picture(32, 48, seed=i) for i in range(3)] + [picture(16, 16, 2, 9), picture(16, 32, seed=4)]
+    for x, y in zip(pictures, first.stream(iter(pictures)), strict=True):
+        np.testing.assert_array_equal(y, enlarged(x))
+    assert len([line for line in said if "was not finite" in line]) == 1
+    first.close()
+
+
+def test_tiles_flow_through_the_stream(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    x = picture(300, 500)
+    y = run_tiled(first, x, plan(300, 500, weights.spec, 128))
+    np.testing.assert_allclose(y, enlarged(x), atol=1e-6)
+    room, each = first.tile_memory()
+    assert 0 < room <= 1280 * 1280 * each
+    first.close()
+
+
+def test_memory_that_is_short_is_told_as_such(world: World, weights: Weights) -> None:
+    first, _ = made(weights)
+    first(picture())
+    world.cuda.memory = world.cuda.used
+    with pytest.raises(OutOfMemory, match="smaller tiles"):
+        first(picture(640, 640))
+    np.testing.assert_array_equal(first(picture()), enlarged(picture()))
+    first.close()
+
+
+def test_timings_are_kept_between_builds(world: World, weights: Weights) -> None:
+    for precision in ("fp16", "fp32"):
+        first, _ = made(weights, precision)
+        first(picture())
+        first.close()
+    assert [options.timing_cache for options in world.builds] == [None, b"times of fp16"]
+
+
+def test_mixed_needs_its_choice(world: World, weights: Weights) -> None:
+    with pytest.raises(RestortError, match="restort build --precision mixed"):
+        made(weights, "mixed")
+    mixed.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["tail", "head"]})
+    first, _ = made(weights, "mixed")
+    first(picture())
+    assert EngineCache().entries()[0].key["keep_fp32"] == ["head", "tail"]
+    first.close()
+
+
+def test_a_mixed_engine_is_checked_against_its_budget(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restort.profiling import engine_check
+    from restort.profiling.pairs import Pair
+    from restort.profiling.sensitivity import Budget
+
+    mixed.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["head"]})
+
+    class Search:
+        """A reference that is off by a little."""
+
+        def __init__(self, *about: Any) -> None:
+            self.pairs = [Pair("a picture", picture(), None)]
+
+        def cost_of(self, results: list[np.ndarray]) -> Any:
+            from restort.profiling.sensitivity import Cost
+
+            np.testing.assert_array_equal(results[0], enlarged(picture()))
+            return Cost(1e-3, None)
+
+    monkeypatch.setattr(engine_check, "Search", Search)
+    monkeypatch.setattr(engine_check.importlib.util, "find_spec", lambda name: "here")
+    whole = profile_for(weights.spec, (1, 16, 16))
+    assert engine_check.of_engine(weights, "auto", whole, {}, Budget(2e-3)) == (
+        True,
+        "the engine was run and meets the budget: relative L2 1.0e-03",
+    )
+    fits, outcome = engine_check.of_engine(weights, "auto", whole, {}, Budget(5e-4))
+    assert not fits and "misses the budget of 0.0005" in outcome
+    fits, outcome = engine_check.of_engine(weights, "auto", Profile.fixed(1, 64, 64), {}, Budget())
+    assert fits and "was not checked" in outcome
+    monkeypatch.setattr(engine_check.importlib.util, "find_spec", lambda name: None)
+    assert "takes PyTorch" in engine_check.of_engine(weights, "auto", whole, {}, Budget())[1]
+
+
+def test_sizes_beyond_the_usual_get_an_engine_that_lasts(weights: Weights) -> None:
+    spec = weights.spec
+    assert profile_for(spec, (1, 16, 16)) == Profile((1, 16, 16), (1, 384, 640), (1, 1280, 1280))
+    assert profile_for(spec, (4, 1296, 64)).max == (1, 1536, 1280)
+
+
+@pytest.mark.parametrize("is_typed", [False, True])
+def test_a_restormer_has_an_engine_for_each_size_where_the_library_has_no_types(
+    world: World, tmp_path: Path, is_typed: bool
+) -> None:
+    world.flavour.capabilities.strongly_typed = is_typed
+    restormer = load_weights(write_weights(tmp_path / "restormer.safetensors", RESTORMER))
+    supply = Supply(restormer, "fp16", world.flavour)
+    one = Profile.fixed(1, 32, 48)
+    assert supply.profile_for((1, 32, 48)) == (profile_for(restormer.spec, (1, 32, 48)) if is_typed else one)
+    assert supply.provide((1, 32, 48)).built and not supply.provide((1, 32, 48)).built
+    assert supply.provide((1, 64, 64)).built is not is_typed
+
+
+def test_building_ahead_needs_no_gpu(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supply, "gpu", lambda: None)
+    world.flavour.name, world.flavour.version = "rtx", "1.7.1"
+    said: list[str] = []
+    ahead = Supply(weights, "fp16", world.flavour, targets=("8.6", "8.9"), say=said.append)
+    stored = ahead.obtain(profile_for(weights.spec, (1, 64, 64)))
+    assert world.builds[-1].compute_capabilities == ("8.6", "8.9") and stored.key["gpu"] is None
+    with pytest.raises(RestortError, match="needs its NVIDIA GPU"):
+        made(weights)
+    monkeypatch.setattr(supply, "gpu", lambda: Gpu("GeForce RTX 4090", "8.9", "12.9"))
+    later, said = made(weights)
+    np.testing.assert_array_equal(later(picture()), enlarged(picture()))
+    assert len(world.builds) == 1 and not said
+    later.close()
+
+
+def test_the_progress_of_a_build_is_told_seldom() -> None:
+    said: list[str] = []
+    times = iter([0.0, 1.0, 16.0, 16.0, 17.0, 40.0, 40.0])
+    tell = told_seldom(said.append, lambda: next(times))
+    tell("parsing", None)
+    tell("timing", 0.25)
+    tell("timing", 0.3)
+    tell("writing", None)
+    assert said == ["still building: timing, 25%", "still building: writing"]
+
+
+def test_finite() -> None:
+    y = np.zeros((1, 3, 8, 8), np.float32)
+    assert is_finite(y) and is_finite(y + np.float32(3e38))
+    for bad in (np.nan, np.inf, -np.inf):
+        y[0, 1, 2, 3] = bad
+        assert not is_finite(y)
+    y[0, 0, 0, 0] = np.inf
+    assert not is_finite(y)
+
+
+def test_the_backend_is_registered(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from restort.backends.tensorrt import check
+    from restort.utils.gpu import Trouble
+
+    assert registry._library("tensorrt") in ("tensorrt", "tensorrt_rtx")
+    monkeypatch.setattr(registry, "_library", lambda name: "numpy")  # something that is here
+    monkeypatch.setattr(check, "trouble", lambda: Trouble("no NVIDIA driver is loaded", "install it"))
+    with pytest.raises(RestortError, match="tensorrt cannot be used: no NVIDIA driver is loaded; install it"):
+        registry.create(weights, "tensorrt")
+    monkeypatch.setattr(check, "trouble", lambda: None)
+    monkeypatch.setattr(check, "is_ready", lambda weights, precision: False)
+    said: list[str] = []
+    assert registry._on_a_gpu(weights, "auto", "auto", None, said.append) is None and not said
+    with caplog.at_level(logging.INFO):
+        found: Any = registry.create(weights, "tensorrt", say=said.append)
+    assert found.name == "tensorrt" and found.precision == "fp16"
+    found(picture())
+    assert said and "building" in said[0]
+    found.close()
+    monkeypatch.setattr(check, "is_ready", lambda weights, precision: precision == "fp16")
+    taken = registry.create(weights, say=said.append)
+    assert taken.name == "tensorrt" and "auto took tensorrt/fp16: NVIDIA H100" in said
+    taken.close()
+
+
+def test_auto_takes_engines_that_are_there(
+    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restort.backends.tensorrt import check, flavour, gpu
+
+    monkeypatch.setattr(gpu, "gpu", lambda: world.gpu)
+    monkeypatch.setattr(flavour, "installed", lambda: {"tensorrt": "8.6.0"})
+    assert not check.is_ready(weights, "fp16")
+    first, _ = made(weights)
+    first(picture())
+    first.close()
+    assert check.is_ready(weights, "fp16") and not check.is_ready(weights, "fp32")
+    world.gpu = Gpu("NVIDIA H200", "9.0", "13.0")
+    assert not check.is_ready(weights, "fp16")
+
+
+def test_trouble_is_found_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from restort.backends.tensorrt import check
+
+    monkeypatch.setattr(check, "look", lambda: SimpleNamespace(name="GPU"))
+    monkeypatch.setattr(check, "_has", lambda module: False)
+    found = check.trouble()
+    assert found is not None and found.remedy == "pip install cuda-python"

@@ -1,0 +1,103 @@
+"""benchmarks/tensorrt86.py on a played machine: its records, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.fake_backend import ELAN, RESTORMER
+from tests.fakes.fake_gpu import World, playing
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with playing(tmp_path, monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    workloads = importlib.import_module("gpu_workloads")
+    tiny = {"restormer": RESTORMER, "elan-light-x4": replace(ELAN[2], channels=30)}
+    monkeypatch.setattr(workloads, "NETWORKS", tiny)
+    workloads.weights_of.cache_clear()
+    yield importlib.import_module("tensorrt86")
+    workloads.weights_of.cache_clear()
+    for name in ("gpu_workloads", "tensorrt86", "tensorrt86_cases", "random_weights"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"profile": "dynamic"},
+        {"level": 5},
+        {"batch": 2},
+        {"form": "windows shuffle"},
+        {"form": "kernels fused"},
+    ],
+)
+def test_a_record_says_everything(world: World, script: Any, options: dict[str, Any]) -> None:
+    monkeypatched = script.timed
+    script.timed = lambda once, seconds: [once() for _ in range(3)]
+    try:
+        case = script.Case("elan-light-x4", 32, 48, **options)
+        record = script.measure(case, None)
+    finally:
+        script.timed = monkeypatched
+    json.dumps(record)
+    assert record["median_ms"] == 1.5 and record["cuda_graph"] and record["built_now"]
+    assert script.record_key(record) == case.key and record["floor_ms"] > 0
+    assert [layer["ms"] for layer in record["layers"]] == [0.25, 0.75]
+    assert "myelin 75 %" in script.by_kind(record)
+    fused = case.form == "kernels fused"
+    assert ("plan" in record, world.builds[-1].kernels == "fused") == (fused, fused)
+
+
+def test_threads_make_no_other_engine(world: World, script: Any) -> None:
+    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.supply import Supply
+
+    weights = importlib.import_module("gpu_workloads").weights_of("restormer")
+    profile = Profile.fixed(1, 64, 64)
+    keys = [
+        Supply(weights, "fp16", world.flavour, options={"level": 2, **more}).key(profile)
+        for more in ({}, {"threads": 1}, {"static": False})
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_it_goes_on_where_it_stopped(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def child(case: Any, plain: Any, limit: float) -> dict[str, Any]:
+        asked.append(str(case))
+        if case.network == "restormer" and case.height == 720 and not case.form:
+            return {"error": "no result within 330 s"}
+        times = {"median_ms": 5.0, "build_s": 30.0, "peak_mib": 99.0, "layers": [{"name": "a", "ms": 1.0}]}
+        names = ("workload", "precision", "batch", "variant")
+        return {name: getattr(case, name) for name in names} | times
+
+    monkeypatch.setattr(script, "child", child)
+    wanted = list(script.cases(False))
+    args = argparse.Namespace(seconds=1e6, output=tmp_path / "r.json", plain=None, again=None)
+    assert script.run(args, wanted) == 1 and len(asked) == len(wanted)
+    asked.clear()
+    assert script.run(args, wanted) == 1 and asked == ["restormer-720x1280 x1 fp16"]
+    found = json.loads(args.output.read_text())
+    assert len(found["records"]) == len(wanted) - 1 and len(found["failures"]) == 1
+    timelines = json.loads((tmp_path / "r_layers.json").read_text())
+    assert len(timelines) == len(wanted) - 1 and "layers" not in found["records"][0]
+    assert "FAILED: no result" in capsys.readouterr().out

@@ -1,0 +1,160 @@
+"""`restort build --kernels fused`, `export --format plan`, and what tells of them; on stand-ins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restort.backends.fused.aot_cache import Wanted
+from restort.backends.tensorrt import describe, flavour, sidecar
+from restort.weights.checkpoint import load_weights
+from tests.fakes.empty_aot import plan_of
+from tests.fakes.fake_backend import ELAN, write_weights
+from tests.fakes.fake_gpu import World, playing
+
+FUSED = ("--kernels", "fused")
+SIZE = ("--shape", "1x32x48")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with playing(tmp_path, monkeypatch) as found:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(flavour, "find", lambda name: found.flavour)
+        monkeypatch.setattr(describe, "gpu", lambda: None)
+        yield found
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "small.safetensors", replace(ELAN[2], channels=30))
+
+
+def test_an_engine_in_one_command(world: World, weights: Path, restort: Any) -> None:
+    told = restort("build", "--weights", weights, *FUSED, *SIZE)
+    assert told.status == 0 and told.out == "", told.err
+    assert "small -> small-fp16-fused.tensorrt.engine: " in told.lines[-1]
+    assert told.lines[-1].endswith("layers: 1 RestortPass") and world.compiled == ["1x32x48"]
+    engine = Path("small-fp16-fused.tensorrt.engine")
+    about = sidecar.read(engine)
+    about |= {"model": {"name": "small", "architecture": "elan", "scale": 2, "size_multiple": 16}}
+    about |= {
+        "flavour": "tensorrt",
+        "version": "8.6.0",
+        "targets": ["9.0"],
+        "precision": "fp16",
+        "keep_fp32": [],
+    }
+    about |= {"gpu": None, "profile": {name: [1, 32, 48] for name in ("min", "opt", "max")}, "created": "now"}
+    about["graph"] = {"inputs": [], "outputs": []}
+    sidecar.path_of(engine).write_text(json.dumps(about))
+    told = restort("inspect", engine)
+    for line in (
+        "kernels:     fused: 1 kernels in 0 launches",
+        "plan:        compute capability 9.0, made by RestoRT 0.1.0, Triton 3.9.0, NVRTC 13.0",
+        "its memory:  1 MiB of weights, 2 MiB for each execution context",
+        "precision:   fp16 storage, float32 accumulation",
+        "layers:      1 RestortPass (a plugin",
+    ):
+        assert line in told.out, told.out
+    listed = restort("cache", "list").out
+    assert "plans " in listed and "1x32x48" in listed
+    assert restort("cache", "clear", "plans").status == 0 and not list(world.plans[0].parent.iterdir())
+
+
+def test_a_plan_from_elsewhere(world: World, weights: Path, restort: Any) -> None:
+    told = restort(
+        "export",
+        "--weights",
+        weights,
+        "--format",
+        "plan",
+        *SIZE,
+        "--compute-capability",
+        "9.0",
+        "-o",
+        "p.plan",
+    )
+    assert told.status == 0 and "small -> p.plan: 1 kernels" in told.err, told.err
+    world.compiled.clear()
+    told = restort("inspect", "p.plan")
+    assert (
+        told.status == 1
+        and "p.plan is a plan, not an engine; build one of it with `restort build" in told.err
+    )
+    told = restort("build", "--weights", weights, *FUSED, "--plan", "p.plan")  # its size and precision
+    assert told.status == 0 and world.plans == [Path("p.plan").resolve()] and not world.compiled, told.err
+    assert str(world.builds[-1].profile) == "1x32x48"
+    other = replace(load_weights(weights), digest="another")
+    Path("other.plan").write_bytes(plan_of(Wanted(other, "fp16", (1, 16, 16), 90)))
+    told = restort("build", "--weights", weights, *FUSED, "--plan", "other.plan", "-o", "other.engine")
+    assert told.status == 2 and "other.plan does not fit: it was made of other weights" in told.err
+    told = restort("build", "--weights", weights, *FUSED, "--plan", "none.plan", *SIZE, "-o", "other.engine")
+    assert told.status == 1 and "none.plan" in told.err and len(told.lines) == 1
+
+
+def test_a_plan_into_the_cache(world: World, weights: Path, restort: Any, tmp_path: Path) -> None:
+    arguments = ("export", "--weights", weights, "--format", "plan", *SIZE, "--compute-capability", "9.0")
+    told = restort(*arguments, "--json", "--quiet")
+    about = json.loads(told.out)
+    assert told.status == 0 and Path(about["target"]).parent == tmp_path / "cache" / "plans" and not told.err
+    assert (
+        about["shape"] == [1, 32, 48] and about["compute_capability"] == "9.0" and about["memory"] == 3 << 20
+    )
+    assert restort(*arguments).status == 0 and world.compiled == ["1x32x48"]
+    assert restort("build", "--weights", weights, *FUSED, *SIZE).status == 0 and len(world.compiled) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "expected"),
+    [
+        ([*FUSED], 2, "one size, not 1x16x16..1x384x640..1x1280x1280; give one with --shape BxHxW"),
+        ([*FUSED, "--shape", "1x30x48"], 2, "multiples of 16"),
+        ([*FUSED, *SIZE, "--precision", "mixed"], 2, "fp16 or bf16, not mixed"),
+        ([*FUSED, *SIZE, "--budget", "0.01"], 2, "which --kernels fused has not"),
+        ([*FUSED, *SIZE, "--keep-fp32", "head"], 2, "which --kernels fused has not"),
+        ([*FUSED, *SIZE, "--level", "3"], 2, "leave --level out"),
+        ([*FUSED, *SIZE, "--compute-capability", "8.6"], 2, "leave --compute-capability out"),
+        ([*SIZE, "--plan", "p.plan"], 2, "use it with --kernels fused"),
+    ],
+)
+def test_wrong_builds_are_one_sentence(
+    arguments: list[str], status: int, expected: str, world: World, weights: Path, restort: Any
+) -> None:
+    told = restort("build", "--weights", weights, *arguments)
+    assert told.status == status and expected in told.err, told.err
+    assert len([line for line in told.lines if not line.startswith("restort: building")]) == 1
+    assert not Path("small-fp16-fused.tensorrt.engine").exists()
+
+
+def test_graphs_have_no_kernels_of_ours(world: World, restort: Any) -> None:
+    told = restort("build", "--onnx", "g.onnx", *FUSED, *SIZE)
+    assert told.status == 2 and "give --model or --weights, not --onnx" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--format", "plan", *SIZE], "no NVIDIA GPU to make a plan for; name one with --compute-capability"),
+        (["--format", "plan"], "a plan is for one size; give it with --shape"),
+        (["--format", "plan", "--shape", "1x16x16,1x16x16,1x32x32"], "a plan is for one size"),
+        (["--format", "plan", "--shape", "1x30x48", "--compute-capability", "9.0"], "multiples of 16"),
+        (["--format", "plan", *SIZE, "--precision", "fp32"], "in fp16 or bf16, not fp32"),
+        (["--format", "plan", *SIZE, "--compute-capability", "8.0,9.0"], "not 8.0, 9.0; make one for each"),
+        (["--format", "plan", *SIZE, "-o", "p.onnx"], "no name of a plan; let it end in .plan"),
+        ([], "with -o FILE.onnx"),
+        (["-o", "g.onnx", *SIZE], "are for --format plan"),
+        (["-o", "g.onnx", "--precision", "bf16"], "in fp32 or fp16"),
+    ],
+)
+def test_wrong_exports_are_one_sentence(
+    arguments: list[str], expected: str, weights: Path, restort: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("restort.backends.tensorrt.gpu.gpu", lambda: None)
+    told = restort("export", "--weights", weights, *arguments)
+    assert told.status == 2 and expected in told.err and len(told.lines) == 1, told.err

@@ -1,0 +1,459 @@
+"""Every wrong use of the command line: one sentence, the right status, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from restort.cli import options
+from restort.cli.main import main, parser
+from restort.imaging.decode import read
+from restort.imaging.encode import write
+from restort.imaging.picture import Picture
+from tests.fakes.fake_backend import ELAN, RESTORMER, create, write_weights
+
+FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("restort.backends.registry.create", create, raising=False)
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "x4.safetensors", ELAN[4])
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    write(path, Picture(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)))
+    return path
+
+
+class Told:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+        assert "Traceback" not in err
+        self.lines = err.splitlines()
+
+
+@pytest.fixture
+def restort(capfd: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: object) -> Told:
+        status = main([str(argument) for argument in arguments])
+        return Told(status, *capfd.readouterr())
+
+    return call
+
+
+# --- wrong usage: status 2, one sentence on stderr, nothing on stdout -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "required: COMMAND"),
+        (["upscal", "x.png"], "invalid choice: 'upscal'"),
+        (["upscale"], "required: INPUT, -o/--output"),
+        (["upscale", "x.png"], "required: -o/--output"),
+        (["upscale", "x.png", "-o", "y.png", "--scale", "5"], "argument --scale"),
+        (["upscale", "x.png", "-o", "y.png", "--scale", "two"], "argument --scale"),
+        (["upscale", "x.png", "-o", "y.png", "--backend", "cuda"], "argument --backend"),
+        (["upscale", "x.png", "-o", "y.png", "--precision", "int3"], "argument --precision"),
+        (
+            ["upscale", "x.png", "-o", "y.png", "--tile", "big"],
+            "'big' is not auto, exact, none or a number of pixels",
+        ),
+        (["upscale", "x.png", "-o", "y.png", "--tile", "0"], "'0' is less than 1"),
+        (["upscale", "x.png", "-o", "y.png", "--overlap", "-8"], "'-8' is less than 0"),
+        (["upscale", "x.png", "-o", "y.png", "--overlap=-8"], "'-8' is less than 0"),
+        (["upscale", "x.png", "-o", "y.png", "--overlap", "wide"], "'wide' is not a whole number"),
+        (["upscale", "x.png", "-o", "y.png", "--threads", "0"], "'0' is less than 1"),
+        (["upscale", "x.png", "-o", "y.png", "--max-pixels", "many"], "no number of pixels"),
+        (["upscale", "x.png", "-o", "y.png", "--max-pixels", "nan"], "no number of pixels"),
+        (["upscale", "x.png", "-o", "y.png", "--quality", "101"], "not from 1 to 100"),
+        (["upscale", "x.png", "-o", "y.png", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["upscale", "x.png", "-o", "y.png", "--over"], "unrecognized arguments: --over"),
+        (["upscale", "x.png", "-o", "y.png", "--model", "a", "--weights", "b"], "not allowed with"),
+        (["denoise", "x.png", "-o", "y.png", "--scale", "2"], "unrecognized arguments: --scale"),
+        (["run", "x.png", "-o", "y.png"], "one of the arguments --model --weights is required"),
+        (["export", "-o", "y.onnx"], "one of the arguments --model --weights is required"),
+        (["export", "--model", "a"], "with -o FILE.onnx"),
+        (["export", "--model", "a", "-o", "y.onnx", "--precision", "bf16"], "in fp32 or fp16"),
+        (["evaluate", "--model", "a"], "required: --dataset"),
+        (["models", "x"], "unrecognized arguments: x"),
+    ],
+)
+def test_wrong_options(restort: Any, arguments: list[str], expected: str) -> None:
+    told = restort(*arguments)
+    assert told.status == 2 and told.out == ""
+    assert len(told.lines) == 1 and expected in told.err, told.err
+
+
+def test_wrong_requests(restort: Any, weights: Path, photo: Path, tmp_path: Path) -> None:
+    """What only a look at files and weights can tell; the JSON summary tells it, too."""
+    cleaner = write_weights(tmp_path / "clean.safetensors", RESTORMER)
+    deblurs = write_weights(tmp_path / "deblurs.safetensors", RESTORMER, metadata={"task": "deblur"})
+    out = tmp_path / "out.png"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no picture")
+    for arguments, expected in (
+        (["upscale", photo, "-o", out, "--model", "elan-lihgt-x4"], "did you mean elan-light-x4"),
+        (["run", photo, "-o", out, "--model", "qwertyuiop"], "no model named 'qwertyuiop'"),
+        (["upscale", photo, "-o", out, "--weights", weights, "--scale", "3"], "--scale 3 was asked for"),
+        (
+            ["upscale", photo, "-o", out, "--model", "elan-light-x4-friedricelab", "--scale", "2"],
+            "enlarges 4 times",
+        ),
+        (["upscale", photo, "-o", out, "--weights", cleaner], "another task"),
+        (["upscale", photo, "-o", out, "--model", "restormer-real-denoising"], "another task, denoise"),
+        (["denoise", photo, "-o", out, "--weights", weights], "another task: it enlarges 4 times"),
+        (["denoise", photo, "-o", out, "--weights", deblurs], "another task, deblur"),
+        (["deblur", photo, "-o", out, "--model", "restormer-deraining"], "use `restort run`"),
+        (["run", photo, "-o", photo, "--weights", cleaner], "overwrite the input"),
+        (["upscale", empty, "-o", tmp_path / "o", "--weights", weights], "there is no picture in"),
+        (["upscale", photo, "-o", tmp_path / "o.xyz", "--weights", weights], "no format known"),
+        (["upscale", photo, "-o", out, "--weights", weights, "--tile", "8"], "too small"),
+        (
+            ["upscale", photo, "-o", out, "--weights", weights, "--tile", "128", "--overlap", "99"],
+            "overlap of",
+        ),
+    ):
+        told = restort(*arguments)
+        assert told.status == 2 and told.out == "", (arguments, told.err)
+        assert len(told.lines) == 1 and expected in told.err, told.err
+        told = restort(*arguments, "--json", "--quiet")
+        report = json.loads(told.out)
+        assert told.status == report["status"] == 2 and expected in report["error"]
+    assert not out.exists()
+
+
+def test_folder_as_output_of_itself(restort: Any, weights: Path, tmp_path: Path, photo: Path) -> None:
+    told = restort("upscale", tmp_path, "-o", tmp_path, "--weights", weights)
+    assert told.status == 2 and "input" in told.err and len(told.lines) == 1
+
+
+def test_output_through_a_link_to_the_input(restort: Any, weights: Path, tmp_path: Path, photo: Path) -> None:
+    before = photo.read_bytes()
+    link = tmp_path / "link.png"
+    link.symlink_to(photo)
+    told = restort("upscale", photo, "-o", link, "--weights", weights, "--overwrite")
+    assert told.status in (1, 2) and photo.read_bytes() == before
+    hard = tmp_path / "hard.png"
+    os.link(photo, hard)
+    told = restort("upscale", photo, "-o", hard, "--weights", weights, "--overwrite")
+    assert told.status in (1, 2) and photo.read_bytes() == before
+
+
+# --- bad weights: status 1 -------------------------------------------------------------------------------
+
+
+def test_bad_weights(restort: Any, weights: Path, photo: Path, tmp_path: Path) -> None:
+    bad = {
+        "garbage.pth": os.urandom(5000),
+        "empty.safetensors": b"",
+        "short.safetensors": weights.read_bytes()[:3000],
+        "text.pt": b"not weights at all",
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+        told = restort("upscale", photo, "-o", tmp_path / "out.png", "--weights", tmp_path / name)
+        assert told.status == 1 and len(told.lines) == 1 and name in told.err
+        told = restort("export", "-o", tmp_path / "out.onnx", "--weights", tmp_path / name)
+        assert told.status == 1 and len(told.lines) == 1 and name in told.err
+    for path in (tmp_path / "absent.pth", tmp_path):
+        told = restort("upscale", photo, "-o", tmp_path / "out.png", "--weights", path)
+        assert told.status == 1 and len(told.lines) == 1 and str(path) in told.err
+    told = restort(
+        "upscale", photo, "-o", tmp_path / "out.png", "--model", "elan-light-x4-friedricelab", "--offline"
+    )
+    assert told.status == 1 and "not in the cache" in told.err
+
+
+# --- bad pictures: status 1, told by name -----------------------------------------------------------------
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+def test_bad_pictures(restort: Any, weights: Path, photo: Path, tmp_path: Path) -> None:
+    write(tmp_path / "whole.jpg", read(photo))
+    bad = {
+        "empty.png": (b"", "the file is empty"),
+        "cut.jpg": ((tmp_path / "whole.jpg").read_bytes()[:500], "damaged or cut short"),
+        "text.png": (b"dear diary, " * 20, "not a picture"),
+        "huge.png": (png_header(100_000, 100_000), "--max-pixels"),
+    }
+    for name, (content, expected) in bad.items():
+        (tmp_path / name).write_bytes(content)
+        told = restort(
+            "upscale", tmp_path / name, "-o", tmp_path / "out.png", "--weights", weights, "--quiet"
+        )
+        assert told.status == 1 and len(told.lines) == 1, told.err
+        assert expected in told.err and name in told.err
+    told = restort(
+        "upscale", tmp_path / "gone.png", "-o", tmp_path / "out.png", "--weights", weights, "--quiet"
+    )
+    assert told.status == 1 and len(told.lines) == 1 and "no such file" in told.err
+    assert not (tmp_path / "out.png").exists()
+    told = restort("upscale", photo, "-o", tmp_path / "o.png", "--weights", weights, "--max-pixels", "100")
+    assert told.status == 1 and "--max-pixels" in told.err
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 4000), (4000, 3), (1, 40)])
+def test_odd_sizes(restort: Any, weights: Path, tmp_path: Path, height: int, width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (height, width, 3), dtype=np.uint16)
+    write(tmp_path / "odd.png", Picture(pixels))
+    for tile in ("auto", "none", "256"):
+        out = tmp_path / f"{tile}.png"
+        assert (
+            restort("upscale", tmp_path / "odd.png", "-o", out, "--weights", weights, "--tile", tile).status
+            == 0
+        )
+        assert np.array_equal(read(out).pixels, pixels.repeat(4, axis=0).repeat(4, axis=1))
+
+
+@pytest.fixture
+def anyones() -> Iterator[Path]:
+    """A folder that every user may enter."""
+    with tempfile.TemporaryDirectory(prefix="restort-test-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions of this system are of another kind")
+def test_no_permission(weights: Path, photo: Path, anyones: Path) -> None:
+    secret, open_one = anyones / "secret.png", anyones / "open.png"
+    for path in (secret, open_one):
+        path.write_bytes(photo.read_bytes())
+    secret.chmod(0)
+    model = anyones / "x4.safetensors"
+    model.write_bytes(weights.read_bytes())
+    for path in (open_one, model):
+        path.chmod(0o644)
+    (anyones / "out").mkdir()
+    (anyones / "out").chmod(0o777)
+    (anyones / "closed").mkdir(0o555)
+    root = os.geteuid() == 0
+    environment = (
+        os.environ | ({"FAKE_USER": "65534"} if root else {}) | {"RESTORT_CACHE": str(anyones / "cache")}
+    )
+
+    def call(source: Path, target: Path) -> Told:
+        command = [*FAKE, "upscale", str(source), "-o", str(target), "--weights", str(model), "--quiet"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return Told(done.returncode, done.stdout, done.stderr)
+
+    assert call(open_one, anyones / "out").status == 0
+    for source, target in (
+        (secret, anyones / "out" / "b.png"),
+        (secret, anyones / "out"),
+        (open_one, anyones / "closed" / "b.png"),
+        (open_one, anyones / "closed"),
+    ):
+        told = call(source, target)
+        assert told.status == 1 and len(told.lines) == 1 and "permission" in told.err, told.err
+
+
+def test_full_disk(weights: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for it; small files still succeed."""
+    resource = pytest.importorskip("resource")
+    photos = tmp_path / "in"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    for name, size in (("a.png", 8), ("b.png", 64), ("c.png", 8)):
+        write(photos / name, Picture(random.integers(0, 256, (size, size, 3), dtype=np.uint8)))
+    done = subprocess.run(
+        [*FAKE, "upscale", str(photos), "-o", str(tmp_path / "out"), "--weights", str(weights), "--quiet"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
+        timeout=60,
+    )
+    told = Told(done.returncode, done.stdout, done.stderr)
+    assert told.status == 1 and len(told.lines) == 1 and "disk is full" in told.err and "b.png" in told.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".restort", "a.png", "c.png"]
+    assert (
+        main(["upscale", str(photos), "-o", str(tmp_path / "out"), "--weights", str(weights), "--quiet"]) == 0
+    )
+
+
+# --- what goes where -------------------------------------------------------------------------------------
+
+
+def test_quiet_and_json(restort: Any, weights: Path, photo: Path, tmp_path: Path) -> None:
+    told = restort("upscale", photo, "-o", tmp_path / "a.png", "--weights", weights, "--quiet")
+    assert (told.status, told.out, told.err) == (0, "", "")
+    told = restort("upscale", photo, "-o", tmp_path / "b.png", "--weights", weights)
+    assert told.status == 0 and told.out == "" and "1 done of 1" in told.err
+    told = restort("upscale", photo, "-o", tmp_path / "c.png", "--weights", weights, "--json")
+    report = json.loads(told.out)
+    assert report["files"][0]["target"] == str(tmp_path / "c.png") and "1 done" in told.err
+
+
+def test_models(restort: Any) -> None:
+    told = restort("models")
+    assert told.status == 0 and "restormer-motion-deblurring" in told.out and "non-commercial" in told.out
+    listed = json.loads(restort("models", "--json").out)
+    assert {"name", "task", "scale", "licence", "source", "sha256", "where"} <= listed[0].keys()
+
+
+def test_doctor(restort: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = restort("doctor")
+    assert told.status in (0, 1) and "libvips" in told.out and "cache:" in told.out
+    findings = json.loads(restort("doctor", "--json").out)
+    assert findings["pictures"]["works"] and findings["libraries"]["numpy"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "pyvips",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "psutil",
+        "platformdirs",
+        "safetensors",
+        "openvino",
+        "torch",
+        "tqdm",
+    ],
+)
+def test_doctor_without(broken: str) -> None:
+    """Whatever is broken, the doctor finishes and names it."""
+    code = (
+        f"import sys; sys.modules[{broken!r}] = None\n"
+        "from restort.cli.main import main\n"
+        "sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1].startswith("restort ")
+    if broken in ("pyvips", "numpy"):
+        assert (
+            done.returncode == 1 and f"import of {broken}" in done.stdout
+        ) or "cannot be loaded" in done.stdout
+
+
+def test_an_unforeseen_error_is_one_sentence(
+    restort: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr("restort.weights.catalogue.entries", fail)
+    told = restort("models")
+    assert told.status == 1 and len(told.lines) == 1 and "ZeroDivisionError: by nothing" in told.err
+    monkeypatch.setenv("RESTORT_DEBUG", "1")
+    assert main(["models"]) == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_reader_that_goes_away() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "restort", "models", "--json"],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert done.returncode == 1 and done.stderr == b""
+
+
+def test_backends_and_commands_are_those_of_the_package() -> None:
+    from restort.backends import registry
+
+    assert getattr(registry, "BACKENDS", options.BACKENDS) == options.BACKENDS
+    help = parser().format_help()
+    for name in ("models", "upscale", "denoise", "deblur", "run", "export", "doctor", "evaluate"):
+        assert f"\n    {name} " in help
+
+
+def test_help_is_quick_and_light() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); import restort; from restort.cli.main import main\n"
+        "main(['--help']); seconds = time.perf_counter() - start\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'torch', 'openvino', 'pyvips', 'tqdm'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nassert seconds < 0.3, seconds"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_export(restort: Any, weights: Path, tmp_path: Path) -> None:
+    import onnx
+
+    target = tmp_path / "new" / "x4.onnx"
+    told = restort("export", "--weights", weights, "-o", target, "--json", "--quiet")
+    report = json.loads(told.out)
+    assert told.status == 0 and told.err == "" and report["metadata"]["restort.scale"] == "4"
+    onnx.checker.check_model(onnx.load(target))
+    told = restort("export", "--weights", weights, "-o", target)
+    assert told.status == 1 and "--overwrite" in told.err
+    assert (
+        restort("export", "--weights", weights, "-o", target, "--overwrite", "--precision", "fp16").status
+        == 0
+    )
+    assert target.stat().st_size < report["bytes"]
+    told = restort("export", "--weights", weights, "-o", tmp_path / "x4.png")
+    assert told.status == 2 and ".onnx" in told.err
+
+
+def test_evaluate(restort: Any, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    photos = tmp_path / "set"
+    for name in ("a.png", "b.png"):
+        photos.mkdir(exist_ok=True)
+        write(photos / name, Picture(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    record = tmp_path / "record.json"
+    told = restort("evaluate", "--weights", weights, "--dataset", photos, "-o", record, "--quiet")
+    assert told.status == 0 and "average" in told.out and told.err == ""
+    told = restort("evaluate", "--weights", weights, "--dataset", photos, "--json", "--quiet")
+    assert json.loads(told.out)["task"] == json.loads(record.read_text())["task"] == "upscale"
+    told = restort("evaluate", "--weights", weights, "--dataset", photos, "-o", record)
+    assert told.status == 1 and "--overwrite" in told.err
+    cleaner = write_weights(tmp_path / "clean.safetensors", RESTORMER)
+    told = restort("evaluate", "--weights", cleaner, "--dataset", photos, "--quiet")
+    assert told.status == 2 and "--task" in told.err
+    told = restort(
+        "evaluate", "--weights", cleaner, "--dataset", photos, "--task", "denoise", "--sigma", "25", "--json"
+    )
+    assert told.status == 0 and json.loads(told.out)["averages"][0]["pictures"] == 2
+    told = restort("evaluate", "--weights", weights, "--dataset", tmp_path / "nowhere")
+    assert told.status == 1 and len(told.lines) == 1
+
+
+@pytest.mark.parametrize("guide", ["guide.md", "guide.zh-CN.md"])
+def test_the_guide_knows_every_command_and_option(guide: str) -> None:
+    import argparse
+
+    text = (Path(__file__).parents[2] / "docs" / guide).read_text("utf-8")
+    (commands,) = (a.choices for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in commands.items():
+        assert f"restort {name}" in text
+        for action in command._actions:
+            for option in action.option_strings[-1:]:
+                assert option in text or option == "--help", f"{option} of {name}"

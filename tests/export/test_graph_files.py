@@ -1,0 +1,114 @@
+"""Graph files: the cache of graphs, and the file that `restort export` writes."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from restort.errors import RestortError, UsageError
+from restort.export import graph_cache
+from restort.models.elan_names import shift_weights
+from restort.models.spec import ElanSpec, parameter_shapes
+from restort.weights.checkpoint import Weights
+
+SPEC = ElanSpec(2, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)
+
+
+def make_weights(digest: str = "ab" * 32) -> Weights:
+    state = {name: np.ones(shape, np.float32) for name, shape in parameter_shapes(SPEC).items()}
+    state |= {n: shift_weights(len(v)) for n, v in state.items() if n.endswith("shift_conv.weight")}
+    return Weights(state, SPEC, {}, digest, Path("small.safetensors"))
+
+
+def ask(root: str) -> str:
+    os.environ["RESTORT_CACHE"] = root
+    return str(graph_cache.graph_path(make_weights()))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_made_once_and_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = graph_cache.graph_path(make_weights())
+    assert path.parent == root / "graphs"
+    assert path.name == f"{'ab' * 8}-fp32-{graph_cache.EMITTER}.onnx"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    monkeypatch.setattr(graph_cache, "emit", lambda *_, **__: pytest.fail("made again"))
+    assert graph_cache.graph_path(make_weights()) == path
+
+
+def test_precisions_and_weights_have_their_own_files(root: Path) -> None:
+    paths = {graph_cache.graph_path(make_weights(d * 32), p) for d in ("ab", "cd") for p in ("fp32", "fp16")}
+    assert len(paths) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a graph", None])
+def test_a_damaged_file_is_made_again(root: Path, damage: bytes | None) -> None:
+    path = graph_cache.graph_path(make_weights())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    assert graph_cache.graph_path(make_weights()) == path
+    assert path.read_bytes() == whole
+
+
+def test_a_file_of_other_weights_under_the_name_is_made_again(root: Path) -> None:
+    path = graph_cache.graph_path(make_weights("ab" * 32))
+    graph_cache.graph_path(make_weights("ab" * 31 + "cd"))
+    kept = {e.key: e.value for e in onnx.load(path).metadata_props}
+    assert kept["restort.weights_sha256"] == "ab" * 31 + "cd"
+
+
+def test_two_processes_at_once(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        paths = set(pool.map(ask, [str(tmp_path)] * 4))
+    (path,) = paths
+    onnx.checker.check_model(path)
+    assert [p.name for p in Path(path).parent.iterdir()] == [Path(path).name]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RestortError, match=r"cannot write the cache folder .*RESTORT_CACHE"):
+        graph_cache.graph_path(make_weights())
+
+
+def test_export_writes_a_checked_file(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "net.onnx"
+    assert graph_cache.export_file(make_weights(), target) == target
+    onnx.checker.check_model(str(target), full_check=True)
+    assert [p.name for p in target.parent.iterdir()] == ["net.onnx"]
+
+
+def test_export_refuses_what_would_harm(tmp_path: Path) -> None:
+    target = tmp_path / "net.onnx"
+    target.write_text("mine")
+    with pytest.raises(UsageError, match="exists"):
+        graph_cache.export_file(make_weights(), target)
+    assert target.read_text() == "mine"
+    graph_cache.export_file(make_weights(), target, overwrite=True)
+    assert target.read_bytes()[:4] != b"mine"
+    with pytest.raises(UsageError, match=r"ends in \.onnx"):
+        graph_cache.export_file(make_weights(), tmp_path / "net.pt")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        graph_cache.export_file(make_weights(), tmp_path / "folder.onnx")
+
+
+def test_export_onto_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RestortError, match=r"net\.onnx: No space left on device"):
+        graph_cache.export_file(make_weights(), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,29 @@
+"""A plan of no launches, which takes neither PyTorch nor a compiler to make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import restort
+from restort.backends.fused.aot_cache import Wanted, sources_digest
+from restort.backends.fused.aot_package import ALIGNMENT, Kernel, Plan, Region, write_plan
+
+
+def plan_of(wanted: Wanted, **text: Any) -> bytes:
+    """The bytes of one that is as wanted, but for what `text` says of it."""
+    (n, h, w), spec = wanted.shape, wanted.weights.spec
+    shapes = (n, spec.in_channels, h, w), (n, spec.out_channels, h * spec.scale, w * spec.scale)
+    regions = []
+    for kind, (b, c, y, x) in zip(("input", "output"), shapes):
+        regions.append(Region(kind, -(-4 * b * c * y * x // ALIGNMENT) * ALIGNMENT))
+    regions += [Region("weights", 1 << 20, b"\1" * 100), Region("scratch", 2 << 20)]
+    about = {
+        "architecture": spec.architecture,
+        "precision": wanted.precision,
+        "weights_sha256": wanted.weights.digest,
+        "restort": restort.__version__,
+        "sources": sources_digest(),
+        "compilers": "Triton 3.9.0, NVRTC 13.0",
+    } | text
+    kernel = Kernel(b"\x7fELF", "kernel", 0, 32)
+    return write_plan(Plan(wanted.capability, *shapes, tuple(regions), (kernel,), (), about))

@@ -1,0 +1,106 @@
+"""A machine with a GPU and a TensorRT, played: what tests of the backend run in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from restort.backends.fused import aot_cache
+from restort.backends.fused.aot_cache import Wanted
+from restort.backends.tensorrt import build_plan, cuda, plugin_library, runner, supply
+from restort.backends.tensorrt.build import BuildOptions, Built
+from restort.backends.tensorrt.build_plan import about_plan
+from restort.backends.tensorrt.gpu import Gpu
+from restort.backends.tensorrt.plan_graph import plan_graph
+from tests.fakes import fake_tensorrt
+from tests.fakes.empty_aot import plan_of
+from tests.fakes.fake_cuda import FakeCuda
+
+H100 = Gpu("NVIDIA H100", "9.0", "13.0")
+
+
+class World:
+    """A machine with a GPU and a TensorRT; `builds` are the options of every engine that was built."""
+
+    def __init__(self) -> None:
+        self.cuda = FakeCuda()
+        self.flavour = fake_tensorrt.flavour(self.cuda)
+        self.gpu = H100
+        self.builds: list[BuildOptions] = []
+        self.behaves: dict[str, str] = {}
+        self.plans: list[Path] = []
+        self.compiled: list[str] = []
+        self.loaded = 0
+
+    def load_plugin(self, flavour: Any, say: Any = None) -> None:
+        self.loaded += 1
+
+    def made(self, wanted: Wanted, processes: int | None = None) -> bytes:
+        self.compiled.append(wanted.size)
+        return plan_of(wanted)
+
+    def build_plan(self, flavour: Any, weights: Any, plan: Path, options: BuildOptions) -> Built:
+        """An engine of RestoRT's own kernels, of a plan of tests/fakes/empty_aot.py."""
+        assert self.loaded, "the plugin comes first"
+        self.plans.append(plan)
+        built = self.build(flavour, plan_graph(weights, plan), options)
+        about = {
+            "kernels": "fused",
+            "plan": about_plan(plan),
+            "layers": {"source": "plugin", "RestortPass": 1},
+        }
+        return Built(built.plan, built.report | about)
+
+    def build(self, flavour: Any, graph: Any, options: BuildOptions) -> Built:
+        assert graph.graph.output and options.progress is not None
+        self.builds.append(options)
+        low, high = options.profile.min, options.profile.max
+        data = fake_tensorrt.plan(
+            2,
+            (low[0], 1, *low[1:]),
+            (high[0], 9, *high[1:]),
+            behaves=self.behaves.get(options.precision, ""),
+            version=flavour.version,
+        )
+        about = {entry.key: entry.value for entry in graph.metadata_props}
+        report: dict[str, Any] = {
+            "flags": {},
+            "layers": {},
+            "precision": options.precision,
+            "graph": {"nodes": len(graph.graph.node)},
+        }
+        report |= {
+            "schema": 1,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "seconds": 2.0,
+        }
+        report["model"] = {"weights_sha256": about["restort.weights_sha256"]}
+        return Built(data, report, b"times of " + options.precision.encode())
+
+
+@contextmanager
+def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    found = World()
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda, "runtime", lambda: found.cuda)
+    monkeypatch.setattr(runner, "find", lambda name: found.flavour)
+    monkeypatch.setattr(supply, "gpu", lambda: found.gpu)
+    monkeypatch.setattr(supply, "build", found.build)
+    monkeypatch.setattr(supply, "build_plan", found.build_plan)
+    monkeypatch.setattr(build_plan, "gpu", lambda: found.gpu)
+    monkeypatch.setattr(aot_cache, "made", found.made)
+    monkeypatch.setattr(plugin_library, "load", found.load_plugin)
+    monkeypatch.setattr(supply, "combiner", lambda flavour: lambda a, b: a + b"," + b)
+    yield found
+    assert not found.cuda.used and not found.cuda.pinned
+
+
+def picture(h: int = 32, w: int = 48, n: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((n, 3, h, w), np.float32)

@@ -1,0 +1,167 @@
+"""A stand-in for TensorRT: an engine is a small JSON, and computes a NumPy function in a stream of FakeCuda.
+
+The result is the input enlarged by repetition, plus what "plus" says; "behaves" makes it misbehave.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from restort.errors import RestortError
+from tests.fakes.fake_cuda import FakeCuda
+
+
+def plan(
+    scale: int = 2, least: tuple[int, ...] = (1, 1, 8, 8), most: tuple[int, ...] = (4, 9, 64, 64), **more: Any
+) -> bytes:
+    """An engine. `behaves`: 'nan' gives NaN, 'fails' is not enqueued, 'uncapturable' not while a graph is recorded."""
+    return json.dumps(
+        {"scale": scale, "min": least, "max": most, "plus": 0.0, "behaves": "", **more}
+    ).encode()
+
+
+def enlarged(x: np.ndarray) -> np.ndarray:
+    """What an engine of scale 2 makes of x."""
+    return x.repeat(2, 2).repeat(2, 3)
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def error(self, doing: str) -> RestortError:
+        return RestortError(f"TensorRT failed while {doing}: {'; '.join(self.lines) or 'it says nothing'}")
+
+
+class Log:
+    """What restort.backends.tensorrt.flavour gives, in short."""
+
+    logger = None
+
+    def __init__(self) -> None:
+        self.heard = Heard()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Heard]:
+        self.heard = Heard()
+        yield self.heard
+
+
+class Context:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.addresses: dict[str, int] = {}
+        self.shape: tuple[int, ...] = ()
+        self.device_memory = 0
+        taken = any(other.active_optimization_profile == 0 for other in engine.alive)
+        self.active_optimization_profile = -1 if taken else 0
+        engine.alive.add(self)
+        self.profiler: Any = None
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        about = self.engine.about
+        assert self.active_optimization_profile == 0
+        fits = all(a <= n <= b for a, n, b in zip(about["min"], shape, about["max"]))
+        if fits:
+            self.shape = shape
+        else:
+            self.engine.log.heard.lines.append("the shape is not in the profile")
+        return fits
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        if not self.engine.about.get("sharing", True):
+            return False
+        self.active_optimization_profile = index
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        n, c, h, w = self.shape
+        scale = self.engine.about["scale"]
+        return (n, c, h * scale, w * scale)
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self.addresses[name] = pointer
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        about, cuda = self.engine.about, self.engine.cuda
+        capturing = cuda.handles[stream].captured is not None
+        if about["behaves"] == "fails" or (about["behaves"] == "uncapturable" and capturing):
+            self.engine.log.heard.lines.append("a kernel failed")
+            return False
+        self.engine.enqueued += 1
+        if self.profiler is not None:
+            self.profiler.report_layer_time("conv_1", 0.25)
+            self.profiler.report_layer_time("{ForeignNode[a...b]} myelin", 0.75)
+        source, target = (cuda.blocks[self.addresses[name]] for name in ("input", "output"))
+        assert self.device_memory in cuda.blocks
+        shape, result = self.shape, self.get_tensor_shape("output")
+
+        def compute() -> bool:
+            x = source[: int(np.prod(shape))].reshape(shape)
+            y = x.repeat(about["scale"], 2).repeat(about["scale"], 3) + np.float32(about["plus"])
+            if about["behaves"] == "nan":
+                y[0, 0, 0, 0] = np.nan
+            target[: int(np.prod(result))] = y.reshape(-1)
+            return True
+
+        cuda.put(stream, compute)
+        return True
+
+
+class IProfiler:
+    pass
+
+
+class FakeEngine:
+    device_memory_size = 4096
+
+    def __init__(self, about: dict[str, Any], cuda: FakeCuda, log: Log) -> None:
+        self.about, self.cuda, self.log = about, cuda, log
+        self.enqueued = 0
+        self.contexts = 0
+        self.alive: weakref.WeakSet[Context] = weakref.WeakSet()
+
+    def create_execution_context_without_device_memory(self) -> Context | None:
+        self.contexts += 1
+        return Context(self)
+
+
+def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> Any:
+    """A Flavour; `opened` lists its engines."""
+    log = Log()
+    opened: list[FakeEngine] = []
+
+    def deserialize(data: bytes) -> FakeEngine | None:
+        try:
+            about = json.loads(data)
+        except ValueError:
+            log.heard.lines.append("the plan does not parse")
+            return None
+        if about.get("version", found.version) != found.version:
+            log.heard.lines.append("the plan is of another version")
+            return None
+        opened.append(FakeEngine(about, cuda, log))
+        return opened[-1]
+
+    module = SimpleNamespace(
+        IProfiler=IProfiler, Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize)
+    )
+    found = SimpleNamespace(
+        name=name,
+        version=version,
+        title=f"TensorRT {version}",
+        module=module,
+        log=log,
+        opened=opened,
+        precisions=("fp32", "tf32", "fp16", "mixed"),
+        capabilities=SimpleNamespace(timing_cache=True, newer_operators=False, strongly_typed=False),
+    )
+    return found

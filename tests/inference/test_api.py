@@ -1,0 +1,153 @@
+"""The public API: few lines, arrays of every kind, sentences for errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import restort
+from restort.imaging.decode import read
+from restort.imaging.encode import write
+from restort.imaging.picture import Picture
+from tests.fakes.fake_backend import ELAN, RESTORMER, create, write_weights
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("restort.backends.registry.create", create, raising=False)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    return write_weights(tmp_path / "x2.safetensors", ELAN[2])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 7), (5, 7, 1), (5, 7, 2), (5, 7, 3), (5, 7, 4), (1, 1, 3)],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.float16])
+def test_arrays(weights: Path, shape: tuple[int, ...], dtype: type) -> None:
+    random = np.random.default_rng(0)
+    if np.dtype(dtype).kind == "f":
+        if shape[2:] in ((2,), (4,)):
+            pytest.skip("alpha is for integers")
+        image = random.random(shape).astype(dtype)
+    else:
+        image = random.integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+    if shape[2:] in ((2,), (4,)):
+        image[..., -1] = np.iinfo(dtype).max
+    with restort.load(weights) as model:
+        result = model(image)
+        assert (model.scale, model.backend, model.task) == (2, "fake", "upscale")
+    assert result.dtype == image.dtype
+    expected = image.repeat(2, axis=0).repeat(2, axis=1)
+    assert result.shape == expected.shape
+    if np.dtype(dtype).kind == "f":
+        assert np.allclose(result, expected, atol=1e-3 if dtype is np.float16 else 1e-6)
+    else:
+        assert np.array_equal(result, expected)
+
+
+def test_pictures_and_views(weights: Path) -> None:
+    model = restort.load(str(weights), tile=64, overlap=16)
+    image = np.random.default_rng(0).integers(0, 256, (150, 140, 3), dtype=np.uint8)
+    result = model(Picture(image))
+    assert isinstance(result, Picture) and result.pixels.shape == (300, 280, 3)
+    turned = model(image[::-1].transpose(1, 0, 2))
+    assert np.array_equal(turned, result.pixels[::-1].transpose(1, 0, 2))
+    calls: list[tuple[int, int]] = []
+    model(image, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1] > 1
+
+
+def test_restore(weights: Path, tmp_path: Path) -> None:
+    image = np.full((6, 6, 3), 77, np.uint8)
+    assert restort.restore(image, model=weights).shape == (12, 12, 3)
+    source, target = tmp_path / "a.png", tmp_path / "b.png"
+    write(source, Picture(image))
+    restored = restort.restore(source, target, model=weights)
+    assert restored.result_size == (12, 12) and read(target).pixels.shape == (12, 12, 3)
+    with pytest.raises(restort.RestortError, match="exists already"):
+        restort.restore(source, target, model=weights)
+    restort.restore(source, target, model=restort.load(weights), overwrite=True)
+    with pytest.raises(restort.RestortError, match="the input itself"):
+        restort.restore(source, source, model=weights, overwrite=True)
+    with pytest.raises(TypeError, match="target"):
+        restort.restore(source, model=weights)  # type: ignore[call-overload]
+
+
+def test_wrong_arrays(weights: Path) -> None:
+    model = restort.load(weights)
+    for image, expected in (
+        (np.zeros((4, 4, 4, 4), np.uint8), "no image"),
+        (np.zeros((0, 4), np.uint8), "no image"),
+        (np.zeros((4, 4, 5), np.uint8), "5 channels"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
+        (np.zeros((4, 4, 3), bool), "bool"),
+        (np.full((4, 4, 3), 200.0), "divide by 255"),
+        (np.full((4, 4), np.nan, np.float32), "NaN"),
+        ([[1, 2], [3, 4]], "list"),
+    ):
+        with pytest.raises(restort.RestortError, match=expected):
+            model(image)  # type: ignore[call-overload]
+
+
+def test_wrong_models(tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(restort.UsageError, match="did you mean"):
+        restort.load("restormer-real-denoisin")
+    with pytest.raises(restort.RestortError, match="no such file"):
+        restort.load(tmp_path / "absent.pth")
+    with pytest.raises(restort.UsageError, match="too small"):
+        restort.load(weights, tile=3)
+    with pytest.raises(restort.UsageError, match="negative"):
+        restort.load(weights, overlap=-1)
+
+
+def test_list_models_and_denoise(tmp_path: Path) -> None:
+    assert "restormer-deraining" in {entry.name for entry in restort.list_models()}
+    model = restort.load(write_weights(tmp_path / "clean.safetensors", RESTORMER))
+    image = np.random.default_rng(0).integers(0, 256, (9, 5, 3), dtype=np.uint8)
+    assert np.array_equal(model(image), 255 - image)
+    assert model.task is None and "clean" in repr(model)
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, restort\n"
+        "assert set(restort.__all__) <= set(dir(restort))\n"
+        "assert not {'numpy', 'onnxruntime', 'pyvips'} & set(sys.modules)\n"
+        "restort.load, restort.restore, restort.Model\n"
+        "assert not {'onnx', 'onnxruntime', 'torch', 'openvino'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_core_needs_only_what_it_names() -> None:
+    """Every library that the package imports is a dependency, or one of an extra that is asked for politely."""
+    import ast
+    import re
+
+    root = Path(__file__).parents[2]
+    project = (root / "pyproject.toml").read_text("utf-8")
+    named = set(
+        re.findall(r'^    "([a-z0-9-]+)', project[: project.index("[project.optional")], re.MULTILINE)
+    )
+    known = {"PIL": "pillow"}
+    extras = {"torch", "triton", "cuda", "openvino", "skimage", "h5py", "scipy", "matplotlib"}
+    for path in (root / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in {name.partition(".")[0] for name in names}:
+                if name not in sys.stdlib_module_names | extras | {"restort"}:
+                    assert known.get(name, name) in named | {"requests"}, f"{path} imports {name}"
