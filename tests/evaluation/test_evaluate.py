@@ -166,7 +166,7 @@ def test_the_record_says_what_was_measured(clean: Path, tmp_path: Path) -> None:
         (None, {}, "name the task"),
         ("paint", {}, "no task paint"),
         ("upscale", {}, "does not"),
-        ("deblur", {}, "--kernels"),
+        ("deblur", {}, "--blur-kernels"),
         ("derain", {}, "input/ and target/"),
         ("denoise", {"limit": 0}, "limit"),
         ("denoise", {"crop": 3}, "crop"),
@@ -231,7 +231,7 @@ def test_elan_light_scores_what_its_authors_code_scores(shared: Path, tmp_path: 
     from restort.models.build import build
     from restort.weights.checkpoint import load_weights
 
-    weights = load_weights(next((shared / "weights").glob("*.safetensors")))
+    weights = load_weights(next((shared / "weights").glob("elan_light_x4*.safetensors")))
     network = build(weights.spec, weights.state)
 
     def restore(image: np.ndarray) -> np.ndarray:

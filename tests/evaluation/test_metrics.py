@@ -72,6 +72,24 @@ def test_ssim_equals_its_definition() -> None:
     assert metrics.ssim(a, b) == pytest.approx(local[5:-5, 5:-5].mean(), abs=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(40, 36), (11, 11), (30, 52, 3), (20, 13, 1)])
+@pytest.mark.parametrize("peak", [255.0, 1.0])
+def test_ssim_is_that_of_scikit_image(shape: tuple[int, ...], peak: float) -> None:
+    skimage = pytest.importorskip("skimage.metrics")
+    a = RNG.uniform(0, peak, shape)
+    b = np.clip(a + RNG.normal(0, 0.1 * peak, shape), 0, peak)
+    expected = skimage.structural_similarity(
+        a,
+        b,
+        data_range=peak,
+        channel_axis=None if len(shape) == 2 else 2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    assert metrics.ssim(a, b, peak=peak) == pytest.approx(expected, abs=1e-9)
+
+
 @pytest.mark.parametrize("move", [(0.0, 0.0), (1.0, -2.0), (-0.5, 1.25)])
 def test_alignment_finds_the_translation(move: tuple[float, float]) -> None:
     from scipy.ndimage import gaussian_filter, shift

@@ -28,10 +28,29 @@ def add(subparsers: options.Subparsers) -> None:
         help="(default: what the model is for)",
     )
     group.add_argument(
-        "--sigma", metavar="N", type=float, nargs="+", help="noise to remove, of 255 (default: 15 25 50)"
+        "--sigma",
+        metavar="N",
+        type=float,
+        nargs="+",
+        help="white noise to remove, of 255 (default: 15 25 50; none with --jpeg or --poisson-gauss)",
     )
     group.add_argument(
-        "--kernels", metavar="FILE.mat", type=Path, help="blur kernels, for deblurring clean pictures"
+        "--poisson-gauss",
+        metavar="A,B",
+        nargs="+",
+        help="noise to remove of variance A x + B, x the pixel in [0, 1], such as 0.01,0.0004",
+    )
+    group.add_argument(
+        "--eight-bit", action="store_true", help="clip and round noisy inputs to 8 bits, as a file holds them"
+    )
+    group.add_argument(
+        "--jpeg",
+        metavar="QUALITY[:4:2:0]",
+        nargs="+",
+        help="compress every input; chroma as 4:2:0 (default), 4:2:2 or 4:4:4",
+    )
+    group.add_argument(
+        "--blur-kernels", metavar="FILE.mat", type=Path, help="blur kernels, for deblurring clean pictures"
     )
     group.add_argument(
         "--seed", metavar="N", type=options.not_negative, default=0, help="of the noise (default: 0)"
@@ -40,7 +59,7 @@ def add(subparsers: options.Subparsers) -> None:
     group.add_argument(
         "--crop", metavar="N", type=options.positive, help="only the middle N x N pixels of each"
     )
-    options.add_backend(parser)
+    options.add_backend(parser, precision="fp32")
     options.add_tiles(parser, files=False)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.json if it exists")
     options.add_reporting(parser)
@@ -48,9 +67,12 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from restort.evaluation.datasets import check_folder
+    from restort.evaluation.degradations import Jpeg, PoissonGaussNoise
     from restort.evaluation.evaluate import evaluate
     from restort.utils.files import check_free, write_bytes
 
+    jpeg = [Jpeg.parse(text) for text in args.jpeg or ()]
+    poisson_gauss = [PoissonGaussNoise.parse(text) for text in args.poisson_gauss or ()]
     choice.check(args)
     check_folder(args.dataset)
     if args.output is not None:
@@ -70,8 +92,11 @@ def run(args: argparse.Namespace) -> int:
             model,
             args.dataset,
             args.task,
-            sigmas=args.sigma or (15, 25, 50),
-            kernels=args.kernels,
+            sigmas=args.sigma,
+            poisson_gauss=poisson_gauss,
+            eight_bit=args.eight_bit,
+            jpeg=jpeg,
+            kernels=args.blur_kernels,
             seed=args.seed,
             limit=args.limit,
             crop=args.crop,

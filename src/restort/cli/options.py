@@ -37,8 +37,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--offline", action="store_true", help="never download")
 
 
-def add_backend(parser: argparse.ArgumentParser) -> None:
-    """What runs the network, and how."""
+def add_backend(parser: argparse.ArgumentParser, *, precision: str = "auto") -> None:
+    """What runs the network, and how; `precision` is the default of --precision."""
     group = parser.add_argument_group("computing")
     group.add_argument(
         "--backend",
@@ -49,8 +49,8 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
-        default="auto",
-        help="numbers to compute in (default: auto)",
+        default=precision,
+        help=f"numbers to compute in (default: {precision})",
     )
     group.add_argument("--threads", metavar="N", type=positive, help="threads to use (default: all cores)")
 

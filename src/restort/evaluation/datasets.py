@@ -10,10 +10,13 @@ Layouts, the first that fits:
 What is made of clean pictures (8 bit, values in [0, 255]):
 
     upscale   cropped to multiples of the scale, made smaller as MATLAB's imresize does, 8 bit
-    denoise   plus sigma * n, n standard normal, float, neither clipped nor rounded
+    denoise   plus sigma * n, n standard normal (or plus noise whose variance depends on the brightness); float,
+              neither clipped nor rounded, unless 8 bits are asked for
     deblur    convolved with a kernel where it lies inside the picture (so no border is invented; the reference
               is cropped alike), plus noise as above; the kernel is first moved by whole pixels until its
               centroid lies in the middle, since nobody can tell from a blurred picture where the origin was
+
+Inputs of every kind may then be compressed as JPEG, which rounds them to 8 bits first.
 
 The noise n of picture number i (from 0, in order of the names, whatever --limit says) is
 numpy.random.Generator(numpy.random.PCG64([seed, i])).standard_normal((H, W, C)): the same for every condition.
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +35,7 @@ from numpy.typing import NDArray
 
 from restort.errors import RestortError, UsageError
 from restort.evaluation.blur_kernels import Centre, blur, read_kernels
+from restort.evaluation.degradations import Jpeg, Noise, PoissonGaussNoise, WhiteNoise, to_8_bit
 from restort.evaluation.resize import imresize
 from restort.imaging.formats import READ_LIST
 
@@ -41,6 +45,8 @@ Make: TypeAlias = Callable[[int, Uint8], tuple[Array, Uint8]]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 TASKS = ("upscale", "denoise", "deblur", "derain", "defocus")
+UNDAMAGED = "undamaged"  # the condition of pictures without noise
+SIGMAS = (15.0, 25.0, 50.0)  # of the noise, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,10 @@ def open_dataset(
     *,
     scale: int = 1,
     channels: int = 3,
-    sigmas: Sequence[float] = (15, 25, 50),
+    sigmas: Sequence[float] | None = None,
+    poisson_gauss: Sequence[PoissonGaussNoise] = (),
+    eight_bit: bool = False,
+    jpeg: Sequence[Jpeg] = (),
     kernels: Path | None = None,
     centre: Centre = "centroid",
     noise: float = 2.55,
@@ -96,7 +105,11 @@ def open_dataset(
 
     scale      of the network, for upscale.
     channels   1 makes colour pictures gray (BT.601, 8 bit) before anything else, 3 repeats gray ones.
-    sigmas     of the noise for denoise, on the scale of [0, 255]: one condition each.
+    sigmas     of the noise for denoise, on the scale of [0, 255]: one condition each. None: SIGMAS, or no noise where
+               `poisson_gauss` or `jpeg` says what is wrong with the pictures.
+    poisson_gauss   noise for denoise whose variance grows with the brightness: one condition each.
+    eight_bit  noisy inputs are clipped and rounded to 8 bits, as a file would hold them.
+    jpeg       every input is compressed: each condition once for each of these settings.
     kernels    a file of blur kernels for deblur (see read_kernels): one condition each; `centre` likewise.
     noise      sigma of the noise on blurred pictures.
     limit      only the first so many pictures.  crop: only the middle of each, so many pixels of the input wide
@@ -110,19 +123,46 @@ def open_dataset(
         raise UsageError(f"the limit of pictures must be at least 1, not {limit}")
     if crop is not None and crop < 16:
         raise UsageError(f"the crop must be at least 16 pixels, not {crop}")
+    if poisson_gauss and task != "denoise":
+        raise UsageError(f"--poisson-gauss is noise to remove by denoise, not by {task}")
     check_folder(folder)
     seen = _Sources(folder, channels, limit, crop)
     if task == "upscale":
-        return _upscale(seen, scale)
-    if pairs := _pairs(folder):
+        data = _upscale(seen, scale)
+    elif pairs := _pairs(folder):
         load = {name: seen.pair(noisy, clean) for name, noisy, clean in pairs[:limit]}
         cases = [Case(name, "pairs", function) for name, function in load.items()]
-        return Dataset(folder, task, "pairs of files as they are", 1, cases)
-    if task == "denoise":
-        return _denoise(seen, sigmas, seed)
-    if task == "deblur":
-        return _deblur(seen, kernels, centre, noise, seed)
-    raise RestortError(f"{folder} holds no pairs, which {task} is measured on; it needs input/ and target/")
+        data = Dataset(folder, task, "pairs of files as they are", 1, cases)
+    elif task == "denoise":
+        levels = () if sigmas is None and (poisson_gauss or jpeg) else SIGMAS if sigmas is None else sigmas
+        data = _denoise(seen, [*map(WhiteNoise, levels), *poisson_gauss], levels, seed, eight_bit)
+    elif task == "deblur":
+        data = _deblur(seen, kernels, centre, noise, seed, eight_bit)
+    else:
+        raise RestortError(
+            f"{folder} holds no pairs, which {task} is measured on; it needs input/ and target/"
+        )
+    return _compressed(data, jpeg) if jpeg else data
+
+
+def _compressed(data: Dataset, jpeg: Sequence[Jpeg]) -> Dataset:
+    """`data` with every input compressed: all cases once for each setting of `jpeg`."""
+
+    def loader(case: Case, setting: Jpeg) -> Callable[[], tuple[Array, Uint8]]:
+        def load() -> tuple[Array, Uint8]:
+            degraded, clean = case.load()
+            return setting.apply(degraded), clean
+
+        return load
+
+    cases = [
+        Case(case.name, f"{case.condition}, {setting}".removeprefix(f"{UNDAMAGED}, "), loader(case, setting))
+        for setting in jpeg
+        for case in data.cases
+    ]
+    made = f"{data.made}; then rounded to 8 bit and compressed as JPEG by Pillow"
+    settings = {**data.settings, "jpeg": [str(setting).removeprefix("jpeg ") for setting in jpeg]}
+    return replace(data, cases=cases, made=made, settings=settings)
 
 
 @dataclass(frozen=True)
@@ -268,21 +308,48 @@ def _pairs(folder: Path) -> list[tuple[str, Path, Path]]:
     return [(name, path, clean) for name, path, clean in pairs if clean is not None]
 
 
-def _denoise(seen: _Sources, sigmas: Sequence[float], seed: int) -> Dataset:
-    if not sigmas or not all(0 <= sigma <= 255 for sigma in sigmas):
-        raise UsageError("the noise levels must lie between 0 and 255")
+def _denoise(
+    seen: _Sources, noises: Sequence[Noise], sigmas: Sequence[float], seed: int, eight_bit: bool
+) -> Dataset:
+    def noisy(kind: Noise) -> Make:
+        def make(index: int, image: Uint8) -> tuple[Array, Uint8]:
+            degraded = kind.add(image, lambda shape: _noise(index, shape, seed))
+            return to_8_bit(degraded) if eight_bit else degraded, image
 
-    def noisy(sigma: float) -> Make:
-        return lambda index, image: (image + sigma * _noise(index, image.shape, seed), image)
+        return make
 
-    cases = [case for sigma in sigmas for case in seen.cases(f"sigma {sigma:g}", noisy(sigma))]
-    made = "clean + sigma * N(0, 1) in float, neither clipped nor rounded"
-    return Dataset(seen.folder, "denoise", made, 1, cases, {"sigmas": list(sigmas), "seed": seed})
+    cases = [case for kind in noises for case in seen.cases(str(kind), noisy(kind))]
+    if not noises:
+        cases = seen.cases(UNDAMAGED, lambda index, image: (image, image))
+    settings: dict[str, Any] = {"sigmas": list(sigmas), "seed": seed}
+    variances = [str(kind) for kind in noises if isinstance(kind, PoissonGaussNoise)]
+    if variances:
+        settings["poisson_gauss"] = [name.removeprefix("poisson-gauss ") for name in variances]
+    if eight_bit:
+        settings["eight_bit"] = True
+    return Dataset(
+        seen.folder, "denoise", _noise_in_words(bool(variances), eight_bit, bool(noises)), 1, cases, settings
+    )
 
 
-def _deblur(seen: _Sources, kernels: Path | None, centre: Centre, noise: float, seed: int) -> Dataset:
+def _noise_in_words(variances: bool, eight_bit: bool, any_noise: bool) -> str:
+    if not any_noise:
+        return "clean pictures"
+    kinds = "clean + sigma * N(0, 1)"
+    if variances:
+        kinds += ", or clean + 255 * sqrt(a * clean / 255 + b) * N(0, 1),"
+    return (
+        f"{kinds} {'clipped and rounded to 8 bit' if eight_bit else 'in float, neither clipped nor rounded'}"
+    )
+
+
+def _deblur(
+    seen: _Sources, kernels: Path | None, centre: Centre, noise: float, seed: int, eight_bit: bool
+) -> Dataset:
     if kernels is None:
-        raise UsageError("deblur on clean pictures needs blur kernels; name a file of them with --kernels")
+        raise UsageError(
+            "deblur on clean pictures needs blur kernels; name a file of them with --blur-kernels"
+        )
     if not 0 <= noise <= 255:
         raise UsageError(f"the noise on blurred pictures must lie between 0 and 255, not {noise:g}")
     stack = read_kernels(kernels, centre)
@@ -292,14 +359,17 @@ def _deblur(seen: _Sources, kernels: Path | None, centre: Centre, noise: float, 
             soft = blur(image, kernel)
             margin = len(kernel) // 2
             inner = image[margin : margin + soft.shape[0], margin : margin + soft.shape[1]]
-            return soft + noise * _noise(index, soft.shape, seed), inner
+            degraded = soft + noise * _noise(index, soft.shape, seed)
+            return to_8_bit(degraded) if eight_bit else degraded, inner
 
         return make
 
     cases = [case for i, kernel in enumerate(stack, 1) for case in seen.cases(f"kernel {i}", blurred(kernel))]
     made = (
-        "convolved with each kernel where it lies inside the picture, + noise * N(0, 1) in float, "
-        "neither clipped nor rounded"
+        "convolved with each kernel where it lies inside the picture, + noise * N(0, 1) "
+        f"{'clipped and rounded to 8 bit' if eight_bit else 'in float, neither clipped nor rounded'}"
     )
     settings = {"kernels": kernels.name, "kernel_centre": centre, "noise": noise, "seed": seed}
+    if eight_bit:
+        settings["eight_bit"] = True
     return Dataset(seen.folder, "deblur", made, 1, cases, settings)

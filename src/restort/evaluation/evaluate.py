@@ -22,6 +22,7 @@ from restort.errors import RestortError, UsageError
 from restort.evaluation import metrics
 from restort.evaluation.blur_kernels import Centre
 from restort.evaluation.datasets import Case, Dataset, open_dataset
+from restort.evaluation.degradations import Jpeg, PoissonGaussNoise
 from restort.evaluation.report import Report, Row
 from restort.evaluation.resize import imresize
 
@@ -42,7 +43,10 @@ def evaluate(
     *,
     scale: int | None = None,
     channels: int = 3,
-    sigmas: Sequence[float] = (15, 25, 50),
+    sigmas: Sequence[float] | None = None,
+    poisson_gauss: Sequence[PoissonGaussNoise] = (),
+    eight_bit: bool = False,
+    jpeg: Sequence[Jpeg] = (),
     kernels: str | Path | None = None,
     kernel_centre: Centre = "centroid",
     noise: float = 2.55,
@@ -58,8 +62,9 @@ def evaluate(
     model      a Model, or any function from float32 (H, W, C), nominally in [0, 1] (noise is not clipped), to
                float32 (H * scale, W * scale, C). A Model tells its own task, scale and channels.
     task       'upscale', 'denoise', 'deblur', 'derain' or 'defocus'; must be given where the model knows none.
-    sigmas, kernels, kernel_centre, noise, seed, limit, crop   as open_dataset takes them.
-    ssim       False leaves SSIM out (it needs scikit-image).
+    sigmas, poisson_gauss, eight_bit, jpeg, kernels, kernel_centre, noise, seed, limit, crop   as open_dataset takes
+               them.
+    ssim       False leaves SSIM out.
     align      for deblur: also scores after the best translation, which costs a second or two per picture.
     progress   called as progress(done, total, name) before each picture, and once at the end.
 
@@ -86,6 +91,9 @@ def evaluate(
         scale=scale or 1,
         channels=channels,
         sigmas=sigmas,
+        poisson_gauss=poisson_gauss,
+        eight_bit=eight_bit,
+        jpeg=jpeg,
         kernels=None if kernels is None else Path(kernels),
         centre=kernel_centre,
         noise=noise,

@@ -18,9 +18,12 @@ from restort.utils.extras import need
 Array: TypeAlias = NDArray[Any]
 
 SSIM_NAME = (
-    "skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False), "
+    "Gaussian window of 11 x 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, windows inside the picture; equals "
+    "skimage.metrics.structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False); "
     "mean over pixels and channels"
 )
+_WINDOW = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+_WINDOW /= _WINDOW.sum()  # (11,): SSIM's window along one axis
 
 
 def rgb_to_y(image: Array) -> NDArray[np.float64]:
@@ -54,25 +57,34 @@ def psnr_y(a: Array, b: Array, *, border: int = 0) -> float:
 def ssim(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
     """Structural similarity, at most 1: the Gaussian-window form of Wang et al., IEEE TIP 13, 2004.
 
-    Computed by scikit-image with the settings in SSIM_NAME (K1 = 0.01, K2 = 0.03, an 11 x 11 window);
-    channels count alike. Raises RestortError for pictures smaller than the window.
+    Over all windows of 11 x 11 pixels that lie inside the picture, with population covariances; channels count alike.
+    Raises RestortError for pictures smaller than the window.
     """
     a, b = _pair(a, b, border)
-    if min(a.shape[:2]) < 11:
+    if min(a.shape[:2]) < len(_WINDOW):
         raise RestortError(
             f"SSIM needs at least 11 x 11 pixels inside the border, and there are {a.shape[1]} x {a.shape[0]}"
         )
-    metrics = need("skimage.metrics", "measuring SSIM")
-    value = metrics.structural_similarity(
-        a.astype(np.float64),
-        b.astype(np.float64),
-        data_range=peak,
-        channel_axis=None if a.ndim == 2 else 2,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-    )
-    return float(value)
+    planes = ((a, b),) if a.ndim == 2 else ((a[..., c], b[..., c]) for c in range(a.shape[2]))
+    means = [_ssim_plane(x.astype(np.float64), y.astype(np.float64), peak) for x, y in planes]
+    return float(np.mean(means))
+
+
+def _ssim_plane(x: NDArray[np.float64], y: NDArray[np.float64], peak: float) -> float:
+    """Of one channel: equation 13 of the paper, averaged over the windows."""
+    mean_x, mean_y = _windowed(x), _windowed(y)
+    variances = _windowed(x * x) + _windowed(y * y) - mean_x**2 - mean_y**2
+    covariance = _windowed(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float(np.mean(likeness / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))))
+
+
+def _windowed(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H, W) -> (H - 10, W - 10): the weighted mean of every window."""
+    rows, columns = (n - len(_WINDOW) + 1 for n in x.shape)
+    x = sum(w * x[i : i + rows] for i, w in enumerate(_WINDOW))
+    return np.asarray(sum(w * x[:, i : i + columns] for i, w in enumerate(_WINDOW)))
 
 
 def ssim_y(a: Array, b: Array, *, border: int = 0) -> float:
