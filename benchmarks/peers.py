@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from random_weights import random_state
 from torch import Tensor
 
 from restort.models.spec import LEVELS, ElanSpec, RestormerSpec, Spec
@@ -32,9 +31,13 @@ class Eager:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        return (
-            _elan(self, self.spec, x) if isinstance(self.spec, ElanSpec) else _restormer(self, self.spec, x)
-        )
+        return self.network(x)
+
+    def network(self, x: Tensor) -> Tensor:
+        """The network without inference mode, as torch.compile wants it."""
+        if isinstance(self.spec, ElanSpec):
+            return _elan(self, self.spec, x)
+        return _restormer(self, self.spec, x)
 
     def conv(self, x: Tensor, name: str, padding: int = 0, groups: int = 1) -> Tensor:
         bias = self.state.get(f"{name}.bias")
@@ -163,9 +166,3 @@ def _feed_forward(net: Eager, name: str, x: Tensor) -> Tensor:
     x = net.conv(x, f"{name}.project_in")
     gate, value = net.conv(x, f"{name}.dwconv", padding=1, groups=x.shape[1]).chunk(2, 1)
     return net.conv(F.gelu(gate) * value, f"{name}.project_out")
-
-
-def official_restormer(seed: int = 0) -> tuple[dict[str, np.ndarray], RestormerSpec]:
-    """Random well-conditioned weights of the published Restormer (26.1 M parameters, LayerNorm with bias)."""
-    spec = RestormerSpec(3, 3, 48, (4, 6, 6, 8), 4, (1, 2, 4, 8), 2.66, False, "WithBias", False)
-    return random_state(spec, seed), spec

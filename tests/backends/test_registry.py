@@ -37,10 +37,10 @@ PAIRS = [
 ]
 
 
-def peers() -> Any:
+def benchmark(module: str) -> Any:
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     try:
-        return importlib.import_module("peers")
+        return importlib.import_module(module)
     finally:
         sys.path.pop(0)
 
@@ -56,7 +56,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def make_weights(name: str) -> Weights:
     pytest.importorskip("torch")
-    state = peers().random_state(SPECS[name])
+    state = benchmark("workloads").random_state(SPECS[name])
     return Weights(
         state, SPECS[name], {}, hashlib.sha256(name.encode()).hexdigest(), Path(f"{name}.safetensors")
     )
@@ -160,7 +160,7 @@ def test_peers_are_the_originals(shared: Path) -> None:
         file = load_file(shared / "golden" / f"{name}.safetensors")
         state = {k.removeprefix("state."): v for k, v in file.items() if k.startswith("state.")}
         made = (
-            peers()
+            benchmark("peers")
             .Eager(state, detect(state), torch.float64)(torch.from_numpy(file["input"]).double())
             .numpy()
         )

@@ -35,7 +35,7 @@ from restort.weights.checkpoint import Weights, load_weights  # noqa: E402
 from tests.fakes.fake_backend import RESTORMER  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from peers import random_state  # noqa: E402
+from workloads import random_state  # noqa: E402
 
 SHIPPED = Path(restort.__file__).parent / "weights" / "shipped" / "restormer-small-denoise.safetensors"
 SMALL = replace(RESTORMER, dim=16, num_blocks=(1, 2, 1, 1), ffn_expansion=2.66)

@@ -278,8 +278,8 @@ class _Run:
             time.perf_counter() - start,
             restored.size,
             restored.result_size,
-            restored.backend,
-            restored.precision,
+            self.model.backend,
+            self.model.precision,
             restored.tile,
             notes=restored.notes,
         )
@@ -308,8 +308,8 @@ class _Run:
             details = {
                 "size": restored.size,
                 "result_size": restored.result_size,
-                "backend": restored.backend,
-                "precision": restored.precision,
+                "backend": self.model.backend,
+                "precision": self.model.precision,
                 "tile": restored.tile,
             }
             manifest.finish(record, job.target, details)

@@ -275,9 +275,9 @@ def test_the_check_of_a_plan_runs(made: tuple[str, Weights, bytes, Plan], tmp_pa
     """On the same stand-in, whose kernels write nothing: that is what it has to say."""
     _built(tmp_path, "libcuda.cpp", "libcuda.so.1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     (tmp_path / "plan").write_bytes(made[2])
-    script = ROOT / "benchmarks" / "plan_check.py"
+    script = ROOT / "benchmarks" / "check_aot.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "plan"), "--repeat", "2", "--launches"],
+        [sys.executable, str(script), "run", str(tmp_path / "plan"), "--repeat", "2", "--launches"],
         env=_environment(tmp_path),
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """Real engines, built by TensorRT-RTX on a machine without a GPU. They cannot be run here, only built and described.
 
 Every shipped model and networks of the official sizes, in every precision, batch, height and width all dynamic; each
-of the four compute capabilities takes its turn. `python -m benchmarks.rtx_builds` builds the whole table.
+of the four compute capabilities takes its turn. `python benchmarks/build_rtx_engines.py` builds the whole table.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_shipped_models(name: str, precision: str, rtx: flavour.Flavour) -> None
     assert built.report["keep_fp32"] == (list(keep) if precision == "mixed" else [])
 
 
-# The whole table is in benchmarks/rtx_builds.py; here is what is special about each, so that all take a minute.
+# The whole table is in benchmarks/build_rtx_engines.py; here is what is special about each, so that all take a minute.
 @pytest.mark.parametrize(
     ("name", "precision"),
     [

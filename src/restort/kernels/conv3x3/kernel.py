@@ -100,7 +100,7 @@ def tiles(rows: int, k: int, pixels: int, step: int, processors: int = 132) -> d
     """Pixels, columns and depth of a step, warps and stages."""
     bn = 128 if rows > 128 else 64 if rows > 32 else 32 if rows > 16 else 16
     bm = 64 if divide(pixels, 128) * divide(rows, bn) < 2 * processors else 128
-    if rows > 64:  # benchmarks/restormer_tiles.py on an H100
+    if rows > 64:  # benchmarks/tune_kernels.py on an H100
         return {"BM": bm, "BN": bn, "BK": step, "warps": 8 if bm == 128 else 4, "stages": 3}
     return {"BM": bm, "BN": bn, "BK": step, "warps": 4, "stages": 4}
 

@@ -55,7 +55,7 @@ def ways(mode: int, channels: int, rows: int) -> list[tuple[float, dict[str, int
 
 
 def cut(mode: int, channels: int, rows: int, n: int, h: int, w: int, processors: int = 132) -> dict[str, int]:
-    """How a convolution is cut up (benchmarks/conv_variants.py).
+    """How a convolution is cut up (benchmarks/tune_kernels.py).
 
     WARPS, BLOCKS   warps in a block, blocks a multiprocessor.
     COLUMNS         results of a pixel that a block has; the weights are packed for it and for CHUNK.

@@ -60,7 +60,7 @@ def tiles(channels: int) -> dict[str, int]:
 
     CLUSTER 2 needs 8 warps. PERSIST 1, which needs 2 slots: no more blocks than the GPU holds, each of which makes
     several tiles after one another. MIX 1: both products of a stage alternate. With 180 channels this is the
-    fastest on an H100 of those that benchmarks/elan_kernels.py tries; with 60 tile.cu is faster.
+    fastest on an H100 of those that benchmarks/tune_kernels.py tries; with 60 tile.cu is faster.
     """
     if channels <= 64:
         return {"WARPS": 8, "SLOTS": 8, "BLOCKS": 2, "CLUSTER": 1, "PERSIST": 0, "MIX": 1}

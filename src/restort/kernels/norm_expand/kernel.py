@@ -153,7 +153,7 @@ def tiles(
     bm = 64 if channels > 96 or pixels <= 64 * 4 * processors else 128
     bn = 64 if rows % 64 == 0 and not (channels > 192 and small) else 32
     warps = 8 if channels > 192 else 4
-    if channels > 96 and capability in (90, 100) and not attends:  # benchmarks/restormer_tiles.py on an H100
+    if channels > 96 and capability in (90, 100) and not attends:  # benchmarks/tune_kernels.py on an H100
         if pixels <= 64 * 64:
             bn, warps = (128 if rows % 64 == 0 else bn), 4
         elif channels > 192:

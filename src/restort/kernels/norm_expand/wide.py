@@ -34,7 +34,7 @@ def pack(w: Tensor, columns: int = 0) -> Tensor:
 
 
 def tiles() -> dict[str, int]:
-    """COLUMNS at a time; DEPTH times so many are on chip, in PARTS parts each (benchmarks/expand_variants.py).
+    """COLUMNS at a time; DEPTH times so many are on chip, in PARTS parts each (benchmarks/tune_kernels.py).
 
     TURNS 1: groups of four warps multiply after one another, not both at once. WARPS and BLOCKS: as the kernel needs.
     """
