@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -811,7 +811,7 @@ def sheet(
     picture.save(path)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("task", choices=tuple(SETS))
     which = parser.add_mutually_exclusive_group(required=True)
@@ -838,11 +838,16 @@ def parse() -> argparse.Namespace:
         "--sheet-crop", type=int, default=256, metavar="N", help="pixels a side (default: 256)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    args = parse()
+def without_folder(word: str) -> str:
+    """An absolute path as its name, so that records do not tell where this machine keeps its files."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
     sets = SETS[args.task]
     if args.sets == ["list"]:
         print("\n".join(f"{name:20} {one.note}" for name, one in sets.items()))
@@ -896,7 +901,7 @@ def main() -> None:
             "inputs": {"version": INPUTS, "pillow": Image.__version__, "numpy": np.__version__},
             "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
             "sets": [row.to_json() for row in rows],
-            "command": sys.argv,
+            "command": [without_folder(word) for word in arguments or sys.argv[1:]],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)

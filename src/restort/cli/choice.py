@@ -91,6 +91,7 @@ def open_model(args: argparse.Namespace, task: str | None = None) -> Model:
         precision=args.precision,
         tile=getattr(args, "tile", "auto"),
         overlap=getattr(args, "overlap", None),
+        strength=getattr(args, "strength", 1.0),
         threads=args.threads,
         say=silent if args.quiet else say,
     )

@@ -123,6 +123,17 @@ def pixels(text: str) -> int | str | None:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels; give one, such as 2e9, or none")
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return number
+
+
 def quality(text: str) -> int:
     number = _number(text, 1, "a number from 1 to 100")
     if number > 100:

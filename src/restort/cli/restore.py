@@ -55,6 +55,13 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_rest(parser: argparse.ArgumentParser) -> None:
     options.add_backend(parser)
     options.add_tiles(parser)
+    parser.add_argument(
+        "--strength",
+        metavar="0..1",
+        type=options.share,
+        default=1.0,
+        help="how much of the result to take, the rest being the input (enlarged bicubically for upscale; default: 1)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist, make all anew")
     parser.add_argument(
         "--quality", metavar="N", type=options.quality, help="1 to 100 of JPEG, WebP and AVIF (default: 95)"
@@ -110,6 +117,7 @@ def _finish(args: argparse.Namespace, how: Options, summary: Summary, model: Mod
             "options": {
                 "tile": "none" if args.tile is None else args.tile,
                 "overlap": args.overlap,
+                "strength": args.strength,
                 "overwrite": how.overwrite,
                 "quality": how.quality,
                 "max_pixels": how.max_pixels,

@@ -37,7 +37,7 @@ def restore(
     image     an array as `Model.__call__` takes it, or the path of a picture
     target    where the picture goes, for a path; an existing file is replaced only with `overwrite=True`
     model     a name of the catalogue, a file of weights, or a Model; for more than one image `load` it once
-    options   those of `load` (backend, precision, tile, overlap, threads, offline), and for files those of
+    options   those of `load` (backend, precision, tile, overlap, strength, threads, offline), and for files those of
               `Model.restore_file` (overwrite, quality, max_pixels)
 
     Raises RestortError, one sentence, for whatever cannot be done.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from restort.errors import RestortError
+from restort.imaging.blend import blend
 from restort.imaging.picture import LUMA, Picture
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def _floats_through(model: Model, planes: Array, progress: TileProgress | None) 
     x = (planes.transpose(2, 0, 1).astype(np.float32) / np.float32(peak))[None]
     if x.shape[1] != model.spec.in_channels:
         x = x.transpose(1, 0, 2, 3) if model.spec.in_channels == 1 else x.repeat(3, axis=1)
-    y = model.run(np.ascontiguousarray(np.clip(x, 0, 1)), progress)
+    x = np.ascontiguousarray(np.clip(x, 0, 1))
+    y = model.run(x, progress, bits=16 if planes.dtype == np.uint16 else 8)
     if not np.isfinite(y).all():
         raise RestortError("the network returned NaN or infinity; try precision fp32 or other weights")
+    if model.strength != 1:
+        y = blend(y, x, model.strength)
     if y.shape[0] > 1:
         y = y.transpose(1, 0, 2, 3)
     elif planes.shape[2] == 1 and y.shape[1] == 3:

@@ -278,8 +278,8 @@ class _Run:
             time.perf_counter() - start,
             restored.size,
             restored.result_size,
-            self.model.backend,
-            self.model.precision,
+            restored.backend,
+            restored.precision,
             restored.tile,
             notes=restored.notes,
         )
@@ -308,8 +308,8 @@ class _Run:
             details = {
                 "size": restored.size,
                 "result_size": restored.result_size,
-                "backend": self.model.backend,
-                "precision": self.model.precision,
+                "backend": restored.backend,
+                "precision": restored.precision,
                 "tile": restored.tile,
             }
             manifest.finish(record, job.target, details)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.imaging.blend import blended_bands
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY, check_output, write
-from restort.imaging.picture import Picture
+from restort.imaging.picture import Bands, Picture
 from restort.inference.exact import check_exact, run_exact, settle, stream_exact
 from restort.tiling.halving import Halving
 from restort.tiling.tiles import Network, TileOption, TilePlan, plan, run_tiled, stream_tiled
@@ -39,7 +42,7 @@ Say = Callable[[str], None]
 TileProgress = Callable[[int, int], None]
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 """Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
 before are then made again. Part of `Model.recipe`."""
 
@@ -49,7 +52,7 @@ _log = logging.getLogger("restort")
 @dataclass(frozen=True)
 class Restored:
     """What became of one file. Sizes are (width, height); `tile` is 'whole', 'exact' or the tiles'
-    'WIDTHxHEIGHT'."""
+    'WIDTHxHEIGHT'; `backend` and `precision` are those that computed it."""
 
     source: Path
     target: Path
@@ -57,6 +60,8 @@ class Restored:
     result_size: tuple[int, int]
     tile: str
     notes: tuple[str, ...] = ()
+    backend: str = ""
+    precision: str = ""
 
 
 class Model:
@@ -75,7 +80,11 @@ class Model:
         asked: tuple[str, str] | None = None,
         tile: TileOption = "auto",
         overlap: int | None = None,
+        strength: float = 1.0,
+        float32: Callable[[], Runner | None] | None = None,
     ) -> None:
+        """`float32` makes the runner for 16-bit pictures, where precision 'auto' chose fewer bits than they have; None
+        where there is none to be made in reasonable time."""
         self.weights = weights
         self.name = name
         self.entry = entry
@@ -83,6 +92,10 @@ class Model:
         self.overlap = overlap
         self._runner = runner
         self._asked = asked or (runner.name, runner.precision)
+        self.strength = strength
+        self._make_float32 = float32 if self._asked[1] == "auto" and runner.precision != "fp32" else None
+        self._float32: Runner | None = None
+        self._lock = threading.Lock()  # held while the float32 runner is made
 
     @property
     def spec(self) -> Spec:
@@ -109,13 +122,13 @@ class Model:
     def precision(self) -> str:
         return self._runner.precision
 
-    def recipe(self, quality: int = QUALITY) -> dict[str, str | int]:
+    def recipe(self, quality: int = QUALITY) -> dict[str, str | int | float]:
         """What was asked for, besides the input, that decides the pixels of an output file.
 
         A backend that `auto` took is not part of it: another choice on another day, of which the results are
         equally good, must not make a whole folder again.
         """
-        return {
+        recipe: dict[str, str | int | float] = {
             "pixels": PIXELS_VERSION,
             "weights": self.weights.digest,
             "backend": self._asked[0],
@@ -124,18 +137,37 @@ class Model:
             "overlap": "auto" if self.overlap is None else self.overlap,
             "quality": quality,
         }
+        if self.strength != 1:
+            recipe["strength"] = self.strength
+        return recipe
 
     def plan(self, height: int, width: int, batch: int = 1) -> TilePlan:
         """How a picture of that size would be cut."""
-        memory = getattr(self._runner, "tile_memory", None)
+        return self._plan(self._runner, height, width, batch)
+
+    def _plan(self, runner: Runner, height: int, width: int, batch: int) -> TilePlan:
+        memory = getattr(runner, "tile_memory", None)
         room, each = memory() if memory is not None and self.tile == "auto" else (None, None)
         return plan(height, width, self.spec, self.tile, self.overlap, room, batch=batch, pixel_bytes=each)
 
-    def _network(self) -> Network:
+    def _runner_for(self, bits: int) -> Runner:
+        """The backend for a picture of `bits` bits a channel.
+
+        bf16 and fp16 keep 8 and 11 bits of a number: enough for 8-bit pictures, steps in the shades of 16-bit ones. So
+        under precision 'auto' those are computed in fp32.
+        """
+        if bits <= 8 or self._make_float32 is None:
+            return self._runner
+        with self._lock:
+            if self._float32 is None:
+                self._float32 = self._make_float32() or self._runner
+            return self._float32
+
+    def _network(self, runner: Runner) -> Network:
         """What tiles are given to: the backend, or what halves a tile that is too large for its memory."""
         if self.tile is None:
-            return self._runner
-        return Halving(self._runner, self.spec, self.overlap, getattr(self._runner, "warn", _log.warning))
+            return runner
+        return Halving(runner, self.spec, self.overlap, getattr(runner, "warn", _log.warning))
 
     @overload
     def __call__(self, image: Array, *, progress: TileProgress | None = None) -> Array: ...
@@ -165,19 +197,25 @@ class Model:
 
     def restore_picture(self, picture: Picture, *, progress: TileProgress | None = None) -> Picture:
         """The restored picture, metadata and alpha carried along; one row of tiles is in memory at a time."""
-        return self._restored(picture, progress)[0]
+        return self._restored(picture, progress, self._runner_for(picture.bits))[0]
 
-    def _restored(self, picture: Picture, progress: TileProgress | None) -> tuple[Picture, str]:
+    def _restored(
+        self, picture: Picture, progress: TileProgress | None, runner: Runner
+    ) -> tuple[Picture, str]:
         x = picture.to_unit(self.spec.in_channels)
         if self.tile == "exact":
-            with closing(stream_exact(self._runner, x, progress)) as bands:
-                return picture.from_bands(bands, self.scale), "exact"
-        cut = self.plan(picture.height, picture.width, batch=len(x))
+            with closing(stream_exact(runner, x, progress)) as bands:
+                return picture.from_bands(self._blended(bands, x), self.scale), "exact"
+        cut = self._plan(runner, picture.height, picture.width, len(x))
         try:
-            result = picture.from_bands(stream_tiled(self._network(), x, cut, progress), self.scale)
+            tiled = stream_tiled(self._network(runner), x, cut, progress)
+            result = picture.from_bands(self._blended(tiled, x), self.scale)
         except MemoryError as error:
             raise self._too_large(error, picture.height, picture.width) from None
         return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
+
+    def _blended(self, bands: Bands, x: npt.NDArray[np.float32]) -> Bands:
+        return bands if self.strength == 1 else blended_bands(bands, x, self.scale, self.strength)
 
     def restore_file(
         self,
@@ -210,7 +248,8 @@ class Model:
             )
         if picture is None:
             picture = read(source, max_pixels=max_pixels)
-        result, tile = self._restored(picture, progress)
+        runner = self._runner_for(picture.bits)
+        result, tile = self._restored(picture, progress, runner)
         if before_write is not None:
             before_write()
         lost = write(target, result, overwrite=overwrite, quality=quality)
@@ -221,17 +260,23 @@ class Model:
             (result.width, result.height),
             tile,
             (*picture.notes, *lost),
+            runner.name,
+            runner.precision,
         )
 
     def run(
-        self, x: npt.NDArray[np.float32], progress: TileProgress | None = None
+        self, x: npt.NDArray[np.float32], progress: TileProgress | None = None, *, bits: int = 8
     ) -> npt.NDArray[np.float32]:
-        """The bare network over (N, C, H, W) float32 in [0, 1], tiled and padded as planned; not clipped."""
+        """The bare network over (N, C, H, W) float32 in [0, 1], tiled and padded as planned; not clipped, not blended.
+
+        `bits` is the depth of the picture: above 8, precision 'auto' computes in fp32.
+        """
+        runner = self._runner_for(bits)
         if self.tile == "exact":
-            return run_exact(self._runner, x, progress)
-        cut = self.plan(x.shape[2], x.shape[3], batch=x.shape[0])
+            return run_exact(runner, x, progress)
+        cut = self._plan(runner, x.shape[2], x.shape[3], x.shape[0])
         try:
-            return run_tiled(self._network(), x, cut, progress)
+            return run_tiled(self._network(runner), x, cut, progress)
         except MemoryError as error:
             raise self._too_large(error, x.shape[2], x.shape[3]) from None
 
@@ -245,6 +290,9 @@ class Model:
     def close(self) -> None:
         """Frees what the backend holds."""
         self._runner.close()
+        with self._lock:
+            if self._float32 is not None:
+                self._float32.close()
 
     def __enter__(self) -> Model:
         return self
@@ -265,6 +313,7 @@ def load(
     precision: str = "auto",
     tile: TileOption = "auto",
     overlap: int | None = None,
+    strength: float = 1.0,
     threads: int | None = None,
     offline: bool = False,
     say: Say | None = None,
@@ -273,10 +322,11 @@ def load(
 
     backend     'fused' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a GPU can be used,
                 else the fastest measured that is installed.
-    precision   'fp32', 'fp16', 'bf16', or 'auto'.
+    precision   'fp32', 'fp16', 'bf16', or 'auto', which computes 16-bit pictures in fp32.
     tile        'auto' (by free memory), the edge of the tiles in pixels of the input, None: never tiles, or
                 'exact': Restormer by strips, to the result of the whole picture, on the backend torch.
     overlap     pixels by which tiles overlap at least; None for the measured default.
+    strength    from 0 to 1: how much of the result is taken, and how little of the input (enlarged bicubically).
     threads     of the processor; None for all cores.
     offline     never downloads.
     say         told what was chosen; without it only licences are told, on stderr.
@@ -284,6 +334,7 @@ def load(
     Raises UsageError for an unknown name or option, RestortError where the weights or the backend fail.
     """
     check_options(backend, precision, tile, overlap, threads)
+    check_strength(strength)
     path, entry = locate(model, offline=offline, notice=say or _to_stderr)
     from restort.weights.checkpoint import load_weights
 
@@ -294,6 +345,7 @@ def load(
         precision=precision,
         tile=tile,
         overlap=overlap,
+        strength=strength,
         threads=threads,
         say=say,
     )
@@ -307,6 +359,7 @@ def assemble(
     precision: str = "auto",
     tile: TileOption = "auto",
     overlap: int | None = None,
+    strength: float = 1.0,
     threads: int | None = None,
     say: Say | None = None,
 ) -> Model:
@@ -316,10 +369,52 @@ def assemble(
     edge = tile if isinstance(tile, int) else 1024
     plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
     used = settle(weights.spec, backend, precision, overlap) if tile == "exact" else (backend, precision)
-    runner = create(weights, *used, threads=threads, say=say or _log.info, warn=say or _log.warning)
+    check_strength(strength)
+    if strength != 1 and weights.spec.in_channels not in (1, 3):
+        raise UsageError(
+            f"a strength of {strength:g} blends with the input, which dual-pixel weights have two of; leave it at 1"
+        )
+    tell, warn = say or _log.info, say or _log.warning
+    runner = create(weights, *used, threads=threads, say=tell, warn=warn)
+
     name = entry.name if entry is not None else weights.path.stem
-    asked = (backend, precision)
-    return Model(weights, runner, name=name, entry=entry, asked=asked, tile=tile, overlap=overlap)
+    return Model(
+        weights,
+        runner,
+        name=name,
+        entry=entry,
+        asked=(backend, precision),
+        tile=tile,
+        overlap=overlap,
+        strength=strength,
+        float32=partial(_float32_runner, weights, runner, backend, threads, tell, warn),
+    )
+
+
+def _float32_runner(
+    weights: Weights, chosen: Runner, backend: str, threads: int | None, say: Say, warn: Say
+) -> Runner | None:
+    """A runner in fp32 for 16-bit pictures, beside the one that 'auto' chose; None where it would take minutes."""
+    from restort.backends.registry import create
+
+    if chosen.name == "tensorrt":
+        from restort.backends.tensorrt.check import is_ready
+
+        if not is_ready(weights, "fp32"):
+            warn(
+                f"16-bit pictures are computed in {chosen.precision}, which shows as steps in smooth shades; "
+                "use --precision fp32, whose engine takes minutes to build"
+            )
+            return None
+        backend = "tensorrt"
+    say("16-bit pictures are computed in fp32")
+    return create(weights, backend, "fp32", threads=threads, say=say, warn=warn)
+
+
+def check_strength(strength: float) -> None:
+    """Raises UsageError for a strength that is not from 0 to 1."""
+    if not 0 <= strength <= 1:
+        raise UsageError(f"the strength must lie between 0 and 1, not {strength:g}")
 
 
 def check_options(
