@@ -66,7 +66,7 @@ PRECISIONS = ("fp16", "tf32", "fp32")
 PLAIN = "plain"  # the graph of --plain, with the FP16 flag and nothing else
 PLAIN_WORKLOAD = ("elan-light-x4", 192, 320)
 FUSED = "kernels fused"
-OPTIONS = ("constraints", "level", "threads", "static", "kernels")
+OPTIONS = ("level", "kernels")
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ def cases(plain: bool) -> Iterator[Case]:
 
 def parsed(form: str) -> tuple[Any, dict[str, Any]]:
     """The form of the graph and the fields of BuildOptions that a text such as 'norm layer, level 2' names."""
-    from restort.backends.tensorrt.build import BuildOptions
+    from restort.backends.tensorrt.options import BuildOptions
     from restort.export.form import WEAKLY_TYPED, Form
 
     changes: dict[str, Any] = {}
-    options: dict[str, Any] = {"constraints": "none"} if form == PLAIN else {}
+    options: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in form.split(",") if form != PLAIN)):
         name, _, value = part.partition(" ")
         if name in OPTIONS:
@@ -143,9 +143,9 @@ def measure(case: Case, plain: Path | None) -> Record:
     """In the worker: the engine, its times, its layers."""
     import numpy as np
 
-    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.options import Profile
+    from restort.backends.tensorrt.provider import EngineProvider, profile_for
     from restort.backends.tensorrt.runner import TensorrtRunner
-    from restort.backends.tensorrt.supply import Supply, profile_for
 
     said: list[str] = []
 
@@ -172,9 +172,9 @@ def measure(case: Case, plain: Path | None) -> Record:
     copies = repeated(lambda: wall_clock(lambda: runner(x)), 1.0)
     count = max(4, min(200, int(1000 / median(times))))
     streamed = wall_clock(lambda: sum(1 for _ in engine.stream(x for _ in range(count)))) / count
-    lane = next(iter(engine._lanes.values()))
-    supply: Supply = runner._supplies[case.precision]
-    (stored,) = [s for s in supply.cache.entries() if s.key == supply.key(profile).to_json()]
+    context = next(iter(engine._contexts.values()))
+    provider: EngineProvider = runner._providers[case.precision]
+    (stored,) = [s for s in provider.cache.entries() if s.key == provider.key(profile).to_json()]
     bound = roofline(NETWORKS[case.network], case.batch, case.height, case.width, runner.device)[
         "roofline_ms"
     ]
@@ -191,7 +191,7 @@ def measure(case: Case, plain: Path | None) -> Record:
         "share": rounded(bound / median(times)),
         "copies_ms": rounded(median(copies)),
         "stream_ms": rounded(streamed),
-        "cuda_graph": lane.graph is not None,
+        "cuda_graph": context.graph is not None,
         "build_s": about["seconds"],
         "built_now": any(line.startswith("built in") for line in said),
         "first_call_s": rounded(first),
@@ -203,8 +203,8 @@ def measure(case: Case, plain: Path | None) -> Record:
         "layers": layers(engine, x),
         "device": runner.device,
     }
-    if "plan" in about:
-        record["plan"] = about["plan"]
+    if "aot" in about:
+        record["aot"] = about["aot"]
     runner.close()
     return record
 
@@ -213,7 +213,7 @@ def other_graph(runner: Any, case: Case, plain: Path | None) -> None:
     """Makes the runner build another graph, under a key of its own."""
     import onnx
 
-    from restort.backends.tensorrt import build, supply
+    from restort.backends.tensorrt import builder, provider
     from restort.export.typed import typed_graph
 
     def graph(weights: Any, precision: str, **options: Any) -> Any:
@@ -222,12 +222,20 @@ def other_graph(runner: Any, case: Case, plain: Path | None) -> None:
             return onnx.load(plain)
         return typed_graph(weights, precision, **{**options, "form": parsed(case.form)[0]})
 
-    before = supply.graph_of
-    supply.typed_graph = graph  # type: ignore[assignment]
-    supply.graph_of = lambda *parts: before(*parts, case.form)  # type: ignore[assignment]
-    if case.form == PLAIN:  # the FP16 flag on a float32 graph, whose types are not looked at
-        build.typed.check_precision = lambda model, precision: {}  # type: ignore[assignment]
-        build.inspect.check = lambda *about: None  # type: ignore[assignment]
+    before = provider.graph_digest
+    provider.typed_graph = graph  # type: ignore[assignment]
+    provider.graph_digest = lambda *parts: before(*parts, case.form)  # type: ignore[assignment]
+    if case.form != PLAIN:
+        return
+
+    def hold_no_layers(flavour: Any, network: Any, config: Any, *more: Any) -> Record:
+        config.set_flag(flavour.module.BuilderFlag.FP16)
+        return {"layer_precisions": "none"}
+
+    # The FP16 flag on a float32 graph: no layer is held to a type, and none is checked.
+    builder._hold_layers = hold_no_layers
+    builder.typed.check_precision = lambda model, precision: {}  # type: ignore[assignment]
+    builder.inspector.check_precision = lambda *about: None
 
 
 def layers(engine: Any, x: Any, runs: int = 10) -> list[Record]:

@@ -63,9 +63,9 @@ def weights_named(name: str) -> Any:
 
 def build_one(question: Record) -> Record:
     """In the worker: what the sidecar says of the engine, with the peak memory of this process."""
-    from restort.backends.tensorrt.build import BuildOptions, build
-    from restort.backends.tensorrt.flavour import find
-    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.builder import build
+    from restort.backends.tensorrt.library import find
+    from restort.backends.tensorrt.options import BuildOptions, Profile
     from restort.export.form import sections
     from restort.export.typed import typed_graph
 

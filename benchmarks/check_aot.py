@@ -133,10 +133,10 @@ def one(args: argparse.Namespace) -> None:
     file = out.with_name(out.name + ".rtaot")
     file.write_bytes(data)
     try:
-        from restort.backends.tensorrt.plan_graph import plan_graph
+        from restort.backends.tensorrt.aot_builder import aot_graph
 
         for ending, plan in ((".onnx", data), (".path.onnx", file)):
-            graph = plan_graph(weights, plan)
+            graph = aot_graph(weights, plan)
             out.with_name(out.name + ending).write_bytes(graph.SerializeToString())
     except ImportError as error:
         print(f"no graph is made: {error}")

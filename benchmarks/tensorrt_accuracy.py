@@ -188,13 +188,13 @@ def one_run(
                     "seconds",
                     "flags",
                     "kernels",
-                    "plan",
+                    "aot",
                     "profile",
                 )
                 if name in stored.about
             }
-            for stored in runner._supply(runner.precision).cache.entries()
-            if stored.about.get("label") == runner._supply(runner.precision).model
+            for stored in runner._provider(runner.precision).cache.entries()
+            if stored.about.get("label") == runner._provider(runner.precision).model
             and stored.key["precision"] == runner.precision
             and (stored.about.get("kernels") == FUSED) == (precision == FUSED)
         ]
@@ -206,10 +206,10 @@ def tensorrt(
     args: argparse.Namespace, model: str, weights: Weights, precision: str, sizes: list[tuple[int, ...]]
 ) -> Any:
     """A runner whose engine takes all sizes of the set, or with an engine for each of them."""
-    from restort.backends.tensorrt import mixed
-    from restort.backends.tensorrt.build import wants_one_size
-    from restort.backends.tensorrt.flavour import find
-    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt import mixed_precision
+    from restort.backends.tensorrt.builder import wants_fixed_size
+    from restort.backends.tensorrt.library import find
+    from restort.backends.tensorrt.options import Profile
     from restort.backends.tensorrt.runner import FLAVOUR, TensorrtRunner
 
     if precision == FUSED:
@@ -217,10 +217,10 @@ def tensorrt(
         runner.say = runner.warn = say
         return runner
     if precision == "mixed":
-        mixed.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
+        mixed_precision.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
     least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
     options = {} if args.level is None else {"level": args.level}
-    by_size = wants_one_size(find(os.environ.get(FLAVOUR) or "auto"), weights.spec.architecture)
+    by_size = wants_fixed_size(find(os.environ.get(FLAVOUR) or "auto"), weights.spec.architecture)
     profile = None if by_size else Profile(least, most, most)  # type: ignore[arg-type]
     runner = TensorrtRunner(weights, precision, profile=profile, options=options)
     runner.say = runner.warn = say

@@ -59,20 +59,7 @@ def test_a_record_says_everything(
     assert [layer["ms"] for layer in record["layers"]] == [0.25, 0.75]
     assert "myelin 75 %" in script.by_kind(record["layers"])
     fused = case.form == "kernels fused"
-    assert ("plan" in record, world.builds[-1].kernels == "fused") == (fused, fused)
-
-
-def test_threads_make_no_other_engine(world: World, script: Any) -> None:
-    from restort.backends.tensorrt.keys import Profile
-    from restort.backends.tensorrt.supply import Supply
-
-    weights = importlib.import_module("workloads").weights_of("restormer")
-    profile = Profile.fixed(1, 64, 64)
-    keys = [
-        Supply(weights, "fp16", world.flavour, options={"level": 2, **more}).key(profile)
-        for more in ({}, {"threads": 1}, {"static": False})
-    ]
-    assert keys[0] == keys[1] != keys[2]
+    assert ("aot" in record, world.builds[-1].kernels == "fused") == (fused, fused)
 
 
 def test_it_goes_on_where_it_stopped(

@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 import pytest
 
-from restort.backends.tensorrt import build as building
-from restort.backends.tensorrt import describe, mixed
+from restort.backends.tensorrt import mixed_precision
 from restort.weights.checkpoint import load_weights
 from tests.export.test_graphs import elan
 from tests.fakes.fake_backend import RESTORMER, write_weights
+from tests.fakes.fake_driver import use_gpu
 
 pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 
@@ -25,8 +25,7 @@ FAST = ("--shape", "1x64x64", "--compute-capability", "8.6", "--level", "0")
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    for module in (building, describe):
-        monkeypatch.setattr(module, "gpu", lambda: None)
+    use_gpu(monkeypatch, lambda: None)
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def test_an_engine_is_built_and_described(weights: Path, restort: Any) -> None:
         "float32 N x 3 x H x W",
     ):
         assert words in told.out
-    assert "it does not run: this machine has no NVIDIA GPU" in told.out
+    assert "does not run: no NVIDIA GPU found" in told.out
     about = json.loads(restort("inspect", engine, "--json").out)
     assert about["targets"] == ["8.6"] and about["model"]["scale"] == 2 and about["problem"] is None
     told = restort("build", "--weights", weights, *FAST)
@@ -72,7 +71,7 @@ def test_a_graph_keeps_its_precision(weights: Path, restort: Any) -> None:
         told = restort("build", "--onnx", f"{precision}.onnx", *FAST)
         assert told.status == 0 and Path(f"{precision}-{precision}.rtx.engine").exists(), told.err
     told = restort("build", "--onnx", "fp32.onnx", "--precision", "fp16", "-o", "never.engine", *FAST)
-    assert told.status == 1 and len(told.lines) == 2 and "fp16 was asked for, but" in told.err
+    assert told.status == 1 and len(told.lines) == 2 and "precision fp16 requested, but" in told.err
     assert not Path("never.engine").exists()
     told = restort("build", "--onnx", "fp32.onnx", "--precision", "tf32", "--compute-capability", "8.0")
     assert told.status == 0 and "1x16x16..1x384x640..1x1280x1280" in told.err
@@ -86,9 +85,9 @@ def test_mixed_precision_keeps_what_is_asked_for(
     told = restort("inspect", "small-mixed.rtx.engine")
     assert "sections in float32: body.0" in told.out and "tail; TF32 off" in told.out
     told = restort("build", "--weights", weights, "--precision", "mixed", "--keep-fp32", "body.77", *FAST)
-    assert told.status == 2 and "no section 'body.77'; its sections are head, body.0" in told.err
+    assert told.status == 2 and "unknown section 'body.77'; choose from head, body.0" in told.err
     loaded = load_weights(weights)
-    mixed.remember(
+    mixed_precision.remember(
         loaded,
         {"weights_sha256": loaded.digest, "keep_fp32": ["head"], "budget": {"relative_l2": 0.001}},
     )
@@ -109,7 +108,7 @@ def test_mixed_precision_keeps_what_is_asked_for(
 
     monkeypatch.setattr("restort.profiling.sensitivity.Search", Search)
     monkeypatch.setattr(
-        "restort.profiling.sensitivity.keep", lambda w, c: [mixed.remember(w, c.to_json())] * 2
+        "restort.profiling.sensitivity.keep", lambda w, c: [mixed_precision.remember(w, c.to_json())] * 2
     )
     for _ in range(2):  # the second time it is remembered
         told = restort(
@@ -129,14 +128,18 @@ def test_mixed_precision_keeps_what_is_asked_for(
         (["--weights", "W", "--shape", "1x60x64", "--compute-capability", "8.6"], 2, "multiples of 16"),
         (["--weights", "W", "--compute-capability", "ada"], 2, "argument --compute-capability"),
         (["--weights", "W", "--compute-capability", "9.0"], 2, "does not build for compute capability 9.0"),
-        (["--weights", "W", "--compute-capability", "8.6", "--level", "9"], 2, "0 to 5"),
+        (["--weights", "W", "--compute-capability", "8.6", "--level", "9"], 2, "from 0 to 5"),
         (["--weights", "W", "--budget", "2", "--precision", "mixed"], 2, "argument --budget"),
-        (["--weights", "W", "--budget", "0.01", "--compute-capability", "8.6"], 2, "for --precision mixed"),
+        (
+            ["--weights", "W", "--budget", "0.01", "--compute-capability", "8.6"],
+            2,
+            "only for --precision mixed",
+        ),
         (["--weights", "W", "--flavour", "tensorrt"], 1, "TensorRT is not installed"),
         (["--weights", "none.pth", "--compute-capability", "8.6"], 1, "none.pth"),
         (["--onnx", "none.onnx", "--compute-capability", "8.6"], 1, "none.onnx"),
-        (["--onnx", "W", "--compute-capability", "8.6"], 1, "no ONNX file"),
-        (["--onnx", "W", "--keep-fp32", "x", "--compute-capability", "8.6"], 2, "not --onnx"),
+        (["--onnx", "W", "--compute-capability", "8.6"], 1, "as ONNX"),
+        (["--onnx", "W", "--keep-fp32", "x", "--compute-capability", "8.6"], 2, "instead of --onnx"),
     ],
 )
 def test_wrong_usage_is_one_sentence(
@@ -147,7 +150,7 @@ def test_wrong_usage_is_one_sentence(
     restort: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("restort.backends.tensorrt.flavour.installed", lambda: {"rtx": "1.7"})
+    monkeypatch.setattr("restort.backends.tensorrt.library.installed", lambda: {"rtx": "1.7"})
     told = restort("build", *[str(weights) if a == "W" else a for a in arguments])
     assert told.status == status and expected in told.err, told.err
     assert (
@@ -157,7 +160,7 @@ def test_wrong_usage_is_one_sentence(
 
 def test_an_engine_without_a_sidecar(restort: Any) -> None:
     told = restort("inspect", "none.engine")
-    assert told.status == 1 and "there is no engine none.engine" in told.err
+    assert told.status == 1 and "no engine: none.engine" in told.err
     Path("bare.engine").write_bytes(b"engine")
     told = restort("inspect", "bare.engine")
     assert told.status == 1 and "bare.engine.json" in told.err and len(told.lines) == 1

@@ -1,4 +1,4 @@
-"""`restort build --kernels fused`, `export --format plan`, and what tells of them; on stand-ins."""
+"""`restort build --kernels fused`, `export --format aot` and `inspect`, on a fake library and GPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from restort.backends.fused.aot_cache import Wanted
-from restort.backends.tensorrt import describe, flavour, sidecar
+from restort.backends.tensorrt import library, sidecar
 from restort.weights.checkpoint import load_weights
 from tests.fakes.empty_aot import plan_of
 from tests.fakes.fake_backend import ELAN, write_weights
+from tests.fakes.fake_driver import use_gpu
 from tests.fakes.fake_gpu import World, playing
 
 FUSED = ("--kernels", "fused")
@@ -25,8 +26,8 @@ SIZE = ("--shape", "1x32x48")
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     with playing(tmp_path, monkeypatch) as found:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(flavour, "find", lambda name: found.flavour)
-        monkeypatch.setattr(describe, "gpu", lambda: None)
+        monkeypatch.setattr(library, "find", lambda name: found.flavour)
+        monkeypatch.setattr("restort.backends.tensorrt.inspector.find_gpu", lambda: None)
         yield found
 
 
@@ -55,51 +56,51 @@ def test_an_engine_in_one_command(world: World, weights: Path, restort: Any) -> 
     sidecar.path_of(engine).write_text(json.dumps(about))
     told = restort("inspect", engine)
     for line in (
-        "kernels:     fused: 1 kernels in 0 launches",
-        "plan:        compute capability 9.0, made by RestoRT 0.1.0, Triton 3.9.0, NVRTC 13.0",
-        "its memory:  1 MiB of weights, 2 MiB for each execution context",
-        "precision:   fp16 storage, float32 accumulation",
-        "layers:      1 RestortPass (a plugin",
+        "kernels:      fused: 1 kernels in 0 launches",
+        "AOT package:  compute capability 9.0, compiled by RestoRT 0.1.0, Triton 3.9.0, NVRTC 13.0",
+        "memory:       1 MiB of weights, 2 MiB for each execution context",
+        "precision:    fp16 storage, float32 accumulation",
+        "layers:       1 RestortPass (a plugin",
     ):
         assert line in told.out, told.out
     listed = restort("cache", "list").out
     assert "plans " in listed and "1x32x48" in listed
-    assert restort("cache", "clear", "plans").status == 0 and not list(world.plans[0].parent.iterdir())
+    assert restort("cache", "clear", "plans").status == 0 and not list(world.packages[0].parent.iterdir())
 
 
-def test_a_plan_from_elsewhere(world: World, weights: Path, restort: Any) -> None:
+def test_a_package_from_elsewhere(world: World, weights: Path, restort: Any) -> None:
     told = restort(
         "export",
         "--weights",
         weights,
         "--format",
-        "plan",
+        "aot",
         *SIZE,
         "--compute-capability",
         "9.0",
         "-o",
-        "p.plan",
+        "p.rtaot",
     )
-    assert told.status == 0 and "small -> p.plan: 1 kernels" in told.err, told.err
+    assert told.status == 0 and "small -> p.rtaot: 1 kernels" in told.err, told.err
     world.compiled.clear()
-    told = restort("inspect", "p.plan")
+    told = restort("inspect", "p.rtaot")
     assert (
         told.status == 1
-        and "p.plan is a plan, not an engine; build one of it with `restort build" in told.err
+        and "p.rtaot is an AOT package, not an engine; build one of it with `restort build" in told.err
     )
-    told = restort("build", "--weights", weights, *FUSED, "--plan", "p.plan")  # its size and precision
-    assert told.status == 0 and world.plans == [Path("p.plan").resolve()] and not world.compiled, told.err
+    told = restort("build", "--weights", weights, *FUSED, "--aot", "p.rtaot")  # its size and precision
+    assert told.status == 0 and world.packages == [Path("p.rtaot").resolve()] and not world.compiled, told.err
     assert str(world.builds[-1].profile) == "1x32x48"
     other = replace(load_weights(weights), digest="another")
-    Path("other.plan").write_bytes(plan_of(Wanted(other, "fp16", (1, 16, 16), 90)))
-    told = restort("build", "--weights", weights, *FUSED, "--plan", "other.plan", "-o", "other.engine")
-    assert told.status == 2 and "other.plan does not fit: it was made of other weights" in told.err
-    told = restort("build", "--weights", weights, *FUSED, "--plan", "none.plan", *SIZE, "-o", "other.engine")
-    assert told.status == 1 and "none.plan" in told.err and len(told.lines) == 1
+    Path("other.rtaot").write_bytes(plan_of(Wanted(other, "fp16", (1, 16, 16), 90)))
+    told = restort("build", "--weights", weights, *FUSED, "--aot", "other.rtaot", "-o", "other.engine")
+    assert told.status == 2 and "other.rtaot does not fit: it was made of other weights" in told.err
+    told = restort("build", "--weights", weights, *FUSED, "--aot", "none.rtaot", *SIZE, "-o", "other.engine")
+    assert told.status == 1 and "none.rtaot" in told.err and len(told.lines) == 1
 
 
-def test_a_plan_into_the_cache(world: World, weights: Path, restort: Any, tmp_path: Path) -> None:
-    arguments = ("export", "--weights", weights, "--format", "plan", *SIZE, "--compute-capability", "9.0")
+def test_a_package_into_the_cache(world: World, weights: Path, restort: Any, tmp_path: Path) -> None:
+    arguments = ("export", "--weights", weights, "--format", "aot", *SIZE, "--compute-capability", "9.0")
     told = restort(*arguments, "--json", "--quiet")
     about = json.loads(told.out)
     assert told.status == 0 and Path(about["target"]).parent == tmp_path / "cache" / "plans" and not told.err
@@ -115,12 +116,12 @@ def test_a_plan_into_the_cache(world: World, weights: Path, restort: Any, tmp_pa
     [
         ([*FUSED], 2, "one size, not 1x16x16..1x384x640..1x1280x1280; give one with --shape BxHxW"),
         ([*FUSED, "--shape", "1x30x48"], 2, "multiples of 16"),
-        ([*FUSED, *SIZE, "--precision", "mixed"], 2, "fp16 or bf16, not mixed"),
-        ([*FUSED, *SIZE, "--budget", "0.01"], 2, "which --kernels fused has not"),
-        ([*FUSED, *SIZE, "--keep-fp32", "head"], 2, "which --kernels fused has not"),
+        ([*FUSED, *SIZE, "--precision", "mixed"], 2, "does not support mixed"),
+        ([*FUSED, *SIZE, "--budget", "0.01"], 2, "which --kernels fused does not support"),
+        ([*FUSED, *SIZE, "--keep-fp32", "head"], 2, "which --kernels fused does not support"),
         ([*FUSED, *SIZE, "--level", "3"], 2, "leave --level out"),
         ([*FUSED, *SIZE, "--compute-capability", "8.6"], 2, "leave --compute-capability out"),
-        ([*SIZE, "--plan", "p.plan"], 2, "use it with --kernels fused"),
+        ([*SIZE, "--aot", "p.rtaot"], 2, "only for --kernels fused"),
     ],
 )
 def test_wrong_builds_are_one_sentence(
@@ -140,21 +141,27 @@ def test_graphs_have_no_kernels_of_ours(world: World, restort: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--format", "plan", *SIZE], "no NVIDIA GPU to make a plan for; name one with --compute-capability"),
-        (["--format", "plan"], "a plan is for one size; give it with --shape"),
-        (["--format", "plan", "--shape", "1x16x16,1x16x16,1x32x32"], "a plan is for one size"),
-        (["--format", "plan", "--shape", "1x30x48", "--compute-capability", "9.0"], "multiples of 16"),
-        (["--format", "plan", *SIZE, "--precision", "fp32"], "in fp16 or bf16, not fp32"),
-        (["--format", "plan", *SIZE, "--compute-capability", "8.0,9.0"], "not 8.0, 9.0; make one for each"),
-        (["--format", "plan", *SIZE, "-o", "p.onnx"], "no name of a plan; let it end in .plan"),
+        (
+            ["--format", "aot", *SIZE],
+            "no NVIDIA GPU found to compile for; name one with --compute-capability",
+        ),
+        (["--format", "aot"], "an AOT package is for one size; give it with --shape"),
+        (["--format", "aot", "--shape", "1x16x16,1x16x16,1x32x32"], "an AOT package is for one size"),
+        (["--format", "aot", "--shape", "1x30x48", "--compute-capability", "9.0"], "multiples of 16"),
+        (
+            ["--format", "aot", *SIZE, "--precision", "fp32"],
+            "do not support fp32; choose --precision fp16 or bf16",
+        ),
+        (["--format", "aot", *SIZE, "--compute-capability", "8.0,9.0"], "not 8.0, 9.0; make one for each"),
+        (["--format", "aot", *SIZE, "-o", "p.onnx"], "must end in .rtaot"),
         ([], "with -o FILE.onnx"),
-        (["-o", "g.onnx", *SIZE], "are for --format plan"),
+        (["-o", "g.onnx", *SIZE], "only for --format aot"),
         (["-o", "g.onnx", "--precision", "bf16"], "in fp32 or fp16"),
     ],
 )
 def test_wrong_exports_are_one_sentence(
     arguments: list[str], expected: str, weights: Path, restort: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("restort.backends.tensorrt.gpu.gpu", lambda: None)
+    use_gpu(monkeypatch, lambda: None)
     told = restort("export", "--weights", weights, *arguments)
     assert told.status == 2 and expected in told.err and len(told.lines) == 1, told.err

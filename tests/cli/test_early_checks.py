@@ -106,10 +106,12 @@ def test_a_folder_of_bad_pictures(no_model: None, capsys: pytest.CaptureFixture[
 def test_a_backend_without_its_gpu_is_told_before_the_download(
     no_model: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from restort.utils.gpu import Trouble
+    from restort.utils.gpu import Unavailable
 
     monkeypatch.setattr("restort.backends.registry.installed", lambda name: True)
-    monkeypatch.setattr("restort.backends.registry.trouble", lambda name: Trouble("no GPU", "use another"))
+    monkeypatch.setattr(
+        "restort.backends.registry.check_available", lambda name: Unavailable("no GPU", "use another")
+    )
     assert main(["deblur", "good.png", "-o", "out.png", *FETCHED, "--backend", "fused"]) == 1
     assert "fused cannot be used: no GPU; use another" in capsys.readouterr().err
     with pytest.raises(restort.RestortError, match="no GPU"):

@@ -1,4 +1,4 @@
-"""Graphs for engines: every way of writing them, their types, and mixed precision, against the PyTorch network."""
+"""Graphs for engines: every form, their types, and mixed precision, against the PyTorch network."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from restort.export.typed import (
     NAMES,
     check_precision,
     convolutions,
-    statistics,
+    float32_values,
     tensor_types,
     typed_graph,
     with_float32_ports,
 )
 from tests.export.test_graphs import FORMS, assert_close, by_torch, picture, session, weights_of
 
-WAYS = [
-    Form("cast", "after", "split"),
-    Form("layer", "folded", "separate"),
+CHOICES = [
+    Form("cast", "rows", "split"),
+    Form("layer", "rows", "separate"),
+    Form("cast", "before", "separate"),
     Form("arithmetic", "rows", "split"),
-    Form("arithmetic", "parts", "split"),
-    Form("cast", "unit", "separate"),
     Form("arithmetic", "gram", "separate"),
 ]
 SOME = ["restormer-gray", "restormer-bias", "restormer-bias-biasfree-dual", "restormer-two-heads"]
@@ -41,9 +40,9 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return y
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.norm}-{way.attention}-{way.gate}")
+@pytest.mark.parametrize("way", CHOICES, ids=lambda way: f"{way.norm}-{way.attention}-{way.gate}")
 @pytest.mark.parametrize("form", ["restormer", *SOME])
-def test_every_way_of_writing_says_the_same(form: str, way: Form) -> None:
+def test_every_form_computes_the_network(form: str, way: Form) -> None:
     weights = weights_of(FORMS[form])
     x = picture(weights.spec, 2, 24, 16)
     expected = by_torch(weights, x)
@@ -54,24 +53,21 @@ def test_every_way_of_writing_says_the_same(form: str, way: Form) -> None:
     assert_close(run(emit(weights, "fp16", form=way, ports="fp32"), x), expected, 8e-3)
 
 
-@pytest.mark.parametrize("attention", ["rows", "parts", "after", "unit"])
-def test_what_must_be_float32_in_a_float32_graph(attention: Any) -> None:
-    model = typed_graph(
-        weights_of(FORMS["restormer-bias"]), form=Form("cast", attention), newer_operators=False
-    )
+def test_what_must_be_float32_in_a_float32_graph() -> None:
+    model = typed_graph(weights_of(FORMS["restormer-bias"]), form=Form("cast", "rows"), newer_operators=False)
     made = {node.output[0]: node.op_type for node in model.graph.node}
-    kinds = {made.get(name, "Split") for name in statistics(model)}
+    kinds = {made.get(name, "Split") for name in float32_values(model)}
     assert {"LayerNormalization", "ReduceL2", "Softmax", "MatMul"} <= kinds
     assert not kinds & {"Conv", "Split", "Reshape", "Erf"}
-    products = [name for name in statistics(model) if made.get(name) == "MatMul"]
+    products = [name for name in float32_values(model) if made.get(name) == "MatMul"]
     softmaxes = list(made.values()).count("Softmax")  # with what weights make of the scores
-    assert len(products) == softmaxes * (2 if attention in ("rows", "parts") else 1)
+    assert len(products) == 2 * softmaxes
 
 
 def test_one_product_of_q_and_k_is_float32_with_its_sums_and_norms() -> None:
     way = Form("arithmetic", "gram")
     model = typed_graph(weights_of(FORMS["restormer-two-heads"]), form=way, newer_operators=False)
-    found = statistics(model)
+    found = float32_values(model)
     kinds = [node.op_type for node in model.graph.node if node.output[0] in found]
     softmaxes = [node.op_type for node in model.graph.node].count("Softmax")
     assert kinds.count("MatMul") == 3 * kinds.count("Softmax") == 3 * softmaxes
@@ -83,9 +79,9 @@ def test_one_product_of_q_and_k_is_float32_with_its_sums_and_norms() -> None:
     ("form", "way"),
     [
         ("elan-x2", Form()),
-        ("elan-full", Form(windows="shuffle")),
+        ("elan-full", Form()),
         ("restormer-bias", Form("cast", "rows", "split")),
-        ("restormer", Form("layer", "parts")),
+        ("restormer", Form("layer", "rows")),
         ("restormer-two-heads", Form("arithmetic", "gram")),
     ],
 )
@@ -102,16 +98,6 @@ def test_a_graph_of_one_size(form: str, way: Form) -> None:
     assert_close(run(fixed, x), run(free, x), 1e-6)
     large = with_fixed_input(free, (1, x.shape[1], 2**10, 2**11))
     assert ("Range" in {node.op_type for node in large.graph.node}) == (way == Form())
-
-
-@pytest.mark.parametrize("form", ["elan-x2", "elan-x4", "elan-full", "elan-unit-range"])
-def test_windows_without_index_arithmetic(form: str) -> None:
-    weights = weights_of(FORMS[form])
-    model = emit(weights, form=Form(windows="shuffle"))
-    onnx.checker.check_model(model, full_check=True)
-    for batch, height, width in ((1, 16, 16), (2, 48, 32)):
-        x = picture(weights.spec, batch, height, width)
-        assert_close(run(model, x), by_torch(weights, x), 1e-5)
 
 
 @pytest.mark.parametrize("form", ["restormer", "restormer-biasfree", "elan-x2", "elan-full"])
@@ -199,7 +185,7 @@ def test_no_precision_falls_back_in_silence() -> None:
         check_precision(typed_graph(weights, precision), precision)
     for precision, other in (("fp32", "fp16"), ("fp16", "fp32"), ("bf16", "fp16"), ("mixed", "fp32")):
         with pytest.raises(
-            RestortError, match=rf"{precision} was asked for, but \d+ of \d+ convolutions .*conv_"
+            RestortError, match=rf"precision {precision} requested, but \d+ of \d+ convolutions .*conv_"
         ):
             check_precision(typed_graph(weights, other), precision)
     half_kept = typed_graph(weights, "mixed", keep_fp32=["tail"])
@@ -220,11 +206,11 @@ def test_old_operators_for_the_oldest_library() -> None:
 
 def test_wrong_requests() -> None:
     weights = weights_of(FORMS["elan-x2"])
-    with pytest.raises(RestortError, match="no precision 'int8'"):
+    with pytest.raises(RestortError, match="unknown precision of an engine: 'int8'"):
         typed_graph(weights, "int8")
-    with pytest.raises(RestortError, match="only mixed"):
+    with pytest.raises(RestortError, match="precision fp16 keeps no sections in float32"):
         typed_graph(weights, "fp16", keep_fp32=["head"])
-    with pytest.raises(RestortError, match=r"no section 'body\.9'"):
+    with pytest.raises(RestortError, match=r"unknown section to keep in float32: 'body\.9'"):
         typed_graph(weights, "mixed", keep_fp32=["body.9"])
 
 

@@ -1,8 +1,7 @@
-"""The real bindings of TensorRT without the library behind them: every name, argument and type is checked.
+"""Stubs of TensorRT's real bindings, without the library behind them: every name, argument and type is checked.
 
-`PuppetModule(bindings)` looks like the module, but its objects are puppets: what a puppet has, which arguments its
-methods take and of which types, and what they return, is read from the bindings themselves (pybind11 writes
-signatures into docstrings). Calls are recorded; nothing is computed.
+`StubModule(bindings)` looks like the module. Attributes of its objects, arguments of their methods, types and results
+are read from the bindings (pybind11 writes signatures into docstrings). Calls are recorded; nothing is computed.
 
 As a program: `python -m tests.fakes.binding_stubs BINDINGS STAND_INS` runs the adapter on the bindings in the folder
 BINDINGS and prints what it did as JSON. `stand_ins(BINDINGS, STAND_INS)` makes the libraries that they are linked
@@ -49,7 +48,7 @@ class Wrong(AssertionError):
     """The adapter asked the bindings for something they do not have. No AttributeError: hasattr must not hide it."""
 
 
-class PuppetModule:
+class StubModule:
     def __init__(self, real: Any) -> None:
         self.real = real
         self.calls: list[tuple[str, list[Any]]] = []
@@ -58,15 +57,15 @@ class PuppetModule:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.real, name)  # AttributeError is what hasattr wants
         if isinstance(found, type) and not hasattr(found, "__members__") and name not in SUBCLASSED:
-            return PuppetClass(self, found)
+            return StubClass(self, found)
         return found
 
 
 SUBCLASSED = ("ILogger", "IProgressMonitor", "IStreamWriter", "IProfiler")
 
 
-class PuppetClass:
-    def __init__(self, module: PuppetModule, real: type) -> None:
+class StubClass:
+    def __init__(self, module: StubModule, real: type) -> None:
         self._module, self._real = module, real
 
     def __getattr__(self, name: str) -> Any:
@@ -74,11 +73,11 @@ class PuppetClass:
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         check(self._module, f"{self._real.__name__}.__init__", self._real.__init__.__doc__, args, named)
-        return Puppet(self._module, self._real)
+        return Stub(self._module, self._real)
 
 
-class Puppet:
-    def __init__(self, module: PuppetModule, real: type) -> None:
+class Stub:
+    def __init__(self, module: StubModule, real: type) -> None:
         object.__setattr__(self, "_module", module)
         object.__setattr__(self, "_real", real)
 
@@ -108,7 +107,7 @@ class Puppet:
         return b"plan"
 
 
-def check(module: PuppetModule, label: str, doc: str | None, args: Any, named: dict[str, Any]) -> Any:
+def check(module: StubModule, label: str, doc: str | None, args: Any, named: dict[str, Any]) -> Any:
     """Calls nothing, but sees to it that one of the signatures in `doc` takes these arguments."""
     found = re.findall(r"^(?:\d+\. )?\w+\((self: .*?)\) -> (\S.*)$", doc or "", re.MULTILINE)
     reasons = []
@@ -133,7 +132,7 @@ def result(doc: str) -> str:
     return doc.strip().splitlines()[0].rsplit("-> ", 1)[-1] if "-> " in doc else "None"
 
 
-def fits(module: PuppetModule, value: Any, kind: str) -> bool:
+def fits(module: StubModule, value: Any, kind: str) -> bool:
     """Whether a parameter of the type `kind`, as written in a docstring, takes `value`."""
     short = kind.strip().rsplit(".", 1)[-1]
     if "Buffer" in kind or short == "buffer":
@@ -144,11 +143,11 @@ def fits(module: PuppetModule, value: Any, kind: str) -> bool:
         return isinstance(value, TEXTS[short])
     real = getattr(module.real, short, None)
     if isinstance(real, type):
-        return issubclass(value._real, real) if isinstance(value, Puppet) else isinstance(value, real)
+        return issubclass(value._real, real) if isinstance(value, Stub) else isinstance(value, real)
     return True
 
 
-def make(module: PuppetModule, kind: str) -> Any:
+def make(module: StubModule, kind: str) -> Any:
     short = re.split(r"[.:]", kind.strip())[-1]
     if short in SCALARS:
         return SCALARS[short]
@@ -162,31 +161,32 @@ def make(module: PuppetModule, kind: str) -> Any:
     real = getattr(module.real, short, None)
     if hasattr(real, "__members__"):
         return next(iter(real.__members__.values()))
-    return Puppet(module, real) if isinstance(real, type) else None
+    return Stub(module, real) if isinstance(real, type) else None
 
 
 def plain(value: Any) -> Any:
-    if hasattr(value, "name") and not isinstance(value, Puppet):
+    if hasattr(value, "name") and not isinstance(value, Stub):
         return value.name
     return value if isinstance(value, (int, float, str, bool, tuple)) else type(value).__name__
 
 
 def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
-    """All the adapter does to build, look at and run engines of every precision, on these bindings."""
+    """Build, inspect and run engines of every precision on these bindings; return what was called."""
     import numpy as np
 
-    from restort.backends.tensorrt import build as building
-    from restort.backends.tensorrt import cuda, describe, flavour, keys, runtime, supply
-    from restort.backends.tensorrt.gpu import Gpu
+    from restort.backends.tensorrt import builder, cuda, engine, inspector, library, provider
+    from restort.backends.tensorrt.options import BuildOptions, Profile
     from restort.export.typed import typed_graph
+    from restort.utils import gpu
     from tests.export.test_graphs import FORMS, weights_of
     from tests.fakes.fake_cuda import FakeCuda
+    from tests.fakes.fake_driver import Driver
 
-    building.gpu = lambda: Gpu("NVIDIA GeForce RTX 4090", "8.9", "12.8")
+    gpu._driver = lambda: Driver(capability=(8, 9), cuda=12080, name="NVIDIA GeForce RTX 4090")
     fake = FakeCuda(seed=0)
     cuda.runtime = lambda: fake
-    module = PuppetModule(load(bindings, libraries))
-    found = flavour.adapt("rtx" if bindings == "rtx" else "tensorrt", module)
+    module = StubModule(load(bindings, libraries))
+    found = library.adapt("rtx" if bindings == "rtx" else "tensorrt", module)
     weights = weights_of(FORMS["restormer-gray"])
     done: dict[str, Any] = {"version": found.version, "can": found.capabilities.to_json(), "precisions": {}}
     for precision in found.precisions:
@@ -195,9 +195,9 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
         newer = found.capabilities.newer_operators
         graph = typed_graph(weights, precision, keep_fp32=keep, newer_operators=newer)
         size = (1, 64, 64)
-        profile = keys.Profile(size, size, (2, 128, 128))
-        options = building.BuildOptions(profile, precision, (), 2, 1 << 30, timing_cache=b"times")
-        built = building.build(found, graph, options)
+        profile = Profile(size, size, (2, 128, 128))
+        options = BuildOptions(profile, precision, (), 2, timing_cache=b"times")
+        built = builder.build(found, graph, options)
         done["precisions"][precision] = {
             "set": [call[1][0] for call in module.calls if call[0] == "IBuilderConfig.set_flag"],
             "cleared": [call[1][0] for call in module.calls if call[0] == "IBuilderConfig.clear_flag"],
@@ -209,32 +209,32 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
         done["fused"] = fused(module, found, weights)
     done["names"] = sorted({call[0] for call in module.calls})
     if found.capabilities.timing_cache:
-        assert supply.combiner(found)(b"a", b"b") == b"plan"
-    describe.look(found, b"plan")
-    engine = runtime.Engine(found, b"plan")
-    done["ran"] = engine(np.zeros((1, 3, 64, 64), np.float32)).shape
-    engine.close()
+        assert provider.timing_cache_combiner(found)(b"a", b"b") == b"plan"
+    inspector.summary(found, b"plan")
+    opened = engine.Engine(found, b"plan")
+    done["ran"] = opened(np.zeros((1, 3, 64, 64), np.float32)).shape
+    opened.close()
     return done
 
 
-def fused(module: PuppetModule, flavour: Any, weights: Any) -> list[str]:
-    """An engine of RestoRT's own kernels; the layers of its report, and what the builder was told."""
+def fused(module: StubModule, flavour: Any, weights: Any) -> list[str]:
+    """Build an engine of RestoRT's own kernels; return the layers of its report, and the names that were called."""
     import tempfile
 
-    from restort.backends.tensorrt import build as building
-    from restort.backends.tensorrt import build_plan, keys, plugin_library
+    from restort.backends.tensorrt import plugin
+    from restort.backends.tensorrt.aot_builder import aot_request, build_aot_engine
+    from restort.backends.tensorrt.options import BuildOptions, Profile
     from tests.fakes.empty_aot import plan_of
 
-    build_plan.gpu = building.gpu
-    plugin_library.load = lambda flavour: None
+    plugin.load = lambda flavour: None
     module.calls.clear()
-    assert Puppet(module, module.real.IPluginRegistry).get_plugin_creator("RestortPass", "1", "") is not None
-    profile = keys.Profile.fixed(1, 64, 64)
-    options = building.BuildOptions(profile, "bf16", kernels="fused")
+    assert Stub(module, module.real.IPluginRegistry).get_plugin_creator("RestortPass", "1", "") is not None
+    profile = Profile.fixed(1, 64, 64)
+    options = BuildOptions(profile, "bf16", kernels="fused")
     with tempfile.NamedTemporaryFile() as file:
-        file.write(plan_of(build_plan.wanted_plan(weights, "bf16", profile, "8.9")))
+        file.write(plan_of(aot_request(weights, "bf16", profile, "8.9")))
         file.flush()
-        built = build_plan.build_plan(flavour, weights, Path(file.name), options)
+        built = build_aot_engine(flavour, weights, Path(file.name), options)
     set_ = [name for name, _ in module.calls]
     return [*built.report["layers"], *sorted(set(set_))]
 

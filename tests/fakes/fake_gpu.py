@@ -1,4 +1,4 @@
-"""A machine with a GPU and a TensorRT, played: what tests of the backend run in."""
+"""A fake machine with a GPU and TensorRT, for tests of the backend."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import pytest
 
 from restort.backends.fused import aot_cache
 from restort.backends.fused.aot_cache import Wanted
-from restort.backends.tensorrt import build_plan, cuda, plugin_library, runner, supply
-from restort.backends.tensorrt.build import BuildOptions, Built
-from restort.backends.tensorrt.build_plan import about_plan
-from restort.backends.tensorrt.gpu import Gpu
-from restort.backends.tensorrt.plan_graph import plan_graph
+from restort.backends.tensorrt import cuda, plugin, provider, runner
+from restort.backends.tensorrt.aot_builder import aot_graph, package_report
+from restort.backends.tensorrt.options import BuildOptions, Built
+from restort.utils.gpu import Gpu
 from tests.fakes import fake_tensorrt
 from tests.fakes.empty_aot import plan_of
 from tests.fakes.fake_cuda import FakeCuda
+from tests.fakes.fake_driver import use_gpu
 
-H100 = Gpu("NVIDIA H100", "9.0", "13.0")
+H100 = Gpu("NVIDIA H100", (9, 0), (13, 0))
 
 
 class World:
-    """A machine with a GPU and a TensorRT; `builds` are the options of every engine that was built."""
+    """A machine with a GPU and TensorRT; `builds` are the options of every engine built."""
 
     def __init__(self) -> None:
         self.cuda = FakeCuda()
         self.flavour = fake_tensorrt.flavour(self.cuda)
-        self.gpu = H100
+        self.gpu: Gpu | None = H100
         self.builds: list[BuildOptions] = []
         self.behaves: dict[str, str] = {}
-        self.plans: list[Path] = []
+        self.packages: list[Path] = []
         self.compiled: list[str] = []
         self.loaded = 0
 
@@ -45,14 +45,14 @@ class World:
         self.compiled.append(wanted.size)
         return plan_of(wanted)
 
-    def build_plan(self, flavour: Any, weights: Any, plan: Path, options: BuildOptions) -> Built:
-        """An engine of RestoRT's own kernels, of a plan of tests/fakes/empty_aot.py."""
+    def build_aot_engine(self, flavour: Any, weights: Any, package: Path, options: BuildOptions) -> Built:
+        """An engine of RestoRT's own kernels, of a package of tests/fakes/empty_aot.py."""
         assert self.loaded, "the plugin comes first"
-        self.plans.append(plan)
-        built = self.build(flavour, plan_graph(weights, plan), options)
+        self.packages.append(package)
+        built = self.build(flavour, aot_graph(weights, package), options)
         about = {
             "kernels": "fused",
-            "plan": about_plan(plan),
+            "aot": package_report(package),
             "layers": {"source": "plugin", "RestortPass": 1},
         }
         return Built(built.plan, built.report | about)
@@ -91,13 +91,12 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cuda, "runtime", lambda: found.cuda)
     monkeypatch.setattr(runner, "find", lambda name: found.flavour)
-    monkeypatch.setattr(supply, "gpu", lambda: found.gpu)
-    monkeypatch.setattr(supply, "build", found.build)
-    monkeypatch.setattr(supply, "build_plan", found.build_plan)
-    monkeypatch.setattr(build_plan, "gpu", lambda: found.gpu)
+    use_gpu(monkeypatch, lambda: found.gpu)
+    monkeypatch.setattr(provider, "build", found.build)
+    monkeypatch.setattr(provider, "build_aot_engine", found.build_aot_engine)
     monkeypatch.setattr(aot_cache, "made", found.made)
-    monkeypatch.setattr(plugin_library, "load", found.load_plugin)
-    monkeypatch.setattr(supply, "combiner", lambda flavour: lambda a, b: a + b"," + b)
+    monkeypatch.setattr(plugin, "load", found.load_plugin)
+    monkeypatch.setattr(provider, "timing_cache_combiner", lambda flavour: lambda a, b: a + b"," + b)
     yield found
     assert not found.cuda.used and not found.cuda.pinned
 

@@ -32,26 +32,26 @@ def enlarged(x: np.ndarray) -> np.ndarray:
     return x.repeat(2, 2).repeat(2, 3)
 
 
-class Heard:
+class CapturedMessages:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def error(self, doing: str) -> RestortError:
-        return RestortError(f"TensorRT failed while {doing}: {'; '.join(self.lines) or 'it says nothing'}")
+        return RestortError(f"TensorRT failed while {doing}: {'; '.join(self.lines) or 'without a message'}")
 
 
-class Log:
-    """What restort.backends.tensorrt.flavour gives, in short."""
+class Logger:
+    """A short restort.backends.tensorrt.logger.Logger."""
 
-    logger = None
+    ilogger = None
 
     def __init__(self) -> None:
-        self.heard = Heard()
+        self.captured = CapturedMessages()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Heard]:
-        self.heard = Heard()
-        yield self.heard
+    def capture(self) -> Iterator[CapturedMessages]:
+        self.captured = CapturedMessages()
+        yield self.captured
 
 
 class Context:
@@ -72,7 +72,7 @@ class Context:
         if fits:
             self.shape = shape
         else:
-            self.engine.log.heard.lines.append("the shape is not in the profile")
+            self.engine.logger.captured.lines.append("the shape is not in the profile")
         return fits
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
@@ -94,7 +94,7 @@ class Context:
         about, cuda = self.engine.about, self.engine.cuda
         capturing = cuda.handles[stream].captured is not None
         if about["behaves"] == "fails" or (about["behaves"] == "uncapturable" and capturing):
-            self.engine.log.heard.lines.append("a kernel failed")
+            self.engine.logger.captured.lines.append("a kernel failed")
             return False
         self.engine.enqueued += 1
         if self.profiler is not None:
@@ -123,8 +123,8 @@ class IProfiler:
 class FakeEngine:
     device_memory_size = 4096
 
-    def __init__(self, about: dict[str, Any], cuda: FakeCuda, log: Log) -> None:
-        self.about, self.cuda, self.log = about, cuda, log
+    def __init__(self, about: dict[str, Any], cuda: FakeCuda, logger: Logger) -> None:
+        self.about, self.cuda, self.logger = about, cuda, logger
         self.enqueued = 0
         self.contexts = 0
         self.alive: weakref.WeakSet[Context] = weakref.WeakSet()
@@ -136,30 +136,30 @@ class FakeEngine:
 
 def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> Any:
     """A Flavour; `opened` lists its engines."""
-    log = Log()
+    logger = Logger()
     opened: list[FakeEngine] = []
 
     def deserialize(data: bytes) -> FakeEngine | None:
         try:
             about = json.loads(data)
         except ValueError:
-            log.heard.lines.append("the plan does not parse")
+            logger.captured.lines.append("the plan does not parse")
             return None
         if about.get("version", found.version) != found.version:
-            log.heard.lines.append("the plan is of another version")
+            logger.captured.lines.append("the plan is of another version")
             return None
-        opened.append(FakeEngine(about, cuda, log))
+        opened.append(FakeEngine(about, cuda, logger))
         return opened[-1]
 
     module = SimpleNamespace(
-        IProfiler=IProfiler, Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=deserialize)
+        IProfiler=IProfiler, Runtime=lambda ilogger: SimpleNamespace(deserialize_cuda_engine=deserialize)
     )
     found = SimpleNamespace(
         name=name,
         version=version,
         title=f"TensorRT {version}",
         module=module,
-        log=log,
+        logger=logger,
         opened=opened,
         precisions=("fp32", "tf32", "fp16", "mixed"),
         capabilities=SimpleNamespace(timing_cache=True, newer_operators=False, strongly_typed=False),

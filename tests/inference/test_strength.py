@@ -195,7 +195,7 @@ def test_tensorrt_builds_no_engine_that_nobody_asked_for(
     inverting: Path, made: list[FakeRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = False
-    monkeypatch.setattr("restort.backends.tensorrt.check.is_ready", lambda weights, precision: ready)
+    monkeypatch.setattr("restort.backends.tensorrt.availability.is_ready", lambda weights, precision: ready)
     monkeypatch.setattr(CoarseRunner, "name", "tensorrt")
     said: list[str] = []
     with package.load(inverting, say=said.append) as model:

@@ -16,7 +16,7 @@ from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
 
 torch = pytest.importorskip("torch")
 
-from restort.backends.tensorrt import mixed  # noqa: E402
+from restort.backends.tensorrt import mixed_precision  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
 from restort.export.form import sections  # noqa: E402
 from restort.models.build import build  # noqa: E402
@@ -95,12 +95,12 @@ def test_a_choice_is_remembered(
 ) -> None:
     monkeypatch.setenv("RESTORT_CACHE", str(tmp_path))
     with pytest.raises(RestortError, match="restort build --precision mixed"):
-        mixed.kept_sections(weights)
-    path = mixed.remember(weights, search.choose(Budget(1e-2, 1.0)).to_json())
-    assert mixed.kept_sections(weights) == (PLANTED,)
-    assert mixed.choice(replace(weights, digest="0" * 64)) is None
+        mixed_precision.kept_sections(weights)
+    path = mixed_precision.remember(weights, search.choose(Budget(1e-2, 1.0)).to_json())
+    assert mixed_precision.kept_sections(weights) == (PLANTED,)
+    assert mixed_precision.choice(replace(weights, digest="0" * 64)) is None
     path.write_text("{")
-    assert mixed.choice(weights) is None
+    assert mixed_precision.choice(weights) is None
 
 
 @pytest.mark.parametrize("spec", [RESTORMER, replace(RESTORMER, bias=True, layer_norm="WithBias"), TINY_ELAN])

@@ -17,10 +17,19 @@ from restort.errors import RestortError, UsageError
 from restort.runner import PRECISIONS, BackendStatus, Runner, one_line
 
 if TYPE_CHECKING:
-    from restort.utils.gpu import Trouble
+    from restort.utils.gpu import Unavailable
     from restort.weights.checkpoint import Weights
 
-__all__ = ["BACKENDS", "BackendStatus", "Runner", "create", "installed", "status", "trouble"]
+__all__ = [
+    "BACKENDS",
+    "BackendStatus",
+    "Runner",
+    "check_available",
+    "check_usable",
+    "create",
+    "installed",
+    "status",
+]
 
 _log = logging.getLogger("restort")
 
@@ -61,8 +70,8 @@ _TABLE = {
         "pip install 'restort[fused]'",
         library="torch",
         device="gpu",
-        check="restort.utils.gpu:trouble",
-        deep_check="restort.utils.gpu:deep_trouble",
+        check="restort.utils.gpu:check_available",
+        deep_check="restort.utils.gpu:check_usable",
         first=True,
     ),
     "tensorrt": Backend(
@@ -72,10 +81,10 @@ _TABLE = {
         "pip install 'restort[rtx]' (or 'restort[tensorrt]')",
         library="tensorrt_rtx tensorrt",
         device="gpu",
-        check="restort.backends.tensorrt.check:trouble",
-        deep_check="restort.backends.tensorrt.check:deep_trouble",
+        check="restort.backends.tensorrt.availability:check_available",
+        deep_check="restort.backends.tensorrt.availability:check_usable",
         first=True,
-        ready="restort.backends.tensorrt.check:is_ready",
+        ready="restort.backends.tensorrt.availability:is_ready",
     ),
 }
 BACKENDS = tuple(_TABLE)
@@ -86,16 +95,21 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(_library(name)) is not None
 
 
-def trouble(name: str, *, deep: bool = False) -> Trouble | None:
-    """What keeps an installed backend from being used here, with the remedy; None where nothing is known to.
+def check_available(name: str) -> Unavailable | None:
+    """Return what is missing to use an installed backend here; None where nothing is known to be.
 
-    Without `deep` nothing large is imported: for backends on the processor the answer is then always None.
+    Nothing large is imported, so for backends on the processor the answer is always None.
     """
-    backend = _TABLE[name]
-    check = backend.deep_check if deep else backend.check
-    if not check:
-        return None
-    found: Trouble | None = _function(check)()
+    return _checked(_TABLE[name].check)
+
+
+def check_usable(name: str) -> Unavailable | None:
+    """Like `check_available`, and import the backend's library to see whether it works."""
+    return _checked(_TABLE[name].deep_check)
+
+
+def _checked(place: str) -> Unavailable | None:
+    found: Unavailable | None = _function(place)() if place else None
     return found
 
 
@@ -120,7 +134,7 @@ def _status(name: str, backend: Backend) -> BackendStatus:
         return BackendStatus(name, False, False, None, (), reason, backend.remedy)
     library = _library(name)
     version = library_version(library)
-    shallow = trouble(name)
+    shallow = check_available(name)
     if shallow is not None:
         return BackendStatus(name, True, False, version, (), shallow.reason, shallow.remedy)
     try:
@@ -128,7 +142,7 @@ def _status(name: str, backend: Backend) -> BackendStatus:
     except Exception as error:
         reason = f"{library} is installed but does not load ({one_line(error)})"
         return BackendStatus(name, True, False, version, (), reason, f"{backend.remedy} --force-reinstall")
-    found = trouble(name, deep=True)
+    found = check_usable(name)
     if found is not None:
         return BackendStatus(name, True, False, version, (), found.reason, found.remedy)
     return BackendStatus(name, True, True, version, backend.precisions, None, None)
@@ -187,7 +201,7 @@ def check(backend: str, precision: str, threads: int | None) -> None:
     backend that is not installed or has no GPU that it can use."""
     _check_request(backend, precision, threads)
     if backend != "auto":
-        _check_usable(backend)
+        _require_available(backend)
 
 
 def _check_request(backend: str, precision: str, threads: int | None) -> None:
@@ -212,8 +226,9 @@ def _check_request(backend: str, precision: str, threads: int | None) -> None:
         raise RestortError(f"the backend {backend} is not installed; get it with: {_TABLE[backend].remedy}")
 
 
-def _check_usable(name: str) -> None:
-    found = trouble(name)
+def _require_available(name: str) -> None:
+    """Raise RestortError where a backend cannot be used here."""
+    found = check_available(name)
     if found is not None:
         raise RestortError(f"the backend {name} cannot be used: {found.reason}; {found.remedy}")
 
@@ -235,7 +250,7 @@ def _on_a_gpu(
         chosen = _TABLE[name].precisions[0] if precision == "auto" else precision
         if backend == name:
             return make(name, chosen, weights, threads)
-        if trouble(name) is not None:
+        if check_available(name) is not None:
             continue  # a machine without such a GPU: nothing to tell
         if _TABLE[name].ready and not _function(_TABLE[name].ready)(weights, chosen):
             continue  # it would work, after minutes of preparation that nobody asked for
@@ -269,14 +284,14 @@ def _candidates(backend: str, precision: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _known(name: str) -> Trouble | None:
-    return trouble(name) if installed(name) else None
+def _known(name: str) -> Unavailable | None:
+    return check_available(name) if installed(name) else None
 
 
 def make(name: str, precision: str, weights: Weights, threads: int | None) -> Runner:
     """The Runner of one backend, without any choice; RestortError where its library does not load."""
     backend = _TABLE[name]
-    _check_usable(name)
+    _require_available(name)
     try:
         importlib.import_module(_library(name))
         module: Any = importlib.import_module(f"restort.backends.{backend.module}")

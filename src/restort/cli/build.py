@@ -1,4 +1,4 @@
-"""`restort build`: weights or a graph to a TensorRT engine."""
+"""`restort build`: build a TensorRT engine from weights or an ONNX graph."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from restort.cli.engine_options import (
 if TYPE_CHECKING:
     import onnx
 
-    from restort.backends.tensorrt.build import BuildOptions, Built
-    from restort.backends.tensorrt.flavour import Flavour
-    from restort.backends.tensorrt.keys import Profile
+    from restort.backends.tensorrt.library import Flavour
+    from restort.backends.tensorrt.options import BuildOptions, Built, Profile
     from restort.weights.checkpoint import Weights
 
 FLAVOURS = ("auto", "tensorrt", "rtx")
@@ -36,7 +35,7 @@ def add(subparsers: options.Subparsers) -> None:
         subparsers,
         "build",
         run,
-        "builds a TensorRT engine, for this machine's GPU or, with TensorRT-RTX, for others",
+        "build a TensorRT engine, for the GPU of this machine or, with TensorRT-RTX, for others",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="NAME", help="a model of `restort models`")
@@ -46,49 +45,50 @@ def add(subparsers: options.Subparsers) -> None:
         type=Path,
         help="a file of weights (.safetensors, .pth) of either network",
     )
-    source.add_argument("--onnx", metavar="FILE", type=Path, help="a graph of one picture in and one out")
+    source.add_argument("--onnx", metavar="FILE", type=Path, help="a graph with one picture in and one out")
     parser.add_argument(
         "-o",
         "--output",
         metavar="ENGINE",
         type=Path,
-        help="the file to write (default: MODEL-PRECISION.FLAVOUR.engine here); ENGINE.json beside it tells about it",
+        help="the file to write, described by ENGINE.json beside it (default: MODEL-PRECISION.FLAVOUR.engine in this "
+        "folder)",
     )
     parser.add_argument("--flavour", choices=FLAVOURS, default="auto", help="which library (default: auto)")
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="numbers to compute in (default: fp16; with --onnx, the graph's)",
+        help="numbers to compute in (default: fp16; with --onnx, those of the graph)",
     )
     parser.add_argument(
         "--shape",
         metavar="MIN,OPT,MAX",
         type=shapes,
-        help="sizes as BxHxW, such as 1x64x64,1x512x512,1x1280x1280; one alone for a fixed size",
+        help="sizes as BxHxW, such as 1x64x64,1x512x512,1x1280x1280; one for a fixed size",
     )
     parser.add_argument(
         "--compute-capability",
         metavar="LIST",
         type=capabilities,
         default=(),
-        help="GPUs to build for, such as 8.6,8.9,12.0; only TensorRT-RTX can, and needs none of them (default: the "
+        help="GPUs to build for, such as 8.6,8.9,12.0; TensorRT-RTX only, which needs none of them here (default: the "
         "GPU of this machine)",
     )
     add_kernels(parser)
     parser.add_argument(
-        "--level", metavar="N", type=options.not_negative, help="how hard to search, 0 to 5 (default: 3)"
+        "--level", metavar="N", type=options.not_negative, help="effort of the search, 0 to 5 (default: 3)"
     )
     parser.add_argument(
         "--budget",
         metavar="ERROR",
         type=budget,
-        help="with mixed: the relative L2 error that may remain, such as 0.001",
+        help="with mixed: the largest relative L2 error, such as 0.001",
     )
     parser.add_argument(
         "--keep-fp32",
         metavar="LIST",
         type=names,
-        help="with mixed: the sections to keep in float32, instead of a search for the fewest",
+        help="with mixed: the sections in float32 (default: a search for the fewest)",
     )
     parser.add_argument("--offline", action="store_true", help="never download")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
@@ -97,8 +97,10 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from restort.backends.tensorrt import sidecar
-    from restort.backends.tensorrt.build import BuildOptions, build, check_options
-    from restort.backends.tensorrt.flavour import find
+    from restort.backends.tensorrt.builder import build
+    from restort.backends.tensorrt.library import find
+    from restort.backends.tensorrt.options import BuildOptions
+    from restort.backends.tensorrt.provider import check_build
     from restort.utils.files import check_free
 
     check_kernels(args)
@@ -106,21 +108,21 @@ def run(args: argparse.Namespace) -> int:
     graph, weights = _source(args)
     precision = args.precision or ("fp16" if graph is None else _own_precision(graph))
     wanted = BuildOptions(
-        profile=args.shape or _usual(weights, graph),
+        profile=args.shape or _default_profile(weights, graph),
         precision=precision,
         compute_capabilities=args.compute_capability,
         level=args.level,
         kernels=args.kernels,
     )
-    check_options(flavour, wanted)
-    keep = _kept(args, weights, precision)
+    check_build(flavour, wanted)
+    keep = _float32_sections(args, weights, precision)
     stem = args.onnx.stem if weights is None else _name(args, weights)
     fused = "-fused" * (args.kernels == "fused")
     target = args.output or Path(f"{stem}-{precision}{fused}.{flavour.name}.engine")
     for path in (target, sidecar.path_of(target)):
         check_free(path, args.overwrite)
     if not args.quiet:
-        choice.say(_beginning(stem, flavour, wanted))
+        choice.say(_announcement(stem, flavour, wanted))
     with Display(quiet=args.quiet) as progress:
         wanted = replace(wanted, progress=progress)
         if weights is not None:
@@ -136,13 +138,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checked(args: argparse.Namespace, weights: Weights, wanted: BuildOptions) -> int:
-    """Runs the mixed engine against the reference network; 1 where it misses the budget it was built to."""
-    from restort.backends.tensorrt.mixed import choice as chosen
+    """Compare the mixed engine with the reference network; return 1 where it misses its error budget."""
+    from restort.backends.tensorrt.mixed_precision import choice as chosen
     from restort.profiling.engine_check import of_engine
     from restort.profiling.sensitivity import Budget
 
     budget = Budget(**(chosen(weights) or {}).get("budget", {}))
-    options = _further(wanted)
+    options = _key_options(wanted)
     fits, outcome = of_engine(weights, args.flavour, wanted.profile, options, budget)
     if not fits or not args.quiet:
         choice.say(outcome)
@@ -150,7 +152,7 @@ def _checked(args: argparse.Namespace, weights: Weights, wanted: BuildOptions) -
 
 
 def _source(args: argparse.Namespace) -> tuple[onnx.ModelProto | None, Weights | None]:
-    """The graph of --onnx, or the weights of --model or --weights."""
+    """Load the graph of --onnx, or the weights of --model or --weights."""
     if args.onnx is None:
         return None, choice.choose(args)[0]
     import onnx
@@ -159,7 +161,9 @@ def _source(args: argparse.Namespace) -> tuple[onnx.ModelProto | None, Weights |
     from restort.utils.files import read_bytes
 
     if args.keep_fp32 is not None or args.budget is not None:
-        raise UsageError("--keep-fp32 and --budget need the network: give --model or --weights, not --onnx")
+        raise UsageError(
+            "--keep-fp32 and --budget need the network; give --model or --weights instead of --onnx"
+        )
     path = args.onnx.expanduser()
     data = read_bytes(path)
     try:
@@ -168,9 +172,9 @@ def _source(args: argparse.Namespace) -> tuple[onnx.ModelProto | None, Weights |
             onnx.load_external_data_for_model(model, str(path.parent))
     except Exception as error:  # protobuf's own errors differ between its implementations
         reason = " ".join(str(error).split())[:120]
-        raise RestortError(f"{path} is no ONNX file that can be read ({reason})") from None
+        raise RestortError(f"cannot read {path} as ONNX: {reason}") from None
     if not model.graph.node:
-        raise RestortError(f"{path} is no ONNX file: it holds no graph")
+        raise RestortError(f"{path} is not an ONNX file: it holds no graph")
     return model, None
 
 
@@ -186,11 +190,11 @@ def _own_precision(graph: onnx.ModelProto) -> str:
     return "mixed" if "float16" in kinds else "fp32"
 
 
-def _usual(weights: Weights | None, graph: onnx.ModelProto | None) -> Profile:
-    """The sizes of an engine where none are given: those that `--backend tensorrt` takes, or the graph's own."""
-    from restort.backends.tensorrt.keys import Profile
+def _default_profile(weights: Weights | None, graph: onnx.ModelProto | None) -> Profile:
+    """The default of --shape: the sizes of `--backend tensorrt`, or the fixed ones of the graph."""
     from restort.backends.tensorrt.network import input_shape
-    from restort.backends.tensorrt.supply import LARGEST, USUAL
+    from restort.backends.tensorrt.options import Profile
+    from restort.backends.tensorrt.provider import LARGEST, USUAL
 
     multiple, own = 1, (1, -1, -1)
     if weights is not None:
@@ -209,23 +213,23 @@ def _usual(weights: Weights | None, graph: onnx.ModelProto | None) -> Profile:
     return Profile(size(multiple, multiple), size(*USUAL), size(*LARGEST))
 
 
-def _kept(args: argparse.Namespace, weights: Weights | None, precision: str) -> tuple[str, ...]:
-    """The sections that a mixed engine keeps in float32: given, chosen before, or found within the budget."""
+def _float32_sections(args: argparse.Namespace, weights: Weights | None, precision: str) -> tuple[str, ...]:
+    """The sections of a mixed engine in float32: given, chosen before, or searched for within the budget."""
     from restort.errors import UsageError
 
     if precision != "mixed":
         if args.keep_fp32 is not None or args.budget is not None:
-            raise UsageError("--keep-fp32 and --budget are for --precision mixed")
+            raise UsageError("--keep-fp32 and --budget are only for --precision mixed")
         return ()
     if weights is None:
         return ()
     if args.keep_fp32 is not None:
         return _known(args.keep_fp32, weights)
-    from restort.backends.tensorrt import mixed
+    from restort.backends.tensorrt import mixed_precision
 
-    before = mixed.choice(weights)
+    before = mixed_precision.choice(weights)
     if before is not None and args.budget in (None, before.get("budget", {}).get("relative_l2")):
-        return mixed.kept_sections(weights)
+        return mixed_precision.kept_sections(weights)
     from restort.profiling.pairs import pairs
     from restort.profiling.sensitivity import Budget, Search, keep
 
@@ -238,7 +242,7 @@ def _kept(args: argparse.Namespace, weights: Weights | None, precision: str) -> 
 
 
 def _known(wanted: tuple[str, ...], weights: Weights) -> tuple[str, ...]:
-    """The sections of --keep-fp32, a name with * for several: 'encoder_level1.*'."""
+    """The sections of --keep-fp32, where * in a name matches several: 'encoder_level1.*'."""
     from fnmatch import fnmatchcase
 
     from restort.errors import UsageError
@@ -247,7 +251,7 @@ def _known(wanted: tuple[str, ...], weights: Weights) -> tuple[str, ...]:
     every = sections(weights.spec)
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in every):
-            raise UsageError(f"the network has no section {pattern!r}; its sections are {', '.join(every)}")
+            raise UsageError(f"unknown section {pattern!r}; choose from {', '.join(every)}")
     return tuple(name for name in every if any(fnmatchcase(name, pattern) for pattern in wanted))
 
 
@@ -258,31 +262,31 @@ def _name(args: argparse.Namespace, weights: Weights) -> str:
 def _through_the_cache(
     args: argparse.Namespace, weights: Weights, flavour: Flavour, wanted: BuildOptions, keep: tuple[str, ...]
 ) -> Built:
-    """The engine of the cache, where `--backend tensorrt` looks for it too; built into it if it is not there."""
-    from restort.backends.tensorrt.build import Built
-    from restort.backends.tensorrt.supply import Supply
+    """Get the engine from the cache, where `--backend tensorrt` finds it, too; build it there if it is absent."""
+    from restort.backends.tensorrt.options import Built
+    from restort.backends.tensorrt.provider import EngineProvider
 
-    supply = Supply(
+    provider = EngineProvider(
         weights,
         wanted.precision,
         flavour,
         targets=wanted.compute_capabilities,
         keep_fp32=keep,
-        options=_further(wanted),
-        plan=args.plan,
+        options=_key_options(wanted),
+        package=args.aot,
         say=choice.silent if args.quiet else choice.say,
         progress=wanted.progress,
     )
-    stored = supply.obtain(wanted.profile)
+    stored = provider.obtain(wanted.profile)
     return Built(stored.path.read_bytes(), stored.about)
 
 
-def _further(wanted: BuildOptions) -> dict[str, Any]:
-    """The options by which engines of the cache are told apart."""
+def _key_options(wanted: BuildOptions) -> dict[str, Any]:
+    """The options that are part of an engine's key."""
     return {"kernels": wanted.kernels} | ({} if wanted.level is None else {"level": wanted.level})
 
 
-def _beginning(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
+def _announcement(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
     targets = (
         f" for compute capability {', '.join(wanted.compute_capabilities)}"
         if wanted.compute_capabilities
@@ -292,7 +296,7 @@ def _beginning(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:
 
 
 def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> None:
-    from restort.backends.tensorrt.inspect import doubt
+    from restort.backends.tensorrt.inspector import unverified_note
 
     report = built.report
     if args.json:
@@ -305,5 +309,5 @@ def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> 
             f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
             f"{layers}: {', '.join(counts)}"
         )
-        if found := doubt(report):
-            choice.say(found)
+        if note := unverified_note(report):
+            choice.say(note)

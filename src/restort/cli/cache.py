@@ -114,7 +114,7 @@ def size(folder: Path) -> int:
 def engines() -> list[dict[str, Any]]:
     """The engines, the ones used last first."""
     from restort.backends.tensorrt.cache import EngineCache
-    from restort.backends.tensorrt.keys import profile_of
+    from restort.backends.tensorrt.engine_key import profile_of
 
     return [
         {

@@ -1,4 +1,4 @@
-"""What the options of `restort build` may be, and what a person sees while it works."""
+"""Values of the options of `restort build`, and the progress bar of a build."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from restort.backends.tensorrt.keys import Profile
-    from restort.backends.tensorrt.progress import Progress
+    from restort.backends.tensorrt.options import Profile, Progress
 
-KERNELS = ("tensorrt", "fused")  # as in restort.backends.tensorrt.build, which is not imported for --help
+KERNELS = ("tensorrt", "fused")  # restort.backends.tensorrt.options.KERNELS, which --help does not import
 
 
 def shapes(text: str) -> Profile:
-    """BxHxW, or three of them: min, opt, max."""
-    from restort.backends.tensorrt.keys import Profile
+    """Parse BxHxW, or three of them: min, opt, max."""
+    from restort.backends.tensorrt.options import Profile
 
     try:
         sizes = [tuple(int(n) for n in part.lower().split("x")) for part in text.split(",")]
@@ -23,80 +22,81 @@ def shapes(text: str) -> Profile:
             raise ValueError
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not BxHxW or three of them with commas between, such as 1x64x64,1x512x512,1x1280x1280"
+            f"{text!r} is neither BxHxW nor three of them, such as 1x64x64,1x512x512,1x1280x1280"
         ) from None
     return Profile(*(sizes * 3 if len(sizes) == 1 else sizes))  # type: ignore[arg-type]
 
 
 def capabilities(text: str) -> tuple[str, ...]:
+    """Parse a list of compute capabilities, such as 8.6,8.9."""
     import re
 
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if not all(re.fullmatch(r"\d{1,2}\.\d", part) for part in found):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of compute capabilities; give some, such as 8.6,8.9"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities, such as 8.6,8.9")
     return found
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
-    """--kernels and --plan of `restort build`."""
+    """Add --kernels and --aot."""
     parser.add_argument(
         "--kernels",
         choices=KERNELS,
         default="tensorrt",
-        help="tensorrt: the library's own, searched for (default); fused: RestoRT's, compiled ahead for one --shape in "
+        help="tensorrt: TensorRT searches for the fastest (default); fused: RestoRT's, compiled for one --shape in "
         "fp16 or bf16 (TensorRT 8.6)",
     )
     parser.add_argument(
-        "--plan",
-        metavar="FILE.plan",
+        "--aot",
+        metavar="FILE.rtaot",
         type=Path,
-        help="with --kernels fused: a plan of `restort export --format plan`, where PyTorch and Triton are not here "
-        "(default: of the cache folder, or made now)",
+        help="with --kernels fused: an AOT package of `restort export --format aot`, for machines without PyTorch and "
+        "Triton (default: from the cache folder, or compiled now)",
     )
 
 
 def check_kernels(args: argparse.Namespace) -> None:
-    """UsageError for options that do not go with --kernels; size and precision of --plan where they are not given."""
+    """Raise UsageError for options that do not fit --kernels; take size and precision from --aot as defaults."""
     from restort.errors import UsageError
 
     if args.kernels != "fused":
-        if args.plan is not None:
-            raise UsageError("--plan is a pass of RestoRT's own kernels; use it with --kernels fused")
+        if args.aot is not None:
+            raise UsageError("--aot is only for --kernels fused; add that, or leave --aot out")
         return
     if args.onnx is not None:
         raise UsageError("--kernels fused needs the network: give --model or --weights, not --onnx")
     if args.keep_fp32 is not None or args.budget is not None:
-        raise UsageError("--keep-fp32 and --budget are for --precision mixed, which --kernels fused has not")
-    if args.plan is not None:
+        raise UsageError(
+            "--keep-fp32 and --budget are for --precision mixed, which --kernels fused does not support; leave them out"
+        )
+    if args.aot is not None:
         from restort.backends.fused.aot_cache import opened
-        from restort.backends.tensorrt.keys import Profile
+        from restort.backends.tensorrt.options import Profile
 
-        plan = opened(args.plan.expanduser())
-        n, _, h, w = plan.input
+        package = opened(args.aot.expanduser())
+        n, _, h, w = package.input
         args.shape = args.shape or Profile.fixed(n, h, w)
-        args.precision = args.precision or plan.text.get("precision")
+        args.precision = args.precision or package.text.get("precision")
 
 
 def names(text: str) -> tuple[str, ...]:
+    """Parse a list of names."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def budget(text: str) -> float:
+    """Parse a relative error."""
     try:
         number = float(text)
         if 0 < number < 1:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is no relative error between 0 and 1; give one, such as 0.001"
-    )
+    raise argparse.ArgumentTypeError(f"{text!r} is not a relative error between 0 and 1, such as 0.001")
 
 
 class Display:
-    """Progress of a build on a terminal; a context manager that gives the function to tell."""
+    """Progress bar of a build on a terminal; a context manager that gives the function to call."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet

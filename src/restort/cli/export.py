@@ -1,4 +1,4 @@
-"""`restort export`: weights to an ONNX file, or to a plan (restort.cli.export_aot)."""
+"""`restort export`: write weights as an ONNX file, or as an AOT package (restort.cli.export_aot)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def add(subparsers: options.Subparsers) -> None:
     parser = options.command(
-        subparsers, "export", run, "writes a model as an ONNX file, or as a plan of RestoRT's own kernels"
+        subparsers,
+        "export",
+        run,
+        "write a model as an ONNX file, or as an AOT package of RestoRT's own kernels",
     )
     options.add_model(parser, required=True)
     parser.add_argument(
@@ -24,15 +27,15 @@ def add(subparsers: options.Subparsers) -> None:
         "--output",
         metavar="FILE",
         type=Path,
-        help="the file to write, .onnx or .plan (default for a plan: into the cache folder, where builds find it)",
+        help="the file to write, .onnx or .rtaot (default for an AOT package: in the cache folder, for builds)",
     )
     parser.add_argument(
-        "--format", choices=("onnx", "plan"), default="onnx", help="what to write (default: onnx)"
+        "--format", choices=("onnx", "aot"), default="onnx", help="what to write (default: onnx)"
     )
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16"),
-        help="of weights and arithmetic (default: fp32; of a plan fp16; bf16 is for plans)",
+        help="of weights and arithmetic (default: fp32, of an AOT package fp16; bf16 only for AOT packages)",
     )
     export_aot.add(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
@@ -43,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     from restort.errors import UsageError
     from restort.utils.files import check_free, write_bytes
 
-    if args.format == "plan":
+    if args.format == "aot":
         return export_aot.run(args)
     precision = _checked(args)
     if args.output.suffix.lower() != ".onnx":
-        raise UsageError(f"{args.output} is no name of an ONNX file; let it end in .onnx")
+        raise UsageError(f"the name of an ONNX file must end in .onnx, not {args.output.name!r}")
     check_free(args.output, args.overwrite)
     start = time.perf_counter()
     weights, entry = choice.choose(args)
@@ -81,16 +84,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checked(args: argparse.Namespace) -> Precision:
-    """The precision of a graph. Raises UsageError for options that a graph does not have."""
+    """The precision of the graph. Raises UsageError for options of AOT packages."""
     from restort.errors import UsageError
 
     if args.output is None:
-        raise UsageError("say where to write the ONNX file, with -o FILE.onnx")
+        raise UsageError("no file to write; name it with -o FILE.onnx")
     if args.shape is not None or args.compute_capability is not None:
         raise UsageError(
-            "an ONNX file takes all sizes, on all machines; --shape and --compute-capability are for "
-            "--format plan"
+            "--shape and --compute-capability are only for --format aot: an ONNX file takes all sizes, on all machines"
         )
     if args.precision == "bf16":
-        raise UsageError("an ONNX file is written in fp32 or fp16; choose one with --precision")
+        raise UsageError("an ONNX file is written in fp32 or fp16, not bf16; choose one with --precision")
     return "fp16" if args.precision == "fp16" else "fp32"

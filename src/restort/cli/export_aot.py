@@ -1,4 +1,4 @@
-"""`restort export --format plan`: a pass of RestoRT's own kernels at one size, compiled ahead for one kind of GPU."""
+"""`restort export --format aot`: compile RestoRT's own kernels for one size and one kind of GPU, on any machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from restort.cli.engine_options import capabilities, shapes
 
 def add(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "plans", "--format plan: for `restort build --kernels fused`; no GPU is needed"
+        "AOT packages", "--format aot: for `restort build --kernels fused`; no GPU is needed"
     )
     group.add_argument("--shape", metavar="BxHxW", type=shapes, help="size of the input, such as 1x720x1280")
     group.add_argument(
         "--compute-capability",
         metavar="C",
         type=capabilities,
-        help="of the GPU that is to run it, such as 9.0 (default: the GPU of this machine)",
+        help="of the GPU that will run it, such as 9.0 (default: the GPU of this machine)",
     )
 
 
@@ -31,13 +31,15 @@ def run(args: argparse.Namespace) -> int:
     precision = args.precision or "fp16"
     if precision not in PRECISIONS:
         raise UsageError(
-            f"a plan is in {' or '.join(PRECISIONS)}, not {precision}; choose another --precision"
+            f"AOT packages do not support {precision}; choose --precision {' or '.join(PRECISIONS)}"
         )
     if args.shape is None or not args.shape.is_fixed:
-        raise UsageError("a plan is for one size; give it with --shape BxHxW, such as --shape 1x720x1280")
+        raise UsageError(
+            "an AOT package is for one size; give it with --shape BxHxW, such as --shape 1x720x1280"
+        )
     if args.output is not None:
-        if args.output.suffix.lower() != ".plan":
-            raise UsageError(f"{args.output} is no name of a plan; let it end in .plan")
+        if args.output.suffix.lower() != ".rtaot":
+            raise UsageError(f"the name of an AOT package must end in .rtaot, not {args.output.name!r}")
         check_free(args.output, args.overwrite)
     capability = _capability(args)
     start = time.perf_counter()
@@ -49,51 +51,53 @@ def run(args: argparse.Namespace) -> int:
     else:
         target = args.output
         write_bytes(target, made(wanted), overwrite=args.overwrite)
-    plan = opened(target)
+    package = opened(target)
     seconds = time.perf_counter() - start
     name = entry.name if entry is not None else weights.path.stem
     if args.json:
         report = {
             "command": "export",
             "status": 0,
-            "format": "plan",
+            "format": "aot",
             "model": name,
             "sha256": weights.digest,
             "target": str(target),
             "precision": precision,
             "shape": list(wanted.shape),
             "compute_capability": f"{capability / 10}",
-            "kernels": len(plan.kernels),
-            "launches": len(plan.launches),
-            "memory": plan.memory,
+            "kernels": len(package.kernels),
+            "launches": len(package.launches),
+            "memory": package.memory,
             "bytes": target.stat().st_size,
             "seconds": round(seconds, 3),
         }
         print(json.dumps(report, indent=2))
     if not args.quiet:
         choice.say(
-            f"{name} -> {target}: {len(plan.kernels)} kernels, {target.stat().st_size / 1e6:.1f} MB, {precision}, "
-            f"{wanted.size}, compute capability {capability / 10}, {plan.memory / 2**20:.0f} MiB on the GPU, "
+            f"{name} -> {target}: {len(package.kernels)} kernels, {target.stat().st_size / 1e6:.1f} MB, {precision}, "
+            f"{wanted.size}, compute capability {capability / 10}, {package.memory / 2**20:.0f} MiB on the GPU, "
             f"{seconds:.1f} s"
         )
     return 0
 
 
 def _capability(args: argparse.Namespace) -> int:
-    """90 for 9.0."""
-    from restort.backends.tensorrt.gpu import gpu
+    """The compute capability to compile for, 90 for 9.0."""
     from restort.errors import UsageError
+    from restort.utils.gpu import find_gpu
 
     asked = args.compute_capability
     if asked is None:
-        here = gpu()
-        if here is None:
+        gpu = find_gpu()
+        if gpu is None:
             raise UsageError(
-                "this machine has no NVIDIA GPU to make a plan for; name one with --compute-capability, such as 9.0"
+                "no NVIDIA GPU found to compile for; name one with --compute-capability, such as 9.0"
             )
-        asked = (here.compute_capability,)
+        asked = (gpu.compute_capability,)
     if len(asked) != 1:
-        raise UsageError(f"a plan is for one compute capability, not {', '.join(asked)}; make one for each")
+        raise UsageError(
+            f"an AOT package is for one compute capability, not {', '.join(asked)}; make one for each"
+        )
     return round(10 * float(asked[0]))
 
 
@@ -102,5 +106,6 @@ def _check_size(shape: tuple[int, int, int], multiple: int) -> None:
 
     if any(side % multiple for side in shape[1:]):
         raise UsageError(
-            f"--shape {'x'.join(map(str, shape))} does not fit: height and width are multiples of {multiple}"
+            f"--shape {'x'.join(map(str, shape))} does not fit the network: height and width must be multiples of "
+            f"{multiple}"
         )

@@ -1,4 +1,4 @@
-"""`restort inspect`: what a TensorRT engine is, and where it runs."""
+"""`restort inspect`: describe a TensorRT engine and say where it runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from restort.cli import options
 
 def add(subparsers: options.Subparsers) -> None:
     parser = options.command(
-        subparsers, "inspect", run, "tells what a TensorRT engine is and where it runs, also without a GPU"
+        subparsers, "inspect", run, "describe a TensorRT engine and say where it runs; needs no GPU"
     )
     parser.add_argument("engine", metavar="ENGINE", type=Path, help="an engine of `restort build`")
-    parser.add_argument("--json", action="store_true", help="print all that is known as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    from restort.backends.tensorrt.describe import describe
+    from restort.backends.tensorrt.inspector import describe
 
     found = describe(args.engine.expanduser())
     print(json.dumps(found, indent=2) if args.json else text(found))
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def text(found: dict[str, Any]) -> str:
-    """A line for each thing a person asks of an engine."""
+    """Format a description for the user, one fact a line."""
     lines = [("engine", f"{found['file']}, {found['bytes'] / 1e6:.1f} MB")]
     if "schema" in found:
         lines += _from_sidecar(found)
@@ -35,12 +35,12 @@ def text(found: dict[str, Any]) -> str:
         lines += _from_engine(found["opened"])
     if found["problem"]:
         lines.append(("problem", found["problem"]))
-    lines.append(("here", "it runs" if found["runs_here"] else f"it does not run: {found['why_not']}"))
-    return "\n".join(f"{name + ':':12} {value}" for name, value in lines)
+    lines.append(("here", "runs" if found["runs_here"] else f"does not run: {found['why_not']}"))
+    return "\n".join(f"{name + ':':13} {value}" for name, value in lines)
 
 
 def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
-    from restort.backends.tensorrt.flavour import TITLES
+    from restort.backends.tensorrt.library import TITLES
 
     model, profile, flags = found["model"], found["profile"], found["flags"]
     title = TITLES.get(found["flavour"], found["flavour"])
@@ -55,7 +55,7 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("model", f"{model['name']} ({model['architecture']}{scale})"))
     lines += [("runs with", runs), ("precision", _precision(found))]
     if found.get("kernels") == "fused":
-        lines += _from_plan(found)
+        lines += _from_package(found)
     layers = [f"{n} {kind}" for kind, n in found["layers"].items() if kind != "source"]
     if found["layers"].get("source") == "plugin":
         of = ""
@@ -64,8 +64,8 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
     elif found.get("flags", {}).get("strongly_typed", True):
         of = "the network, strongly typed"
     else:
-        of = f"the network, not checked: {found.get('unchecked', 'the engine was not opened')}"
-    by = f"by type of output, of {of}" if of else "a plugin, which is loaded with the engine"
+        of = f"the network, not verified: {found.get('unchecked', 'the engine was not opened')}"
+    by = f"by type of output, of {of}" if of else "a plugin, loaded with the engine"
     lines.append(("layers", f"{', '.join(layers)} ({by})"))
     ports = () if found["opened"] else (*found["graph"]["inputs"], *found["graph"]["outputs"])
     for port in ports:
@@ -73,20 +73,20 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
     sizes = [f"{name} {'x'.join(map(str, profile[name]))}" for name in ("min", "opt", "max")]
     lines.append(("profile", f"{', '.join(sizes)} (BxHxW)"))
     level = "" if flags.get("level") is None else f", level {flags['level']}"
-    where = f" on {gpu['name']}" if gpu else ", on a machine without a GPU"
+    where = f" on {gpu['name']}" if gpu else " on a machine without a GPU"
     lines.append(("built", f"{found['created']} in {found['seconds']:.1f} s{level}{where}"))
     return lines
 
 
-def _from_plan(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines about RestoRT's own kernels."""
-    plan = found["plan"]
-    makers = ", ".join(filter(None, (f"RestoRT {plan['restort']}", plan["compilers"])))
-    sizes = {name: f"{size / 2**20:.0f} MiB" for name, size in plan["memory"].items()}
+def _from_package(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines on RestoRT's own kernels."""
+    package = found["aot"]
+    makers = ", ".join(filter(None, (f"RestoRT {package['restort']}", package["compilers"])))
+    sizes = {name: f"{size / 2**20:.0f} MiB" for name, size in package["memory"].items()}
     return [
-        ("kernels", f"fused: {plan['kernels']} kernels in {plan['launches']} launches"),
-        ("plan", f"compute capability {plan['compute_capability']}, made by {makers}"),
-        ("its memory", f"{sizes['weights']} of weights, {sizes['context']} for each execution context"),
+        ("kernels", f"fused: {package['kernels']} kernels in {package['launches']} launches"),
+        ("AOT package", f"compute capability {package['compute_capability']}, compiled by {makers}"),
+        ("memory", f"{sizes['weights']} of weights, {sizes['context']} for each execution context"),
     ]
 
 

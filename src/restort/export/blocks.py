@@ -1,4 +1,4 @@
-"""The values between the blocks of an emitted graph, as outputs of their own."""
+"""Values between the blocks of an emitted graph, as additional outputs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from restort.export.restormer import space_to_depth_order
 from restort.models.blocks import block_names
 from restort.models.spec import LEVELS, RestormerSpec, Spec
 
-REORDERED = LEVELS[1:]  # their residual stream keeps SpaceToDepth's order: see restort.export.restormer
+REORDERED = LEVELS[1:]  # levels in SpaceToDepth's order of channels (restort.export.restormer)
 
 
 def with_block_outputs(model: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
-    """A copy of an emitted model whose outputs are 'output' and then the blocks' (`block_names`, in order).
+    """Copy an emitted model and add the value of every block (`block_names`, in order) after 'output'.
 
-    No node is added; but a tool can no longer fuse across a block's end, so the numbers may differ from those of
-    the plain graph in the last digits.
+    No node is added, but a tool can no longer fuse across the end of a block, so results may differ in the last digits.
     """
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
@@ -29,7 +28,7 @@ def with_block_outputs(model: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:
 
 
 def published_order(value: Array, block: str, spec: Spec) -> Array:
-    """The value (N, C, H, W) of `block` in an emitted graph, its channels in the order of the published network."""
+    """Reorder the channels of `value` (N, C, H, W), of `block` in an emitted graph, as in the published network."""
     if not isinstance(spec, RestormerSpec) or block.split(".")[0] not in REORDERED:
         return value
     # Channel i of the graph is channel order[i] of the network.

@@ -1,11 +1,13 @@
 """The ONNX graph of an ELAN, node by node from its weights.
 
-Source of the equations: Zhang et al., ECCV 2022, sections 3.1 to 3.3, as in models/elan.py. The residual stream
-is a picture (N, C, H, W): 1x1 convolutions, the shift (a depthwise convolution with its stored kernel) and the
-residual sums follow one another, which every tool fuses and runs channels last. Only attention sees the picture
-as rows of channels, (N * H * W, C): it moves them (see pixels.py). BatchNorm is folded into the projection
-before it, the colour range into head and tail, and the mean colour that is added at the end into the tail's
-bias; the one that is subtracted at the beginning cannot be, because the head's zero padding comes after it.
+Source of the equations: Zhang et al., ECCV 2022, sections 3.1 to 3.3, as in models/elan.py.
+
+- The residual stream is a picture (N, C, H, W): 1x1 convolutions, the shift (a depthwise convolution with its stored
+  kernel) and residual sums follow one another, which every tool fuses and runs channels last.
+- Only attention sees the picture as rows of channels, (N * H * W, C), and moves rows (pixels.py).
+- BatchNorm is folded into the projection before it, the colour range into head and tail, and the mean colour added at
+  the end into the bias of the tail. The mean colour subtracted at the beginning cannot be folded: the zero padding of
+  the head comes after it.
 """
 
 from __future__ import annotations
@@ -14,10 +16,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from restort.export.form import Form
 from restort.export.graph import Array, GraphBuilder
 from restort.export.pixels import PixelIndices
-from restort.export.windows import Windows
 from restort.models.spec import ElanSpec
 
 BATCH_NORM_EPSILON = 1e-5
@@ -26,14 +26,12 @@ BATCH_NORM_EPSILON = 1e-5
 class ElanGraph:
     """Emits the nodes of one ELAN into a builder."""
 
-    def __init__(self, graph: GraphBuilder, spec: ElanSpec, state: Mapping[str, Array], form: Form) -> None:
+    def __init__(self, graph: GraphBuilder, spec: ElanSpec, state: Mapping[str, Array]) -> None:
         self.graph, self.spec, self.state = graph, spec, state
-        self.windows: Windows | PixelIndices = (
-            Windows(graph) if form.windows == "shuffle" else PixelIndices(graph)
-        )
+        self.pixels = PixelIndices(graph)
 
     def emit(self) -> str:
-        """All nodes, from 'input'; returns the name of the last one's value."""
+        """Emit all nodes, from 'input', and return the value of the last one."""
         g, spec = self.graph, self.spec
         with g.section("head"):
             weight, bias = self.state["head.0.weight"] * spec.value_range, self.state["head.0.bias"]
@@ -46,7 +44,7 @@ class ElanGraph:
             return self._tail(g.op("Add", g.enter(x), g.enter(head)))
 
     def _group(self, x: str, group: int) -> str:
-        """One ELAB: blocks that share the scores of the first."""
+        """Emit one ELAB, whose blocks share the attention scores of the first."""
         g, scores = self.graph, list[str]()
         for i in range(self.spec.n_share + 1):
             with g.scope(f"body.{group}.{i}"):
@@ -56,7 +54,7 @@ class ElanGraph:
         return x
 
     def _centred(self, x: str) -> str:
-        """sub_mean in [0, 1] instead of [0, value_range], in the precision of the input where it is an addition."""
+        """Subtract the mean colour, in [0, 1]; an addition is in the precision of the input."""
         g = self.graph
         weight, bias = self.state["sub_mean.weight"], self.state["sub_mean.bias"] / self.spec.value_range
         if np.array_equal(weight[:, :, 0, 0], np.eye(len(weight))):
@@ -66,9 +64,9 @@ class ElanGraph:
         return g.conv(g.enter(x), weight, bias)
 
     def _tail(self, x: str) -> str:
-        """Tail, pixel shuffle and add_mean, in [0, 1].
+        """Emit the tail, pixel shuffle and add_mean, in [0, 1].
 
-        The division by the range goes into the weights, except in fp16, where they would become subnormal.
+        The division by the colour range moves into the weights, except in fp16, where they would become subnormal.
         """
         g, spec = self.graph, self.spec
         mix = self.state["add_mean.weight"][:, :, 0, 0].astype(np.float64)
@@ -89,13 +87,13 @@ class ElanGraph:
         return self._shift_conv(y, f"{name}.conv1.shift_conv")
 
     def _shift_conv(self, x: str, name: str) -> str:
-        """The stored depthwise kernel, whatever it holds, then the 1x1 convolution."""
+        """Emit the depthwise convolution with the stored kernel, whatever it holds, then the 1x1 convolution."""
         g, kernel = self.graph, self.state[f"{name}.weight"]
         x = g.conv(x, kernel, groups=len(kernel))
         return g.conv(x, self.state[f"{name}.conv1x1.weight"], self.state[f"{name}.conv1x1.bias"])
 
     def _projection(self, name: str) -> tuple[Array, Array]:
-        """project_inp with its BatchNorm folded in, in float64."""
+        """Return weight and bias of project_inp with its BatchNorm folded in, in float64."""
         weight, bias, gain, offset, mean, variance = (
             self.state[f"{name}.project_inp.{part}"].astype(np.float64)
             for part in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var")
@@ -104,17 +102,12 @@ class ElanGraph:
         return weight * factor[:, None, None, None], (bias - mean) * factor + offset
 
     def _gmsa(self, x: str, name: str, rolled: bool, scores: list[str]) -> str:
-        """Window attention; fills `scores` where it is empty (the first block of a group), else uses them."""
-        g = self.graph
-        x = g.conv(x, *self._projection(name))
-        attend = self._by_rows if isinstance(self.windows, PixelIndices) else self._by_shuffles
-        x = attend(x, rolled, scores)
-        return g.conv(x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"])
+        """Window attention; fills `scores` where it is empty (the first block of a group), else uses them.
 
-    def _by_rows(self, x: str, rolled: bool, scores: list[str]) -> str:
-        """All pixels as rows of a table, from which windows are gathered."""
-        g, sizes, pixels = self.graph, self.spec.window_sizes, self.windows
-        assert isinstance(pixels, PixelIndices)
+        All pixels are rows of a table, and windows are gathered from it.
+        """
+        g, sizes, pixels = self.graph, self.spec.window_sizes, self.pixels
+        x = g.conv(x, *self._projection(name))
         part = self.spec.channels // len(sizes)
         first = not scores
         step = 2 if first else 1  # q and v of each window size, or v alone
@@ -130,28 +123,13 @@ class ElanGraph:
             attended.append(g.op("Reshape", g.op("MatMul", scores[i], v), g.integers([-1, part])))
         x = g.op("Gather", g.op("Concat", *attended, axis=0), pixels.back(sizes, rolled), axis=0)
         x = g.op("Reshape", x, pixels.nhwc(self.spec.channels))
-        return g.op("Transpose", x, perm=[0, 3, 1, 2])
-
-    def _by_shuffles(self, x: str, rolled: bool, scores: list[str]) -> str:
-        """The channels of each window size as pictures, cut into windows one by one."""
-        g, sizes, windows = self.graph, self.spec.window_sizes, self.windows
-        assert isinstance(windows, Windows)
-        part = self.spec.channels // len(sizes)
-        first = not scores
-        width = 2 * part if first else part
-        attended = []
-        for i, (size, piece) in enumerate(zip(sizes, g.split(x, [width] * len(sizes), axis=1), strict=True)):
-            v = windows.cut(piece, width, size, rolled)
-            if first:
-                q, v = g.split(v, [part] * 2, axis=3)
-                scores.append(self._scores(q))
-            attended.append(windows.join(g.op("MatMul", scores[i], v), part, size, rolled))
-        return g.op("Concat", *attended, axis=1)
+        x = g.op("Transpose", x, perm=[0, 3, 1, 2])
+        return g.conv(x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"])
 
     def _scores(self, q: str) -> str:
-        """softmax(q q^T), which is not scaled: its sums overflow float16."""
+        """softmax(q q^T) of q (windows, pixels, channels), in float32: unscaled, its sums overflow float16."""
         g = self.graph
-        wide = g.widen(q)
-        rank = 3 if isinstance(self.windows, PixelIndices) else 4
-        swapped = g.op("Transpose", wide, perm=[*range(rank - 2), rank - 1, rank - 2])
-        return g.narrow(g.op("Softmax", g.op("MatMul", wide, swapped), axis=-1))
+        q = g.to_float32(q)
+        return g.from_float32(
+            g.op("Softmax", g.op("MatMul", q, g.op("Transpose", q, perm=[0, 2, 1])), axis=-1)
+        )

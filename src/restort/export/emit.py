@@ -18,7 +18,7 @@ from restort.models.spec import RestormerSpec
 if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
 
-EMITTER = 4  # counted up whenever the same weights give another graph
+EMITTER = 4  # increase it whenever a change makes another graph of the same weights
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 
@@ -32,32 +32,33 @@ def emit(
     keep_fp32: Collection[str] | None = None,
     ports: Precision | None = None,
 ) -> onnx.ModelProto:
-    """The network of `weights` as an ONNX model with dynamic batch, height and width, weights inside.
+    """Emit the network of `weights` as an ONNX model with dynamic batch, height and width, weights inside.
 
-    Input 'input' [N, C, H, W] in [0, 1], H and W multiples of `spec.size_multiple` (padding stays outside);
-    output 'output' [N, C', H * scale, W * scale] on the same scale, not clipped. Both are of the type `ports`, by
-    default that of `precision`. Statistics, norms, scores and softmax are float32 in every precision.
+    Input 'input' is [N, C, H, W] in [0, 1], H and W multiples of `spec.size_multiple` (padding stays outside of the
+    graph). Output 'output' is [N, C', H * scale, W * scale], not clipped. The value that a block makes is named after
+    its module (restort.models.blocks): 'encoder_level1.0', 'body.3'. Statistics, norms, scores and softmax are float32
+    in every precision.
 
-    The value that a block makes is named as its module (restort.models.blocks): 'encoder_level1.0', 'body.3'.
-
-    `form` chooses how the nodes are written (restort.export.form); `norm` alone how a Restormer's LayerNorm is:
-    'layer', as LayerNormalization between transposes, is what every other tool recognises; 'convolution' says
-    the same with a 1x1 convolution and is faster in OpenVINO on a CPU. Weights without LayerNorm bias always
-    take the second form, in 16 bits 'arithmetic'; fp16 with bias the first.
-    `keep_fp32` names sections (restort.export.form.sections) that stay in float32, with casts at their borders:
-    mixed precision. In fp32 all of them do; the nodes of those sections are marked then, as always. None, unlike no
-    names, says that nothing was chosen, and so does the metadata.
-    `opset` is 20 for Restormer (it has Gelu, which keeps the graph small), 17 for ELAN and 22 for bf16 (which has
-    it for Conv) unless given; 17 is the newest that TensorRT 8.6 reads.
+    precision   type of weights and activations.
+    norm        short for Form(norm=norm). OpenVINO on a CPU is faster with 'convolution'.
+    opset       default: 20 for a Restormer (its Gelu keeps the graph small), 17 for an ELAN, 22 for bf16 (the first
+                with bfloat16 Conv). TensorRT 8.6 reads no opset newer than 17.
+    form        how the nodes are written (restort.export.form).
+    keep_fp32   sections (restort.export.form.sections) that stay in float32, with casts at their borders: mixed
+                precision. In an fp32 graph their nodes are only marked. None means that nobody chose sections, an
+                empty collection that none were chosen; the metadata tells the two apart.
+    ports       type of input and output; default: `precision`.
 
     Raises RestortError for an unknown precision or section.
     """
     if precision not in PRECISIONS:
-        raise RestortError(f"a graph has precision fp32, fp16 or bf16, not {precision}")
+        raise RestortError(f"unknown precision of a graph: {precision!r}; choose fp32, fp16 or bf16")
     spec = weights.spec
     unknown = sorted(set(keep_fp32 or ()) - set(sections(spec)))
     if unknown:
-        raise RestortError(f"the network has no section {unknown[0]!r} to keep in float32")
+        raise RestortError(
+            f"unknown section to keep in float32: {unknown[0]!r}; choose from {', '.join(sections(spec))}"
+        )
     is_restormer = isinstance(spec, RestormerSpec)
     opset = opset or (22 if precision == "bf16" else 20 if is_restormer else 17)
     graph = GraphBuilder(precision, opset, ports=ports, keep_fp32=keep_fp32 or ())
@@ -65,7 +66,7 @@ def emit(
     if isinstance(spec, RestormerSpec):
         result = RestormerGraph(graph, spec, weights.state, form).emit()
     else:
-        result = ElanGraph(graph, spec, weights.state, form).emit()
+        result = ElanGraph(graph, spec, weights.state).emit()
     name = weights.metadata.get("name") or weights.path.stem
     metadata = {
         "restort.architecture": spec.architecture,

@@ -1,4 +1,4 @@
-"""A graph for one size: what its nodes compute from sizes is computed once, here, and written into it."""
+"""A graph for one size of input: arithmetic of sizes is computed here, once, and stored in the graph."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from restort.export.typed import light
+from restort.export.typed import weights_as_inputs
 
-MOST_PIXELS = 2**20  # whose indices an ELAN's graph may hold: some twenty numbers a pixel
+MOST_PIXELS = 2**20  # of an ELAN, whose graph then holds indices: about twenty int64 a pixel
 INTEGER = frozenset(
     [
         "Add",
@@ -28,11 +28,14 @@ INTEGER = frozenset(
         "Unsqueeze",
     ]
 )
-"""Operators that make int64 of int64; graphs of others may hold more, which stay."""
+"""Operators that are folded where all their inputs are known int64 values."""
 
 
 def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -> onnx.ModelProto:
-    """A copy of `model` that takes one size, without arithmetic of sizes and, up to MOST_PIXELS, of indices."""
+    """Copy `model` for inputs of `shape` (N, C, H, W), without arithmetic of sizes and indices.
+
+    Index arithmetic stays in the graph above MOST_PIXELS pixels.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -43,7 +46,7 @@ def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -
     if shape[0] * shape[2] * shape[3] > MOST_PIXELS and any(node.op_type == "Range" for node in graph.node):
         return copy
     if any(part.HasField("g") for node in graph.node for part in node.attribute):
-        return copy  # what is inside of an If or a Loop may use any value
+        return copy  # the body of an If or a Loop may use any value
     known = _sizes(copy)
     numbers = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64}
     foldable = []
@@ -63,8 +66,8 @@ def with_fixed_input(model: onnx.ModelProto, shape: tuple[int, int, int, int]) -
 
 
 def _sizes(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """What the Shape nodes give, where it is known."""
-    inferred = onnx.shape_inference.infer_shapes(light(model), data_prop=True).graph
+    """The values of Shape nodes, where all sizes are known."""
+    inferred = onnx.shape_inference.infer_shapes(weights_as_inputs(model), data_prop=True).graph
     dims = {port.name: port.type.tensor_type.shape.dim for port in (*inferred.input, *inferred.value_info)}
     found = {}
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""How a graph is written: the same network, to the liking of the tool that will run it."""
+"""How a graph is written: one network, in the nodes that suit the tool which runs it."""
 
 from __future__ import annotations
 
@@ -8,49 +8,46 @@ from typing import Literal, TypeAlias
 from restort.models.blocks import block_names
 from restort.models.spec import RestormerSpec, Spec
 
+ENGINE_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
+"""What a TensorRT engine computes in. 'tf32' is a setting of the builder on an 'fp32' graph; 'mixed' is float16 with
+some sections in float32."""
+
 Norm: TypeAlias = Literal["layer", "cast", "convolution", "arithmetic"]
 
 
 @dataclass(frozen=True)
 class Form:
-    """Choices that change the nodes of a graph and not its result, beyond rounding.
+    """Choices that change the nodes of a graph but not its result, beyond rounding.
 
-    norm        a Restormer's LayerNorm: 'layer' is LayerNormalization between transposes; 'cast' the same with
-                float32 input and output, for tools that would compute it in the type of its input; 'convolution'
-                a centring 1x1 convolution and a norm; 'arithmetic' mean, difference, square, root and quotient.
-                LayerNormalization needs a bias: without one 'layer' becomes 'convolution', and 'cast'
-                'arithmetic'.
-    attention   a Restormer's MDTA: 'before' divides q and k by their norms before their product; 'after' divides
-                the product, which is small, so that q and k are read once, as they are; 'folded' is 'after' with
-                the projection multiplied into the attention matrix of all heads; 'rows' is that with pixels as
-                rows, one product for all heads, and a mask; 'parts' the same with the product summed over equal
-                parts of the picture, for tools that cannot spread so long a sum over a GPU; 'unit' divides q and k
-                in float32 and multiplies them in the type of the graph, as vectors of length 16; 'gram' is 'after'
-                by parts, and with the norms from the product itself, of q and k together with themselves.
-    gate        a Restormer's GDFN: gate and value from one convolution and a 'split', from two ('separate'), or
-                'auto': two where an fp32 graph is large.
-    windows     an ELAN's windows: 'gather' takes their pixels from a table by computed indices; 'shuffle' reshapes and
-                transposes.
+    norm        LayerNorm of a Restormer. 'layer': LayerNormalization between transposes. 'cast': LayerNormalization
+                with float32 input and output, for tools that would compute it in the type of its input.
+                'convolution': a centring 1x1 convolution and a norm. 'arithmetic': mean, difference, square, root
+                and quotient. LayerNormalization needs a bias; without one 'layer' becomes 'convolution', and 'cast'
+                becomes 'arithmetic'.
+    attention   MDTA of a Restormer (restort.export.mdta). 'before': q and k are divided by their norms before their
+                product. 'rows': pixels are rows, one product serves all heads, a mask separates them. 'gram': one
+                product of q and k, stacked, with themselves, which also gives the norms.
+    gate        GDFN of a Restormer. 'split': gate and value come from one convolution and a Split. 'separate': from two
+                convolutions. 'auto': two where an fp32 graph is large.
     """
 
     norm: Norm = "layer"
-    attention: Literal["before", "after", "folded", "rows", "parts", "unit", "gram"] = "before"
+    attention: Literal["before", "rows", "gram"] = "before"
     gate: Literal["auto", "split", "separate"] = "auto"
-    windows: Literal["gather", "shuffle"] = "gather"
 
 
 TYPED = Form(norm="cast", attention="rows", gate="split")
-"""For engines that take the types of the graph as they are."""
+"""For strongly typed engines (TensorRT 10, 11, RTX), which take the types of the graph as they are."""
 
 WEAKLY_TYPED = Form(norm="arithmetic", attention="gram", gate="separate")
-"""For TensorRT 8.6, whose compiler Myelin builds no Restormer: this leaves nothing to it."""
+"""For TensorRT 8.6, whose compiler Myelin fails on every Restormer: no node of this form is left to Myelin."""
 
 
 def sections(spec: Spec) -> tuple[str, ...]:
-    """The parts of a network that may each have a precision, in the order they run.
+    """The parts of a network that can each have a precision, in the order they run.
 
-    They are its blocks (`restort.models.blocks.block_names`) and what lies between them: the convolutions before,
-    after and between the levels of a Restormer, the head and the tail of an ELAN.
+    They are its blocks (`restort.models.blocks.block_names`) and what lies between the blocks: the convolutions
+    before, after and between the levels of a Restormer; the head and the tail of an ELAN.
     """
     blocks = block_names(spec)
     if not isinstance(spec, RestormerSpec):

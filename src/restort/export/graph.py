@@ -1,4 +1,4 @@
-"""A small builder of ONNX graphs: nodes from calls, initialisers from NumPy arrays, names from scopes."""
+"""A builder of ONNX graphs: nodes from calls, initialisers from NumPy arrays, names from scopes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ Array: TypeAlias = npt.NDArray[Any]
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 IR_VERSIONS = {17: 8, 20: 9, 22: 10}
-KEPT = "stays float32"  # said of a node
+KEPT = "stays float32"  # doc_string of a node that a weakly typed builder must keep in float32
 
 
 class GraphBuilder:
-    """Collects nodes and weights; a value is the name of a tensor.
+    """Collects nodes and weights. A value is the name of a tensor.
 
-    `precision` is the type of activations and weights of the section being written; `wide` values are always
-    float32. In fp32 the casts between the two are no nodes at all. Sections in `keep_fp32` are written in fp32
-    whatever `precision` is, and their nodes say so (KEPT as doc_string), for a builder that chooses types by itself;
-    values go from one section to the next through `enter`. `ports` is the type of input and output, by default
-    `precision`; what is written outside of sections has it, too, and if it was asked to be float32 says so as well.
+    precision   type of activations and weights of the section being written. Values marked `float32` are float32 in
+                every precision; in fp32 the casts between the two make no nodes.
+    keep_fp32   names of sections that are written in fp32 whatever `precision` is. Their nodes carry KEPT as
+                doc_string, for a builder that chooses types by itself.
+    ports       type of input and output, by default `precision`. Nodes outside of sections have it, too; they carry
+                KEPT where it was given as fp32.
+
+    Values pass from one section to the next through `enter`.
     """
 
     def __init__(
@@ -47,38 +50,38 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._scope: list[str] = []
-        self._said = KEPT if ports == "fp32" else ""
+        self._doc = KEPT if ports == "fp32" else ""
         self._count = 0
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Node and tensor names made inside begin with `name/`, so that profiles can be read."""
+        """Prefix the names of nodes and tensors made inside with `name/`, so that profiles can be read."""
         self._scope.append(name)
         yield
         self._scope.pop()
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """What is written inside belongs to the section `name` and has its precision."""
+        """Write what is inside as the section `name`, in its precision."""
         kept = name in self.keep_fp32
-        outside, self._said = self._said, KEPT if kept else ""
+        outside, self._doc = self._doc, KEPT if kept else ""
         with self.at("fp32" if kept else self.precision):
             yield
-        self._said = outside
+        self._doc = outside
 
     @contextmanager
     def at(self, precision: Precision) -> Iterator[None]:
-        """What is written inside has this precision."""
+        """Write what is inside in this precision."""
         outside, self.precision = self.precision, precision
         yield
         self.precision = outside
 
     def enter(self, x: str) -> str:
-        """`x`, a value of any section, in this one's precision."""
+        """Cast `x`, a value of any section, to the precision of this one, if it has another."""
         return self._as(x, self.precision)
 
     def leave(self, x: str) -> str:
-        """`x` in the precision of the output."""
+        """Cast `x` to the precision of the output, if it has another."""
         return self._as(x, self.ports)
 
     def _as(self, x: str, precision: Precision) -> str:
@@ -102,28 +105,28 @@ class GraphBuilder:
         name = self._name(kind)
         names = [name] if outputs == 1 else [f"{name}.{i}" for i in range(outputs)]
         node = helper.make_node(kind, list(inputs), names, name=name, **attributes)
-        if self._said:
-            node.doc_string = self._said
+        if self._doc:
+            node.doc_string = self._doc
         self._nodes.append(node)
         self._made.update((name, self.precision) for name in names)
         return names
 
     def call(self, value: str, name: str) -> str:
-        """`value`, which the last node must have made and nothing may have used yet, under the name `name`."""
+        """Rename `value` to `name`; the last node must have made it, and no node may have used it yet."""
         outputs = self._nodes[-1].output
         outputs[list(outputs).index(value)] = name
         self._made[name] = self._made.pop(value)
         return name
 
-    def weight(self, values: Array, wide: bool = False) -> str:
-        """An initialiser in the graph's float type (float32 if `wide`); equal ones are stored once."""
-        kind = "fp32" if wide else self.precision
+    def weight(self, values: Array, float32: bool = False) -> str:
+        """Store an initialiser, in float32 or in the graph's float type; equal ones are stored once."""
+        kind = "fp32" if float32 else self.precision
         if kind == "bf16":
             return self._store(bfloat16_bits(values), TensorProto.BFLOAT16)
         return self._store(np.ascontiguousarray(values, np.float16 if kind == "fp16" else np.float32))
 
     def integers(self, values: Sequence[int] | int) -> str:
-        """An int64 initialiser: a vector, or a scalar for a single int."""
+        """Store an int64 initialiser: a vector, or a scalar for a single int."""
         return self._store(np.asarray(values, np.int64))
 
     def _store(self, values: Array, kind: int | None = None) -> str:
@@ -133,31 +136,31 @@ class GraphBuilder:
         name = f"w_{digest.hexdigest()}"
         if name not in self._initializers:
             tensor = self._initializers[name] = numpy_helper.from_array(values, name)
-            tensor.data_type = kind or tensor.data_type  # the bits are right; NumPy has no bfloat16
+            tensor.data_type = kind or tensor.data_type  # NumPy has no bfloat16: these are its bits as uint16
         return name
 
-    def widen(self, x: str) -> str:
-        """`x` in float32."""
+    def to_float32(self, x: str) -> str:
+        """Cast `x` from the graph's float type to float32, if that is another."""
         return x if self.precision == "fp32" else self.op("Cast", x, to=TensorProto.FLOAT)
 
-    def narrow(self, x: str) -> str:
-        """`x` in the graph's own float type."""
+    def from_float32(self, x: str) -> str:
+        """Cast `x` from float32 to the graph's float type, if that is another."""
         return x if self.precision == "fp32" else self.op("Cast", x, to=FLOAT_TYPES[self.precision])
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
-        """Parts of `x` with the given sizes along `axis`."""
+        """Split `x` into parts of the given sizes along `axis`."""
         return self.multi("Split", len(sizes), x, self.integers(list(sizes)), axis=axis)
 
     def conv(
-        self, x: str, weight: Array, bias: Array | None = None, groups: int = 1, wide: bool = False
+        self, x: str, weight: Array, bias: Array | None = None, groups: int = 1, float32: bool = False
     ) -> str:
-        """A convolution of stride 1 that keeps the size (zero padding)."""
+        """Convolve with stride 1 and zero padding, which keeps the size."""
         k = weight.shape[-1]
-        inputs = [x, *(self.weight(part, wide) for part in (weight, bias) if part is not None)]
+        inputs = [x, *(self.weight(part, float32) for part in (weight, bias) if part is not None)]
         return self.op("Conv", *inputs, kernel_shape=[k, k], pads=[k // 2] * 4, group=groups)
 
     def reduce(self, kind: str, x: str, *axes: int) -> str:
-        """ReduceL2, ReduceMean, ... over `axes`, which are kept with size 1."""
+        """Apply ReduceL2, ReduceMean, ... over `axes`, which are kept with size 1."""
         if self.opset < 18:  # axes became an input with opset 18
             return self.op(kind, x, axes=list(axes), keepdims=1)
         return self.op(kind, x, self.integers(list(axes)), keepdims=1)
@@ -170,10 +173,11 @@ class GraphBuilder:
         outputs: tuple[int, str],
         metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
-        """The model: 'input' and 'output' of (channels, suffix of the symbolic sizes) with free N, H and W.
+        """Return the model, with free N, H and W.
 
-        `result` must be in the precision of the output (`leave`) and the value of the last node, which is renamed
-        to 'output'.
+        inputs, outputs     (channels, suffix of the symbolic height and width) of 'input' and 'output'.
+        result              the value of the last node, in the precision of the output (`leave`); it is renamed to
+                            'output'.
         """
         self._nodes[-1].output[list(self._nodes[-1].output).index(result)] = "output"
         kind = FLOAT_TYPES[self.ports]
@@ -197,7 +201,7 @@ class GraphBuilder:
 
 
 def bfloat16_bits(values: Array) -> npt.NDArray[np.uint16]:
-    """The bits of `values` in bfloat16, rounded to the nearest, ties to even; finite values only."""
+    """Round finite `values` to bfloat16, to nearest even, and return the bits."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded: npt.NDArray[np.uint16] = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return rounded

@@ -1,4 +1,4 @@
-"""A Restormer's LayerNorm over the channels, in several ways of writing, before a 1x1 convolution.
+"""LayerNorm over the channels of a Restormer, before a 1x1 convolution, in the nodes of restort.export.form.
 
 Source: Zamir et al., CVPR 2022, section 3.1: the norm of each pixel's channels, with or without centring and bias.
 """
@@ -22,14 +22,17 @@ def normed(
     bias: Array | None,
     form: Norm,
 ) -> tuple[str, Array, Array | None]:
-    """LayerNorm of x (N, C, H, W), then what the 1x1 convolution after it has to be: (value, weight, bias).
+    """Normalise x (N, C, H, W); return (value, weight, bias), the latter for the 1x1 convolution that follows.
 
-    scale, shift (C,) of the norm, shift None for BiasFree, which divides x by its deviation without centring it;
-    weight (C', C, 1, 1), bias (C',) or None of the convolution. Statistics are float32 in every graph.
+    scale, shift    (C,), of the norm; shift None for BiasFree, which divides x by its deviation without centring it.
+    weight, bias    (C', C, 1, 1) and (C',) or None, of the convolution as the network has it. What of the norm is
+                    linear moves into them.
+
+    Statistics are float32 in every graph.
     """
     if form in ("layer", "cast") and shift is not None:
-        return _layer(g, x, scale, shift, wide=form == "cast"), weight, bias
-    if form in ("cast", "arithmetic") or g.precision != "fp32":  # a float32 convolution would be dear there
+        return _layer(g, x, scale, shift, float32=form == "cast"), weight, bias
+    if form in ("cast", "arithmetic") or g.precision != "fp32":  # a float32 convolution is expensive there
         y = _arithmetic(g, x, centred=shift is not None)
         centring: Array | None = None
     else:
@@ -43,32 +46,32 @@ def normed(
     return y, matrix[:, :, None, None], bias
 
 
-def _layer(g: GraphBuilder, x: str, scale: Array, shift: Array, wide: bool) -> str:
+def _layer(g: GraphBuilder, x: str, scale: Array, shift: Array, float32: bool) -> str:
     y = g.op("Transpose", x, perm=[0, 2, 3, 1])
-    y = g.widen(y) if wide else y
-    parts = g.weight(scale, wide), g.weight(shift, wide)
-    # stash_type 1: the statistics are float32 whatever the type of x
+    y = g.to_float32(y) if float32 else y
+    parts = g.weight(scale, float32), g.weight(shift, float32)
+    # stash_type 1: statistics in float32, whatever the type of x
     y = g.op("LayerNormalization", y, *parts, axis=-1, epsilon=EPSILON, stash_type=1)
-    y = g.narrow(y) if wide else y
+    y = g.from_float32(y) if float32 else y
     return g.op("Transpose", y, perm=[0, 3, 1, 2])
 
 
 def _arithmetic(g: GraphBuilder, x: str, centred: bool) -> str:
-    wide = g.widen(x)
-    difference = g.op("Sub", wide, g.reduce("ReduceMean", wide, 1))
+    x = g.to_float32(x)
+    difference = g.op("Sub", x, g.reduce("ReduceMean", x, 1))
     variance = g.reduce("ReduceMean", g.op("Mul", difference, difference), 1)
-    deviation = g.op("Sqrt", g.op("Add", variance, g.weight(np.full((1, 1, 1, 1), EPSILON), wide=True)))
-    return g.narrow(g.op("Div", difference if centred else wide, deviation))
+    deviation = g.op("Sqrt", g.op("Add", variance, g.weight(np.full((1, 1, 1, 1), EPSILON), float32=True)))
+    return g.from_float32(g.op("Div", difference if centred else x, deviation))
 
 
 def _convolution(g: GraphBuilder, x: str, c: int) -> str:
-    """x / sqrt(var + epsilon), uncentred, the variance by a 1x1 convolution.
+    """Divide x by sqrt(var + epsilon), without centring it; a 1x1 convolution gives the variance.
 
-    It centres the channels, divides them by sqrt(C) and appends the constant sqrt(epsilon): the L2 norm of its
-    result over the channels is sqrt(var + epsilon).
+    The convolution centres the channels, divides them by sqrt(C) and appends the constant sqrt(epsilon): the L2 norm
+    of its result over the channels is sqrt(var + epsilon).
     """
     statistics = np.concatenate([(np.eye(c) - 1 / c) / np.sqrt(c), np.zeros((1, c))])[:, :, None, None]
     constant = np.append(np.zeros(c), np.sqrt(EPSILON))
-    wide = g.widen(x)
-    deviation = g.reduce("ReduceL2", g.conv(wide, statistics, constant, wide=True), 1)
-    return g.narrow(g.op("Div", wide, deviation))
+    x = g.to_float32(x)
+    deviation = g.reduce("ReduceL2", g.conv(x, statistics, constant, float32=True), 1)
+    return g.from_float32(g.op("Div", x, deviation))

@@ -1,7 +1,7 @@
-"""Index arithmetic of ELAN as Gather indices, computed once in the graph from the size of the input.
+"""Window partition and cyclic roll of ELAN as Gather indices, computed in the graph from the size of the input.
 
-A picture lies as rows: pixel (n, y, x) is row (n * H + y) * W + x. ELAN's window partition with its cyclic
-roll moves whole rows (or equal parts of rows), so it is one Gather, its index shared by all blocks.
+A picture lies as rows: pixel (n, y, x) is row (n * H + y) * W + x. The partition with its roll moves whole rows (or
+equal parts of rows), so it is one Gather, whose index all blocks share.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from restort.export.graph import GraphBuilder
 
 
 class PixelIndices:
-    """Makes the int64 indices for an 'input' of (N, C, H, W); H and W are multiples of every window size."""
+    """Emits int64 indices for an 'input' of (N, C, H, W); H and W are multiples of every window size."""
 
     def __init__(self, graph: GraphBuilder) -> None:
         self.graph = g = graph
@@ -20,7 +20,7 @@ class PixelIndices:
         self.n, self.h, self.w = (g.op("Gather", self.shape, g.integers(i), axis=0) for i in (0, 2, 3))
         self.pixels = g.op("Mul", self.h, self.w)
         self.rows = g.op("Mul", self.n, self.pixels)
-        # cached per instance, because each call would make the same nodes again
+        # cached per instance: each call would emit its nodes again
         self.range = lru_cache(None)(self._range)
         self.windows = lru_cache(None)(self._windows)
         self.parts = lru_cache(None)(self._parts)
@@ -29,13 +29,13 @@ class PixelIndices:
         self.first = g.op("Mul", self.range(self.n), self.pixels)  # (N,): the first row of each image
 
     def _nhwc(self, channels: int) -> str:
-        """The vector (N, H, W, channels)."""
+        """Emit the vector (N, H, W, channels)."""
         g = self.graph
         sizes = [g.op("Unsqueeze", size, g.integers([0])) for size in (self.n, self.h, self.w)]
         return g.op("Concat", *sizes, g.integers([channels]), axis=0)
 
     def _windows(self, size: int, rolled: bool) -> str:
-        """(windows, size * size): the row of each pixel of each window, of a picture rolled by half a window."""
+        """Emit (windows, size * size): the row of each pixel of each window, `rolled` by half a window or not."""
         g = self.graph
         offset = size // 2 if rolled else 0
         y = g.op("Mul", self._rolled(self.h, offset), self.w)
@@ -46,15 +46,15 @@ class PixelIndices:
         return g.op("Reshape", row, g.integers([-1, size * size]))
 
     def _parts(self, size: int, rolled: bool, parts: int, part: int) -> str:
-        """As `windows`, into rows that are cut into `parts` equal parts, of which it takes number `part`."""
+        """Emit `windows` for rows that are cut into `parts` equal parts; the result points to number `part`."""
         g = self.graph
         rows = g.op("Mul", self.windows(size, rolled), g.integers(parts))
         return g.op("Add", rows, g.integers(part)) if part else rows
 
     def _back(self, sizes: tuple[int, ...], rolled: bool) -> str:
-        """(rows, len(sizes)): where each row lies in the windows of each size, one size stacked below the other.
+        """Emit (rows, len(sizes)): where each row lies in the windows of each size, sizes stacked.
 
-        It is the inverse of the permutation that cuts the windows, found by scattering the numbers 0, 1, 2, ...
+        This is the inverse of the permutation that cuts the windows, found by scattering the numbers 0, 1, 2, ...
         """
         g, count = self.graph, len(sizes)
         there = [self.parts(size, rolled, count, i) for i, size in enumerate(sizes)]
@@ -67,12 +67,12 @@ class PixelIndices:
         return self.graph.op("Range", self.graph.integers(0), length, self.graph.integers(1))
 
     def _rolled(self, length: str, offset: int) -> str:
-        """(i + offset) mod length for every i below length."""
+        """Emit (i + offset) mod length for every i below length."""
         g = self.graph
         if not offset:
             return self.range(length)
         return g.op("Mod", g.op("Add", self.range(length), g.integers(offset)), length)
 
     def _column(self, x: str, trailing: int) -> str:
-        """A vector with `trailing` axes of size 1 appended."""
+        """Append `trailing` axes of size 1 to a vector."""
         return self.graph.op("Reshape", x, self.graph.integers([-1] + [1] * trailing))

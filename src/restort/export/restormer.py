@@ -1,13 +1,13 @@
 """The ONNX graph of a Restormer, node by node from its weights.
 
 Source of the equations: Zamir et al., CVPR 2022, figure 2 and sections 3.1 and 3.2, as in models/restormer.py.
-What differs from the plain form, and why (figures in benchmarks/NOTES.md):
+Differences from the plain form:
 
-- SpaceToDepth orders its channels otherwise than PixelUnshuffle does, so the levels below the first keep
-  their residual stream in SpaceToDepth's order and the weights that touch it are permuted.
+- SpaceToDepth orders channels differently from PixelUnshuffle. The levels below the first keep their residual stream
+  in SpaceToDepth's order, and the weights that touch it are permuted.
 - The temperature and the guard against a norm of zero are one affine map of the norms.
-- Hidden channels of the feed-forward network are filled up with zeros to a multiple of 16, the width of a
-  vector: ONNX Runtime leaves its blocked layout for any other number.
+- Hidden channels of the GDFN are padded with zeros to a multiple of 16, the width of a vector: ONNX Runtime leaves its
+  blocked layout for any other number.
 - With one head, the output projection is multiplied into the small attention matrix.
 """
 
@@ -29,7 +29,7 @@ VECTOR = 16
 
 @dataclass(frozen=True)
 class Stage:
-    """Where a run of blocks stands: its level (0 is the full size), width, heads and the order of its channels."""
+    """A run of blocks: its level (0 is the full size), channels, heads, and the order of its channels."""
 
     level: int
     channels: int
@@ -47,7 +47,7 @@ class RestormerGraph:
         self.shapes: dict[tuple[int, int], str] = {}
 
     def emit(self) -> str:
-        """All nodes, from 'input'; returns the name of the last one's value."""
+        """Emit all nodes, from 'input', and return the value of the last one."""
         g, spec, dim = self.graph, self.spec, self.spec.dim
         with g.section("patch_embed"):
             embedded = x = g.conv(g.enter("input"), self.state["patch_embed.proj.weight"])
@@ -79,7 +79,7 @@ class RestormerGraph:
         return x if spec.dual_pixel else g.op("Add", x, "input")
 
     def _up(self, x: str, order: Array, level: int, skip: str, skip_order: Array) -> str:
-        """To `level` from the one below, with the encoder's value `skip`, reduced except at the full size."""
+        """Upsample to `level` and append the encoder's value `skip`; reduce channels, except at the full size."""
         g = self.graph
         x = g.conv(g.enter(x), self.state[f"up{level + 2}_{level + 1}.body.0.weight"][:, order])
         x = g.op("DepthToSpace", x, blocksize=2, mode="CRD")
@@ -102,18 +102,18 @@ class RestormerGraph:
         return x
 
     def _shape(self, x: str, stage: Stage) -> str:
-        """The vector (N, C, H, W) of a level, (N, H, W, C) for rows, made once from the first stream that needs it."""
+        """The vector (N, C, H, W) of a level, or (N, H, W, C) for 'rows'; made once, from the first x that needs it."""
         key = stage.level, stage.channels
         if key not in self.shapes:
             g = self.graph
             shape = g.op("Shape", x)
-            if self.form.attention in ("rows", "parts"):
+            if self.form.attention == "rows":
                 shape = g.op("Gather", shape, g.integers([0, 2, 3, 1]), axis=0)
             self.shapes[key] = shape
         return self.shapes[key]
 
     def _normed(self, x: str, norm: str, conv: str, stage: Stage) -> tuple[str, Array, Array | None]:
-        """LayerNorm `norm` of x, then what the 1x1 convolution `conv` after it has to be: (value, weight, bias)."""
+        """Normalise x by `norm`; return (value, weight, bias), the latter for the 1x1 convolution `conv` after it."""
         order, state = stage.order, self.state
         shift = state.get(f"{norm}.body.bias")
         return normed(
@@ -127,49 +127,47 @@ class RestormerGraph:
         )
 
     def _norm(self) -> Norm:
-        """An fp16 graph without a form of its own prefers LayerNormalization."""
+        """The form of LayerNorm; 16-bit graphs take LayerNormalization instead of a convolution."""
         norm = self.form.norm
         return "layer" if norm == "convolution" and self.graph.precision != "fp32" else norm
 
     def _attention(self, x: str, block: str, stage: Stage) -> str:
-        """MDTA, in the way of writing of the form: see restort.export.mdta."""
-        g, name, c, heads, way = self.graph, f"{block}.attn", stage.channels, stage.heads, self.form.attention
-        shape = self._shape(x, stage) if way != "before" or g.precision == "fp32" or heads > 1 else ""
+        """MDTA, in the nodes of the form (restort.export.mdta)."""
+        g, name, c, heads, form = (
+            self.graph,
+            f"{block}.attn",
+            stage.channels,
+            stage.heads,
+            self.form.attention,
+        )
+        shape = self._shape(x, stage) if form != "before" or g.precision == "fp32" or heads > 1 else ""
         y, weight, bias = self._normed(x, f"{block}.norm1", f"{name}.qkv", stage)
         depthwise, shift = self.state[f"{name}.qkv_dwconv.weight"], self.state.get(f"{name}.qkv_dwconv.bias")
 
         def expanded(rows: Array) -> str:
-            """The 1x1 and the depthwise convolution of some channels of (q, k, v)."""
-            wide = g.conv(y, weight[rows], None if bias is None else bias[rows])
-            moved = None if shift is None else shift[rows]
-            return g.conv(wide, depthwise[rows], moved, groups=len(rows))
+            """Emit the 1x1 and the depthwise convolution of some channels of (q, k, v)."""
+            wider = g.conv(y, weight[rows], None if bias is None else bias[rows])
+            return g.conv(wider, depthwise[rows], None if shift is None else shift[rows], groups=len(rows))
 
         projection_bias = self.state.get(f"{name}.project_out.bias")
-        numbers = mdta.Attention(
+        parameters = mdta.Attention(
             self.state[f"{name}.temperature"].reshape(heads),
             self.state[f"{name}.project_out.weight"][stage.order],
             None if projection_bias is None else projection_bias[stage.order],
         )
-        parts = 4 ** (3 - stage.level)  # height and width are multiples of 8 at the full size
-        if way == "gram":
+        if form == "gram":
+            parts = 4 ** (3 - stage.level)  # height and width are multiples of 8 at the full size
             qk, v = expanded(mdta.stacked(c, heads)), expanded(np.arange(2 * c, 3 * c))
-            return mdta.gram(g, qk, v, shape, numbers, parts)
-        y = expanded(np.arange(3 * c))
-        if way == "before":
-            return mdta.before(g, y, shape, numbers)
-        if way == "rows":
-            return mdta.rows(g, y, shape, numbers)
-        if way == "parts":
-            return mdta.rows(g, y, shape, numbers, parts)
-        if way == "unit":
-            return mdta.unit(g, y, shape, numbers)
-        return mdta.after(g, y, shape, numbers, fold=way == "folded")
+            return mdta.gram(g, qk, v, shape, parameters, parts)
+        attend = mdta.rows if form == "rows" else mdta.before
+        return attend(g, expanded(np.arange(3 * c)), shape, parameters)
 
     def _feed_forward(self, x: str, block: str, stage: Stage) -> str:
-        """GDFN, its gate and value made by separate convolutions at the two largest sizes of an fp32 graph.
+        """Emit the GDFN.
 
-        There the Split, which is a copy of the widest tensor of the network, costs more than a second pass over
-        the narrow input; elsewhere the additional nodes buy nothing.
+        With the form 'auto', gate and value come from separate convolutions at the two largest sizes of an fp32
+        graph: there a Split, which copies the largest tensor of the network, costs more than a second pass over the
+        smaller input.
         """
         g, name = self.graph, f"{block}.ffn"
         y, weight, bias = self._normed(x, f"{block}.norm2", f"{name}.project_in", stage)
@@ -179,13 +177,13 @@ class RestormerGraph:
         scale = 1.0 if g.opset >= 20 else np.sqrt(0.5)
 
         def rows(values: Array, halves: tuple[int, ...]) -> Array:
-            return np.concatenate([fill(values[i * hidden : (i + 1) * hidden], padded) for i in halves])
+            return np.concatenate([pad_rows(values[i * hidden : (i + 1) * hidden], padded) for i in halves])
 
         def expanded(*halves: int) -> str:
-            """Both convolutions, of the gate (0), of the value (1) or of both stacked."""
-            wide = g.conv(y, rows(weight, halves), None if bias is None else rows(bias, halves))
+            """Emit both convolutions of the gate (0), of the value (1), or of both stacked."""
+            wider = g.conv(y, rows(weight, halves), None if bias is None else rows(bias, halves))
             moved = None if depthwise_bias is None else rows(depthwise_bias * scale, halves)
-            return g.conv(wide, rows(depthwise * scale, halves), moved, groups=padded * len(halves))
+            return g.conv(wider, rows(depthwise * scale, halves), moved, groups=padded * len(halves))
 
         large = stage.level < 2 and g.precision == "fp32"
         if self.form.gate == "separate" or (self.form.gate == "auto" and large):
@@ -201,16 +199,16 @@ class RestormerGraph:
                 g.op("Add", g.op("Erf", gate), g.weight(np.ones((1, 1, 1, 1)))),
             )
         out, out_bias = self.state[f"{name}.project_out.weight"], self.state.get(f"{name}.project_out.bias")
-        out = fill(out.swapaxes(0, 1), padded).swapaxes(0, 1)[stage.order]
+        out = pad_rows(out.swapaxes(0, 1), padded).swapaxes(0, 1)[stage.order]
         return g.conv(y, out, None if out_bias is None else out_bias[stage.order])
 
 
 def space_to_depth_order(channels: int) -> Array:
-    """For each channel that SpaceToDepth(2) makes, the channel PixelUnshuffle(2) would have put there."""
+    """For each channel that SpaceToDepth(2) makes, the channel that PixelUnshuffle(2) would put there."""
     order: Array = np.arange(channels).reshape(channels // 4, 4).T.reshape(-1)
     return order
 
 
-def fill(values: Array, length: int) -> Array:
-    """`values` with zeros appended along the first axis up to `length`."""
+def pad_rows(values: Array, length: int) -> Array:
+    """Append zeros to `values` along the first axis, up to `length`."""
     return np.concatenate([values, np.zeros((length - len(values), *values.shape[1:]), values.dtype)])

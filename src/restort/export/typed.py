@@ -1,7 +1,7 @@
-"""Graphs for engines that take the types of the graph as they are, and what such a graph computes in.
+"""Graphs for TensorRT engines, and the types that a graph computes in.
 
-In every precision the statistics of LayerNorm, the norms of q and k, their product and the softmax are float32
-(and the unscaled q q^T of ELAN with its softmax): sums over all pixels overflow float16, and bfloat16 has 8 bits.
+In every precision the statistics of LayerNorm, the norms of q and k, their product and the softmax are float32 (and the
+unscaled q q^T of ELAN with its softmax): sums over all pixels overflow float16, and bfloat16 has 8 significant bits.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from onnx import TensorProto, helper
 
 from restort.errors import RestortError
 from restort.export.emit import emit
-from restort.export.form import TYPED, Form
+from restort.export.form import ENGINE_PRECISIONS, TYPED, Form
 from restort.export.graph import KEPT, Precision
 
 if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
 NAMES = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
@@ -32,43 +31,42 @@ def typed_graph(
     newer_operators: bool = True,
     form: Form = TYPED,
 ) -> onnx.ModelProto:
-    """The network of `weights` with float32 'input' and 'output', to be built into an engine of `precision`.
+    """Emit the network of `weights` for an engine of `precision`, with float32 'input' and 'output'.
 
-    'fp32' and 'tf32' are the same graph: what they differ in is an option of the builder. 'mixed' is float16 with
-    the sections `keep_fp32` in float32 (restort.export.form.sections); in 'fp32' they are marked, for builders that
-    choose types by themselves and are held to some (`kept`). `newer_operators` False gives opset 17, all
-    that TensorRT 8.6 reads.
+    precision           one of ENGINE_PRECISIONS. 'fp32' and 'tf32' give one graph; the builder's settings differ.
+    keep_fp32           for 'mixed', the sections in float32 (restort.export.form.sections); for 'fp32', sections to
+                        mark for a weakly typed builder (`float32_nodes`).
+    newer_operators     False gives opset 17, the newest that TensorRT 8.6 reads.
 
-    Raises RestortError for another precision, or sections to keep in one that is neither 'mixed' nor 'fp32'.
+    Raises RestortError for another precision, and for sections in one that is neither 'mixed' nor 'fp32'.
     """
-    if precision not in PRECISIONS:
+    if precision not in ENGINE_PRECISIONS:
         raise RestortError(
-            f"there is no precision {precision!r} for an engine; choose {', '.join(PRECISIONS)}"
+            f"unknown precision of an engine: {precision!r}; choose {', '.join(ENGINE_PRECISIONS)}"
         )
     if keep_fp32 and precision not in ("mixed", "fp32"):
-        raise RestortError(f"only mixed precision keeps sections in float32, not {precision}")
+        raise RestortError(f"precision {precision} keeps no sections in float32; use mixed")
     opset: Literal[17] | None = None if newer_operators else 17
     if precision == "bf16":
         if not newer_operators:
-            raise RestortError("a graph of opset 17 has no bfloat16; choose fp16, or a newer TensorRT")
+            raise RestortError("opset 17 has no bfloat16; choose fp16, or install a newer TensorRT")
         opset = None
     kind: Precision = "bf16" if precision == "bf16" else "fp16" if precision in ("fp16", "mixed") else "fp32"
     return emit(weights, kind, opset=opset, form=form, keep_fp32=keep_fp32, ports="fp32")
 
 
-def kept(model: onnx.ModelProto) -> set[str]:
-    """The nodes that were to stay in float32 when the graph was emitted, by name: of sections, or at its ends."""
+def float32_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes marked to stay in float32 when the graph was emitted: of sections, or at its ends."""
     return {node.name for node in model.graph.node if node.doc_string == KEPT}
 
 
-ENDS = {"LayerNormalization", "Softmax"}  # what they give is small and may be of 16 bits
+ENDS = {"LayerNormalization", "Softmax"}  # their results are small and fit into 16 bits
 
 
-def statistics(model: onnx.ModelProto) -> set[str]:
-    """The values of a graph that must be float32 whatever the types in it say: norms, and scores up to the softmax.
+def float32_values(model: onnx.ModelProto) -> set[str]:
+    """Names of the values that must be float32 whatever their types in the graph: norms, and scores to the softmax.
 
-    Scores are everything between a softmax and the product before it, that product included, and what weights make of
-    them.
+    Scores are the values from a product to its softmax, the product included, and products of them with weights.
     """
     made = {name: node for node in model.graph.node for name in node.output}
     found: set[str] = set()
@@ -87,12 +85,12 @@ def statistics(model: onnx.ModelProto) -> set[str]:
         if maker.op_type == "Reshape":
             source = made.get(maker.input[0])
             if source is None or source.op_type not in ("MatMul", "ReduceSum"):
-                continue  # the reshape of q and k, before the product
+                continue  # this reshape is of q or k, before the product
         found.update(maker.output)
         if maker.op_type not in ("MatMul", "Einsum"):
             waiting.extend(maker.input)
     weights = {tensor.name for tensor in model.graph.initializer}
-    matrices: set[str] = set()  # made of scores and weights: small, too
+    matrices: set[str] = set()  # products of scores and weights, which are small, too
     for node in model.graph.node:
         if node.op_type == "MatMul" and weights & set(node.input):
             other = next((made.get(name) for name in node.input if name not in weights), None)
@@ -102,7 +100,7 @@ def statistics(model: onnx.ModelProto) -> set[str]:
 
 
 def with_float32_ports(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model`, or a copy of it with casts at those inputs and outputs that are float16 or bfloat16."""
+    """Return `model`, or a copy with casts at float16 and bfloat16 inputs and outputs."""
     narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -139,44 +137,46 @@ def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 
 def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
-    """The element type (onnx.TensorProto) of every value of a graph, by name.
+    """Infer the element type (onnx.TensorProto) of every value of a graph, by name.
 
-    Raises RestortError where it cannot be told, because the types of a graph contradict one another, say.
+    Raises RestortError where types contradict one another.
     """
     try:
-        inferred = onnx.shape_inference.infer_shapes(light(model), check_type=True, strict_mode=True)
+        inferred = onnx.shape_inference.infer_shapes(
+            weights_as_inputs(model), check_type=True, strict_mode=True
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
-        raise RestortError(f"the types of the graph cannot be told ({reason})") from None
+        raise RestortError(f"cannot infer the types of the graph: {reason}") from None
     graph = inferred.graph
     ports = (*graph.input, *graph.value_info, *graph.output)
     return {port.name: port.type.tensor_type.elem_type for port in ports}
 
 
-def light(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its large weights as inputs: types do not depend on numbers, and copying them takes time."""
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.output.extend(model.graph.output)
+def weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy the model with float weights as inputs: inference of types and shapes then copies no numbers."""
+    copy = onnx.ModelProto(ir_version=model.ir_version)
+    copy.opset_import.extend(model.opset_import)
+    copy.functions.extend(model.functions)
+    copy.graph.name = model.graph.name
+    copy.graph.node.extend(model.graph.node)
+    copy.graph.output.extend(model.graph.output)
     named = {tensor.name for tensor in model.graph.initializer}
-    light.graph.input.extend(port for port in model.graph.input if port.name not in named)
+    copy.graph.input.extend(port for port in model.graph.input if port.name not in named)
     for tensor in model.graph.initializer:
         if tensor.data_type in NAMES:
             port = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-            light.graph.input.append(port)
+            copy.graph.input.append(port)
         else:
-            light.graph.initializer.append(tensor)
-    return light
+            copy.graph.initializer.append(tensor)
+    return copy
 
 
 def convolutions(model: onnx.ModelProto) -> dict[str, str]:
-    """The convolutions of a graph by name, with the type they compute in: 'float32', 'float16', 'bfloat16'.
+    """Return the type that each convolution computes in, by name: 'float32', 'float16', 'bfloat16'.
 
-    Almost all work is theirs, and they have the type of their section; products and norms may be float32 on
-    purpose in every section.
+    Convolutions do almost all of the work and have the type of their section; products and norms may be float32 in
+    every section.
     """
     types = tensor_types(model)
     return {
@@ -187,9 +187,9 @@ def convolutions(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def check_precision(model: onnx.ModelProto, precision: str) -> dict[str, str]:
-    """`convolutions(model)`, if they compute in what an engine of `precision` is to compute in.
+    """Return `convolutions(model)` if their types are those of an engine of `precision`.
 
-    Raises RestortError that names those that do not: nothing falls back to another precision in silence.
+    Raises RestortError that names the others: nothing falls back to another precision silently.
     """
     found = convolutions(model)
     wanted = "bfloat16" if precision == "bf16" else "float16" if precision in ("fp16", "mixed") else "float32"
@@ -200,7 +200,7 @@ def check_precision(model: onnx.ModelProto, precision: str) -> dict[str, str]:
         names = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         kinds = " and ".join(sorted({found[name] for name in wrong}))
         raise RestortError(
-            f"{precision} was asked for, but {len(wrong)} of {len(found)} convolutions of the graph compute in "
-            f"{kinds} ({names}); give the graph of that precision, or --model or --weights instead of --onnx"
+            f"precision {precision} requested, but {len(wrong)} of {len(found)} convolutions of the graph compute in "
+            f"{kinds}: {names}; give a graph of that precision, or --model or --weights instead of --onnx"
         )
     return found

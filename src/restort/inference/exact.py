@@ -65,9 +65,9 @@ def settle(spec: Spec, backend: str, precision: str, overlap: int | None) -> tup
             "as they are: use --tile auto or none"
         )
     if backend == "auto":
-        from restort.backends.registry import installed, trouble
+        from restort.backends.registry import check_available, installed
 
-        backend = "fused" if installed("fused") and trouble("fused") is None else "torch"
+        backend = "fused" if installed("fused") and check_available("fused") is None else "torch"
     check_exact(backend, precision, overlap)
     return backend, BACKENDS[backend][0] if precision == "auto" else precision
 

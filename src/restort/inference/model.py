@@ -398,7 +398,7 @@ def _float32_runner(
     from restort.backends.registry import create
 
     if chosen.name == "tensorrt":
-        from restort.backends.tensorrt.check import is_ready
+        from restort.backends.tensorrt.availability import is_ready
 
         if not is_ready(weights, "fp32"):
             warn(

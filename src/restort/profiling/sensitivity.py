@@ -226,9 +226,9 @@ class Search:
 def keep(weights: Weights, found: Choice) -> list[Path]:
     """Keeps a choice for engines of these weights, with its table and, where matplotlib is there, its plot.
 
-    The files: NAME.json (restort.backends.tensorrt.mixed reads it), NAME.csv, NAME.svg in the cache folder.
+    The files: NAME.json (restort.backends.tensorrt.mixed_precision reads it), NAME.csv, NAME.svg in the cache folder.
     """
-    from restort.backends.tensorrt.mixed import remember
+    from restort.backends.tensorrt.mixed_precision import remember
     from restort.profiling.plots import sensitivity
     from restort.utils.files import write_bytes
 

@@ -36,14 +36,22 @@ def _without_waiting(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def write_bytes(path: Path, data: bytes, *, overwrite: bool = False, sync: bool = False) -> None:
+def write_bytes(
+    path: Path,
+    data: bytes,
+    *,
+    overwrite: bool = False,
+    sync: bool = False,
+    prefix: str = TEMPORARY_PREFIX,
+) -> None:
     """Writes `data` under a temporary name in the folder of `path`, made if need be, then renames it.
 
     Without `overwrite` an existing file stays as it is, also one that appears during the writing. `sync`
-    waits until the data is on the disk before the renaming. On any failure nothing is left behind.
+    waits until the data is on the disk before the renaming. `prefix` begins the temporary name. On any failure nothing
+    is left behind.
     """
     check_free(path, overwrite)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.part"
+    temporary = path.parent / f"{prefix}{secrets.token_hex(8)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(

@@ -1,7 +1,7 @@
-"""Whether an NVIDIA GPU can be used through PyTorch and Triton, found without importing either of them.
+"""The NVIDIA GPU of this machine, by its driver, and whether PyTorch and Triton can use it; neither is imported.
 
-`trouble()` looks at what is installed, then asks the driver itself; it takes milliseconds where something lacks and
-about a tenth of a second where nothing does. `deep_trouble()` also loads PyTorch and lets it see the GPU.
+`check_available()` looks at what is installed, then queries the driver. It takes milliseconds where something is
+missing and about a tenth of a second where nothing is. `check_usable()` also imports PyTorch and lets it see the GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _UPDATE = "update the NVIDIA driver (https://www.nvidia.com/drivers)"
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What keeps the GPU from being used, and what helps; both continue a sentence, without a full stop."""
+class Unavailable:
+    """Why something cannot be used, and the remedy; both are parts of a sentence, without a full stop."""
 
     reason: str
     remedy: str
@@ -37,51 +37,69 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first GPU that the driver shows: its name, compute capability, and the driver's CUDA, such as (13, 0)."""
+    """The first GPU that the driver shows.
+
+    name        'NVIDIA H100 80GB HBM3'
+    capability  its compute capability, (9, 0)
+    cuda        the CUDA version of the driver, (13, 0)
+    """
 
     name: str
     capability: tuple[int, int]
     cuda: tuple[int, int]
 
+    @property
+    def compute_capability(self) -> str:
+        """'9.0'"""
+        return _dotted(self.capability)
+
+    @property
+    def driver(self) -> str:
+        """The CUDA version of the driver, '13.0'."""
+        return _dotted(self.cuda)
+
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "compute_capability": self.compute_capability, "driver": self.driver}
+
 
 def load_lazily() -> None:
-    """Has the driver load each kernel when it is first used. Call it before anything of CUDA starts.
+    """Make the driver load each kernel when it is first used. Call it before CUDA is initialised.
 
-    That is usual since CUDA 12.2; before, TensorRT needed ten seconds and gigabytes for kernels that never ran.
-    A CUDA_MODULE_LOADING in the environment stays.
+    This is the default since CUDA 12.2; before, TensorRT took ten seconds and gigabytes for kernels that never ran. A
+    CUDA_MODULE_LOADING of the user is kept.
     """
     os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
 
 
-def trouble() -> Trouble | None:
-    """None where everything needed is there, else the first thing that is not."""
-    found = software_trouble()
+def check_available() -> Unavailable | None:
+    """Return the first thing that is missing to run fused kernels; None where nothing is."""
+    found = check_software()
     if found is not None:
         return found
-    gpu = look()
-    if isinstance(gpu, Trouble):
+    gpu = query_gpu()
+    if isinstance(gpu, Unavailable):
         return gpu
     if gpu.capability < LEAST_CAPABILITY:
         return too_old(gpu.name, gpu.capability)
     built = torch_build().get("cuda")
     if built and gpu.cuda[0] < int(built.split(".")[0]):
-        return Trouble(
+        return Unavailable(
             f"the NVIDIA driver is for CUDA {gpu.cuda[0]}.{gpu.cuda[1]} and PyTorch is built for CUDA {built}",
             f"{_UPDATE}, or install a PyTorch for CUDA {gpu.cuda[0]}",
         )
     return None
 
 
-def deep_trouble() -> Trouble | None:
-    """`trouble()`, and whether PyTorch agrees. Imports PyTorch where the rest is in order."""
-    found = trouble()
+def check_usable() -> Unavailable | None:
+    """Like `check_available`, and import PyTorch to see whether it can use the GPU."""
+    found = check_available()
     if found is not None:
         return found
     try:
         import torch
 
         if not torch.cuda.is_available():
-            return Trouble(
+            return Unavailable(
                 "PyTorch cannot use the GPU", f"{_UPDATE}, or install PyTorch again: {_CUDA_BUILD}"
             )
         capability = torch.cuda.get_device_capability()
@@ -89,38 +107,38 @@ def deep_trouble() -> Trouble | None:
             return too_old(torch.cuda.get_device_name(), capability)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        return Trouble(
+        return Unavailable(
             f"PyTorch fails on the GPU ({text})", f"{_UPDATE}, or install PyTorch again: {_CUDA_BUILD}"
         )
     return None
 
 
-def software_trouble() -> Trouble | None:
-    """Of the libraries alone."""
+def check_software() -> Unavailable | None:
+    """Return the first library that is missing or too old; None where none is."""
     if importlib.util.find_spec("torch") is None:
-        return Trouble("PyTorch is not installed", _INSTALL)
+        return Unavailable("PyTorch is not installed", _INSTALL)
     build = torch_build()
     if build.get("hip"):
-        return Trouble("PyTorch is installed for AMD GPUs", _CUDA_BUILD)
+        return Unavailable("PyTorch is installed for AMD GPUs", _CUDA_BUILD)
     if "version" in build and not build.get("cuda"):
-        return Trouble(f"PyTorch is installed without CUDA ({build['version']})", _CUDA_BUILD)
+        return Unavailable(f"PyTorch is installed without CUDA ({build['version']})", _CUDA_BUILD)
     if _version("torch") < LEAST_TORCH:
-        return Trouble(
+        return Unavailable(
             f"PyTorch {_text('torch')} is too old, {_dotted(LEAST_TORCH)} is needed", f"{_INSTALL} -U"
         )
     if importlib.util.find_spec("triton") is None:
         package = "triton-windows" if sys.platform == "win32" else "triton"
-        return Trouble("Triton is not installed", f"pip install {package}")
+        return Unavailable("Triton is not installed", f"pip install {package}")
     if _version("triton") < LEAST_TRITON:
-        return Trouble(
+        return Unavailable(
             f"Triton {_text('triton')} is too old, {_dotted(LEAST_TRITON)} is needed", f"{_INSTALL} -U"
         )
     return None
 
 
-def too_old(name: str, capability: tuple[int, int]) -> Trouble:
-    """The GPU lacks what the kernels need."""
-    return Trouble(
+def too_old(name: str, capability: tuple[int, int]) -> Unavailable:
+    """The answer for a GPU below LEAST_CAPABILITY."""
+    return Unavailable(
         f"{name} has compute capability {_dotted(capability)}; {_dotted(LEAST_CAPABILITY)} or newer is needed "
         "(A100, RTX 30 and later)",
         _OTHER,
@@ -128,7 +146,7 @@ def too_old(name: str, capability: tuple[int, int]) -> Trouble:
 
 
 def torch_build() -> dict[str, str | None]:
-    """What the installed PyTorch says of itself in torch/version.py: 'version', 'cuda' ('13.0' or None), 'hip'."""
+    """Read torch/version.py of the installed PyTorch: 'version', 'cuda' ('13.0' or None), 'hip'."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.origin:
         return {}
@@ -144,11 +162,17 @@ def torch_build() -> dict[str, str | None]:
     return found
 
 
-def look() -> Gpu | Trouble:
-    """Asks the driver, through its own library; PyTorch is not needed."""
+def find_gpu() -> Gpu | None:
+    """Return the first GPU of this machine, or None."""
+    found = query_gpu()
+    return found if isinstance(found, Gpu) else None
+
+
+def query_gpu() -> Gpu | Unavailable:
+    """Query the driver for its first GPU, through its own library."""
     driver = _driver()
     if driver is None:
-        return Trouble(
+        return Unavailable(
             "no NVIDIA driver is loaded",
             "install the NVIDIA driver (https://www.nvidia.com/drivers); start a container with --gpus all",
         )
@@ -158,11 +182,15 @@ def look() -> Gpu | Trouble:
     if status == 0:
         status = driver.cuDeviceGetCount(ctypes.byref(count))
     if status == 100 or (status == 0 and count.value == 0):  # CUDA_ERROR_NO_DEVICE
-        return Trouble("the driver shows no NVIDIA GPU", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
+        return Unavailable("the driver shows no NVIDIA GPU", "check nvidia-smi and CUDA_VISIBLE_DEVICES")
     if status == 803:  # CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
-        return Trouble("the NVIDIA driver and its library are of different versions", "restart the machine")
+        return Unavailable(
+            "the NVIDIA driver and its library are of different versions", "restart the machine"
+        )
     if status != 0:
-        return Trouble(f"the NVIDIA driver fails (CUDA error {status})", f"restart the machine, or {_UPDATE}")
+        return Unavailable(
+            f"the NVIDIA driver fails (CUDA error {status})", f"restart the machine, or {_UPDATE}"
+        )
     device, version, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
     numbers = ctypes.c_int(), ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(version))
@@ -175,7 +203,7 @@ def look() -> Gpu | Trouble:
 
 
 def _driver() -> Any:
-    """The driver's library, None where there is none."""
+    """Load the driver's library; None where it is absent."""
     try:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -190,7 +218,7 @@ def _text(package: str) -> str:
 
 
 def _version(package: str) -> tuple[int, ...]:
-    """(major, minor); large where it is not known, as for a build from source."""
+    """(major, minor) of an installed package; (99, 0) where unknown, as for a build from source."""
     numbers = re.match(r"(\d+)\.(\d+)", _text(package))
     return (int(numbers[1]), int(numbers[2])) if numbers else (99, 0)
 

@@ -36,7 +36,7 @@ from restort.backends.fused.aot_package import (  # noqa: E402
     read_plan,
     write_plan,
 )
-from restort.backends.tensorrt.plan_graph import plan_graph  # noqa: E402
+from restort.backends.tensorrt.aot_builder import aot_graph  # noqa: E402
 from restort.errors import OutOfMemory, RestortError, UsageError  # noqa: E402
 from restort.weights.checkpoint import Weights  # noqa: E402
 from tests.fakes import triton_interpreter  # noqa: E402
@@ -195,7 +195,7 @@ def test_compiling_is_silent(tmp_path: Path) -> None:
 
 def test_graphs_are_one_node(made: tuple[str, Weights, bytes, Plan], tmp_path: Path) -> None:
     name, weights, data, plan = made
-    model = plan_graph(weights, data)
+    model = aot_graph(weights, data)
     (node,) = model.graph.node
     assert (node.op_type, node.domain, node.attribute[0].name) == ("RestortPass", "", "plan")
     assert onnx.helper.get_attribute_value(node.attribute[0]) == data
@@ -212,10 +212,10 @@ def test_graphs_are_one_node(made: tuple[str, Weights, bytes, Plan], tmp_path: P
     onnx.checker.check_model(known)
     file = tmp_path / "pass.plan"
     file.write_bytes(data)
-    named = onnx.helper.get_attribute_value(plan_graph(weights, file).graph.node[0].attribute[0])
+    named = onnx.helper.get_attribute_value(aot_graph(weights, file).graph.node[0].attribute[0])
     assert named == f"file:{file.resolve()}".encode()
     with pytest.raises(RestortError, match="other weights"):
-        plan_graph(dataclasses.replace(weights, digest="another"), data)
+        aot_graph(dataclasses.replace(weights, digest="another"), data)
 
 
 def _built(folder: Path, source: str, name: str, *options: str) -> Path:
@@ -223,7 +223,7 @@ def _built(folder: Path, source: str, name: str, *options: str) -> Path:
     if compiler is None:
         pytest.skip("no g++ here")
     headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
-    plugin = ROOT / "src" / "restort" / "backends" / "tensorrt" / "plugin"
+    plugin = ROOT / "src" / "restort" / "backends" / "tensorrt" / "csrc"
     made = folder / name
     command = [compiler, "-std=c++17", "-O1", "-w", f"-I{headers}", f"-I{plugin}", *options]
     done = subprocess.run(
@@ -242,10 +242,10 @@ def _environment(folder: Path) -> dict[str, str]:
 def test_the_plugin_launches_what_the_plan_says(
     made: tuple[str, Weights, bytes, Plan], tmp_path: Path
 ) -> None:
-    """By plan_gpu.hpp, on a libcuda that notes what is launched with as many parameters as the machine code has."""
+    """By aot_gpu.hpp, on a libcuda that notes what is launched with as many parameters as the machine code has."""
     plan = made[3]
     _built(tmp_path, "libcuda.cpp", "libcuda.so.1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
-    program = _built(tmp_path, "plan_main.cpp", "plan_main")
+    program = _built(tmp_path, "aot_main.cpp", "aot_main")
     (tmp_path / "plan").write_bytes(made[2])
     command = [str(program), str(tmp_path / "plan")]
     done = subprocess.run(command, env=_environment(tmp_path), capture_output=True, text=True)
@@ -268,7 +268,7 @@ def test_the_plugin_launches_what_the_plan_says(
     assert [line for line in log if line.startswith("launch")] == expected
     elsewhere = {**_environment(tmp_path), "FAKE_CUDA_MAJOR": "8"}
     done = subprocess.run(command, env=elsewhere, capture_output=True, text=True)
-    assert done.returncode == 1 and "compute capability 90, and the GPU's is 80" in done.stderr
+    assert done.returncode == 1 and "compute capability 90, and the GPU has 80" in done.stderr
 
 
 def test_the_check_of_a_plan_runs(made: tuple[str, Weights, bytes, Plan], tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
-    program = tmp_path_factory.mktemp("reader") / "plan_read"
-    plugin = ROOT / "src" / "restort" / "backends" / "tensorrt" / "plugin"
-    source = ROOT / "tests" / "emulator" / "plan_read.cpp"
+    program = tmp_path_factory.mktemp("reader") / "aot_read"
+    plugin = ROOT / "src" / "restort" / "backends" / "tensorrt" / "csrc"
+    source = ROOT / "tests" / "emulator" / "aot_read.cpp"
     options = ["-std=c++17", "-O1", "-Wall", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
     command = [compiler, *options, f"-I{plugin}", "-o", str(program), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -91,24 +91,24 @@ def is_plan(data: bytes) -> bool:
 @pytest.mark.parametrize(
     ("place", "form", "value", "expected"),
     [
-        (12, "<I", 2, "version 2, and this reads 1"),
+        (12, "<I", 2, "version 2, and this plugin reads 1"),
         (16, "<Q", HUGE, "bytes"),
         (28, "<I", 0xFFFFFFFF, "ends in a table"),
         (40, "<I", 0xFFFFFFFF, "ends in a table"),
-        (64, "<I", 0xFFFFFFFF, "a shape that cannot be"),
-        (68, "<I", 17, "another size than its shape"),
-        (REGIONS, "<I", 9, "a region that cannot be"),
-        (REGIONS, "<I", 3, "not of one input and one output"),
-        (REGIONS + 2 * REGION.size + 16, "<Q", HUGE, "a region that cannot be"),  # offset
-        (REGIONS + 2 * REGION.size + 24, "<Q", 1 << 20, "a region that cannot be"),  # contents after the end
-        (REGIONS + 3 * REGION.size + 8, "<Q", 0, "a region that cannot be"),
-        (KERNELS, "<Q", HUGE, "a kernel that cannot be"),
-        (KERNELS, "<Q", 0, "a kernel that cannot be"),  # the file's own beginning, which is no machine code
-        (KERNELS + 8, "<Q", 0, "a kernel that cannot be"),
-        (KERNELS + 20, "<I", 1025, "a kernel that cannot be"),
-        (LAUNCHES, "<I", 1, "a launch that cannot be"),
-        (LAUNCHES + 16, "<I", 0xFFFFFFFF, "a launch that cannot be"),
-        (LAUNCHES + 20, "<I", 0xFFFFFFFF, "a launch that cannot be"),
+        (64, "<I", 0xFFFFFFFF, "an impossible shape"),
+        (68, "<I", 17, "does not match its shape"),
+        (REGIONS, "<I", 9, "an impossible region"),
+        (REGIONS, "<I", 3, "does not have one input and one output"),
+        (REGIONS + 2 * REGION.size + 16, "<Q", HUGE, "an impossible region"),  # offset
+        (REGIONS + 2 * REGION.size + 24, "<Q", 1 << 20, "an impossible region"),  # contents after the end
+        (REGIONS + 3 * REGION.size + 8, "<Q", 0, "an impossible region"),
+        (KERNELS, "<Q", HUGE, "an impossible kernel"),
+        (KERNELS, "<Q", 0, "an impossible kernel"),  # the file's own beginning, which is no machine code
+        (KERNELS + 8, "<Q", 0, "an impossible kernel"),
+        (KERNELS + 20, "<I", 1025, "an impossible kernel"),
+        (LAUNCHES, "<I", 1, "an impossible launch"),
+        (LAUNCHES + 16, "<I", 0xFFFFFFFF, "an impossible launch"),
+        (LAUNCHES + 20, "<I", 0xFFFFFFFF, "an impossible launch"),
         (ARGUMENTS, "<I", 3, "outside of its region"),
         (ARGUMENTS + 4, "<I", 4, "outside of its region"),
         (ARGUMENTS + 8, "<q", 1 << 20, "outside of its region"),
@@ -129,7 +129,7 @@ def test_regions_whose_sum_is_too_large(reader: Path, whole: bytes, tmp_path: Pa
     other = whole
     for region in (2, 3):
         other = changed(other, REGIONS + region * REGION.size + 8, "<Q", 1 << 63)
-    assert answers(reader, tmp_path, [other]) == ["its plan has a region that cannot be"]
+    assert answers(reader, tmp_path, [other]) == ["the AOT package has an impossible region"]
 
 
 def test_damage_anywhere(reader: Path, whole: bytes, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from restort.backends import registry
 from restort.errors import RestortError
 from restort.utils import gpu
+from tests.fakes.fake_driver import Driver
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,37 +32,6 @@ def test_the_runner_in_the_interpreter() -> None:
         timeout=280,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-
-
-class Driver:
-    """Stands for libcuda."""
-
-    def __init__(
-        self, status: int = 0, count: int = 1, capability: tuple[int, int] = (9, 0), cuda: int = 13000
-    ) -> None:
-        self.status, self.count, self.capability, self.cuda = status, count, capability, cuda
-
-    def cuInit(self, flags: int) -> int:
-        return self.status
-
-    def cuDeviceGetCount(self, count: Any) -> int:
-        ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = self.count
-        return 0
-
-    def cuDriverGetVersion(self, version: Any) -> int:
-        ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = self.cuda
-        return 0
-
-    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
-        return 0
-
-    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
-        name.value = b"NVIDIA H100"
-        return 0
-
-    def cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> int:
-        ctypes.cast(number, ctypes.POINTER(ctypes.c_int))[0] = self.capability[attribute - 75]
-        return 0
 
 
 BUILD = {"version": "2.11.0+cu130", "cuda": "13.0", "hip": None}
@@ -123,8 +92,8 @@ def test_what_is_in_the_way_is_told(
     machine: Any, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], reason: str, remedy: str
 ) -> None:
     machine(**given)
-    found = gpu.trouble()
-    assert found is not None and found == gpu.deep_trouble()
+    found = gpu.check_available()
+    assert found is not None and found == gpu.check_usable()
     pattern = (
         f"{reason}.*{remedy}" if "absent" not in given or "triton" in given["absent"] else "fused is not"
     )
@@ -139,8 +108,8 @@ def test_what_is_in_the_way_is_told(
 
 def test_a_usable_gpu(machine: Any) -> None:
     machine(driver=Driver())
-    assert gpu.trouble() is None
-    assert gpu.look() == gpu.Gpu("NVIDIA H100", (9, 0), (13, 0))
+    assert gpu.check_available() is None
+    assert gpu.query_gpu() == gpu.Gpu("NVIDIA H100", (9, 0), (13, 0))
 
 
 def test_the_build_is_read_from_the_file() -> None:
@@ -152,9 +121,9 @@ def test_the_build_is_read_from_the_file() -> None:
     }
 
 
-def test_looking_loads_neither_library() -> None:
+def test_checking_imports_neither_library() -> None:
     code = (
-        "import sys; from restort.backends import registry; registry.trouble('fused'); "
+        "import sys; from restort.backends.registry import check_available; check_available('fused'); "
         "print({'torch', 'triton'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -207,11 +176,20 @@ def test_auto_goes_on_without_a_gpu_that_fails(machine: Any, monkeypatch: pytest
         registry.create(weights, "fused")
 
 
-def test_fp16_without_a_gpu_says_what_it_needs(machine: Any) -> None:
+@pytest.mark.parametrize("has_tensorrt", [False, True])
+def test_fp16_without_a_gpu_says_what_it_needs(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, has_tensorrt: bool
+) -> None:
     machine()
+    here = ("onnxruntime", "fused", "tensorrt")[: 3 if has_tensorrt else 2]
+    monkeypatch.setattr(registry, "installed", lambda name: name in here)
     weights: Any = None
-    with pytest.raises(RestortError, match="has fp16; fused cannot be used: no NVIDIA driver is loaded"):
+    with pytest.raises(
+        RestortError, match=r"has fp16; .*fused cannot be used: no NVIDIA driver is loaded"
+    ) as error:
         registry.create(weights, precision="fp16")
+    assert ("pip install 'restort[rtx]'" in str(error.value)) is not has_tensorrt
+    assert ("tensorrt cannot be used: no NVIDIA driver is loaded" in str(error.value)) is has_tensorrt
 
 
 def test_exact_strips_run_where_they_are_fastest(machine: Any) -> None:

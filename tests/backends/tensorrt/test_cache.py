@@ -16,18 +16,25 @@ from typing import Any
 import pytest
 
 from restort.backends.tensorrt import sidecar
-from restort.backends.tensorrt.build import Built
-from restort.backends.tensorrt.cache import EngineCache, limit_bytes
-from restort.backends.tensorrt.keys import Key, Profile, emitter_digest, graph_of
-from restort.backends.tensorrt.timings import Timings
+from restort.backends.tensorrt.cache import EngineCache, TimingCache, limit_bytes
+from restort.backends.tensorrt.engine_key import EngineKey, emitter_digest, graph_digest
+from restort.backends.tensorrt.options import Built, Profile
 from restort.errors import RestortError, UsageError
 
 PROFILE = Profile((1, 8, 8), (1, 64, 64), (1, 128, 128))
 
 
-def key(**changes: Any) -> Key:
-    wanted = Key(
-        "Tiny x2", "tensorrt", "8.6.0", ("9.0",), "NVIDIA H100", "13.0", graph_of("ab" * 32), PROFILE, "fp16"
+def key(**changes: Any) -> EngineKey:
+    wanted = EngineKey(
+        "Tiny x2",
+        "tensorrt",
+        "8.6.0",
+        ("9.0",),
+        "NVIDIA H100",
+        "13.0",
+        graph_digest("ab" * 32),
+        PROFILE,
+        "fp16",
     )
     return dataclasses.replace(wanted, **changes)
 
@@ -46,7 +53,7 @@ class Maker:
         return built(self.plan)
 
 
-def obtain(cache: EngineCache, wanted: Key, make: Any = None) -> tuple[Any, list[str]]:
+def obtain(cache: EngineCache, wanted: EngineKey, make: Any = None) -> tuple[Any, list[str]]:
     said: list[str] = []
     return cache.obtain(wanted, make or Maker(), said.append), said
 
@@ -55,7 +62,7 @@ def test_an_engine_is_built_once(tmp_path: Path) -> None:
     cache, make = EngineCache(tmp_path), Maker()
     stored, said = obtain(cache, key(), make)
     assert stored.built and stored.path.read_bytes() == b"plan"
-    assert len(said) == 1 and said[0].endswith("there is none yet")
+    assert len(said) == 1 and said[0].endswith("none is cached yet")
     again, said = obtain(cache, key(), make)
     assert not again.built and again.path == stored.path and not said and make.calls == 1
     assert stored.path.name.startswith("tiny-x2-fp16-128x128-")
@@ -82,12 +89,12 @@ def test_every_fact_of_the_key_counts(tmp_path: Path, change: dict[str, Any], wo
     assert len(cache.entries()) == 2
 
 
-def test_the_graph_follows_weights_options_and_emitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert graph_of("a", "fp16") == graph_of("a", "fp16")
-    assert len({graph_of("a", "fp16"), graph_of("b", "fp16"), graph_of("a", "fp32")}) == 3
-    before = graph_of("a")
-    monkeypatch.setattr("restort.backends.tensorrt.keys.emitter_digest", lambda: "another emitter")
-    assert graph_of("a") != before
+def test_the_graph_digest_follows_weights_options_and_emitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert graph_digest("a", "fp16") == graph_digest("a", "fp16")
+    assert len({graph_digest("a", "fp16"), graph_digest("b", "fp16"), graph_digest("a", "fp32")}) == 3
+    before = graph_digest("a")
+    monkeypatch.setattr("restort.backends.tensorrt.engine_key.emitter_digest", lambda: "another emitter")
+    assert graph_digest("a") != before
     assert len(emitter_digest()) == 64
 
 
@@ -96,10 +103,10 @@ def test_the_graph_follows_weights_options_and_emitter(monkeypatch: pytest.Monke
     [
         (lambda path: path.write_bytes(b"plam"), "damaged (its content has changed)"),
         (lambda path: path.write_bytes(b"pl"), "damaged (it has 2 bytes instead of 4)"),
-        (lambda path: sidecar.path_of(path).unlink(), "cannot be used"),
-        (lambda path: sidecar.path_of(path).write_text("{"), "cannot be used"),
-        (lambda path: _edit(path, gpu="another"), "something else (its GPU is another, not NVIDIA H100)"),
-        (lambda path: path.unlink(), "there is none yet"),
+        (lambda path: sidecar.path_of(path).unlink(), "unusable"),
+        (lambda path: sidecar.path_of(path).write_text("{"), "unusable"),
+        (lambda path: _edit(path, gpu="another"), "different (its GPU is another, not NVIDIA H100)"),
+        (lambda path: path.unlink(), "none is cached yet"),
     ],
 )
 def test_damage_is_told_and_built_over(tmp_path: Path, harm: Any, word: str) -> None:
@@ -109,7 +116,7 @@ def test_damage_is_told_and_built_over(tmp_path: Path, harm: Any, word: str) -> 
     again, said = obtain(cache, key())
     assert again.built and again.path.read_bytes() == b"plan" and sidecar.problem(again.path) is None
     assert len(said) == 1
-    if word != "there is none yet":
+    if word != "none is cached yet":
         assert word in said[0]
 
 
@@ -177,7 +184,7 @@ def test_processes_that_want_the_same_engine_build_it_once(tmp_path: Path) -> No
     said = [process.communicate(timeout=60)[0] for process in (first, *others)]
     assert (tmp_path / "log").read_text() == "built\n"
     assert all(text.endswith("plan of one process\n") for text in said)
-    assert all("another process is building" in text for text in said[1:])
+    assert all("another process that is building" in text for text in said[1:])
 
 
 def test_a_killed_builder_is_followed_by_the_next(tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_a_killed_builder_is_followed_by_the_next(tmp_path: Path) -> None:
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     said, _ = waiting.communicate(timeout=60)
-    assert "cannot be used" in said and said.endswith("plan of one process\n")
+    assert "unusable" in said and said.endswith("plan of one process\n")
     assert (tmp_path / "log").read_text() == "built\nbuilt\n"
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == sorted(["locks", name, f"{name}.json"])
 
@@ -273,7 +280,7 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_timings_are_merged(tmp_path: Path) -> None:
-    timings = Timings("tensorrt-8.6.0", "NVIDIA H100", "9.0", "13.0", tmp_path)
+    timings = TimingCache("tensorrt-8.6.0", "NVIDIA H100", "9.0", "13.0", tmp_path)
     assert timings.read() is None
     timings.merge(b"a", lambda a, b: a + b)
     timings.merge(b"b", lambda a, b: a + b)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from restort.backends.tensorrt import plugin_library
+from restort.backends.tensorrt import plugin
 from restort.errors import RestortError, UsageError
 
 COMPILER = """#!/bin/sh
@@ -54,12 +54,12 @@ class Machine:
             "CXX": self.compiler,
             "COMPILER_LOG": self.log,
             "CUDA_HOME": self.cuda.parent,
-            plugin_library.INCLUDE: self.include,
+            plugin.INCLUDE: self.include,
         }.items():
             monkeypatch.setenv(name, str(value))
-        monkeypatch.delenv(plugin_library.LIBRARY, raising=False)
-        monkeypatch.setattr(plugin_library, "nvinfer_library", lambda: folder / "lib" / "libnvinfer.so.8")
-        monkeypatch.setattr(plugin_library, "ctypes", SimpleNamespace(CDLL=self.open))
+        monkeypatch.delenv(plugin.LIBRARY, raising=False)
+        monkeypatch.setattr(plugin, "nvinfer_library", lambda: folder / "lib" / "libnvinfer.so.8")
+        monkeypatch.setattr(plugin, "ctypes", SimpleNamespace(CDLL=self.open))
 
     def headers(self, major: str, minor: str) -> None:
         self.include.mkdir(exist_ok=True)
@@ -87,8 +87,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_it_is_compiled_once(machine: Machine) -> None:
     said: list[str] = []
-    plugin_library.load(machine.flavour, said.append)
-    plugin_library.load(machine.flavour, said.append)  # TensorRT knows it already
+    plugin.load(machine.flavour, said.append)
+    plugin.load(machine.flavour, said.append)  # TensorRT knows it already
     assert len(machine.loaded) == 1 and said == ["compiling the plugin RestortPass for TensorRT 8.6.0, once"]
     (call,) = machine.calls()
     for part in (
@@ -101,85 +101,83 @@ def test_it_is_compiled_once(machine: Machine) -> None:
     (made,) = (machine.folder / "cache" / "plugins").iterdir()
     assert machine.loaded == [str(made)] and made.name.endswith(f"-{platform.machine()}-tensorrt-8.6.0.so")
     machine.loaded.clear()  # another process
-    plugin_library.load(machine.flavour)
+    plugin.load(machine.flavour)
     assert machine.loaded == [str(made)] and len(machine.calls()) == 1
 
 
 def test_its_sources_are_shipped() -> None:
-    names = [path.name for path in plugin_library.sources()]
-    assert names == ["plan_file.hpp", "plan_gpu.hpp", "restort_pass.cpp"]
-    assert (plugin_library.FOLDER / "restort_pass.cpp").read_text().count('"RestortPass"') > 1
+    names = [path.name for path in plugin.sources()]
+    assert names == ["aot_gpu.hpp", "aot_package.hpp", "restort_pass.cpp"]
+    assert (plugin.SOURCES / "restort_pass.cpp").read_text().count('"RestortPass"') > 1
 
 
 def test_a_library_that_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     named = machine.folder / "mine.so"
-    before = plugin_library.digest()
-    monkeypatch.setenv(plugin_library.LIBRARY, str(named))
-    with pytest.raises(UsageError, match=r"RESTORT_PLUGIN is .*mine\.so, where there is no file"):
-        plugin_library.load(machine.flavour)
+    before = plugin.digest()
+    monkeypatch.setenv(plugin.LIBRARY, str(named))
+    with pytest.raises(UsageError, match=r"RESTORT_PLUGIN names a file that does not exist: .*mine\.so"):
+        plugin.load(machine.flavour)
     named.write_text("mine")
-    assert plugin_library.digest() != before
-    plugin_library.load(machine.flavour)
+    assert plugin.digest() != before
+    plugin.load(machine.flavour)
     assert machine.loaded == [str(named)] and not machine.calls()
     machine.loaded.clear()
     named.write_text("no library")
     with pytest.raises(
         RestortError, match=r"mine\.so does not load .*invalid ELF header.*unset RESTORT_PLUGIN"
     ):
-        plugin_library.load(machine.flavour)
+        plugin.load(machine.flavour)
     machine.loaded.clear()
     machine.registers = False
     named.write_text("of another libnvinfer")
-    with pytest.raises(RestortError, match="does not know RestortPass: it was linked to another"):
-        plugin_library.load(machine.flavour)
+    with pytest.raises(RestortError, match=r"did not register RestortPass .*: it is linked to another"):
+        plugin.load(machine.flavour)
 
 
 def test_what_is_missing_is_one_sentence(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(words: str) -> None:
         with pytest.raises(RestortError, match=words) as error:
-            plugin_library.load(machine.flavour)
+            plugin.load(machine.flavour)
         assert "\n" not in str(error.value) and "RESTORT_PLUGIN" in str(error.value)
         assert not machine.loaded and not list((machine.folder / "cache").rglob("*.so*"))
 
     with monkeypatch.context() as patched:
         patched.setenv("CXX", "no-such-compiler")
-        refused(r"there is no no-such-compiler here; install one \(apt-get install g\+\+\)")
+        refused(r"no-such-compiler is not installed; install it \(apt-get install g\+\+\)")
         patched.setenv("CXX", "g++ 'x")
-        with pytest.raises(
-            UsageError, match=r"CXX is .*, which is no command .no closing quotation.; name the"
-        ):
-            plugin_library.load(machine.flavour)
+        with pytest.raises(UsageError, match=r"CXX is not a command: .* .no closing quotation.; name the"):
+            plugin.load(machine.flavour)
     machine.headers("10", "3")
-    refused(r"headers of TensorRT 8\.6, and .*include has those of 10\.3; .*RESTORT_TENSORRT_INCLUDE")
+    refused(r"no headers of TensorRT 8\.6 .*include holds 10\.3; .*RESTORT_TENSORRT_INCLUDE")
     machine.headers("8", "6")
     with monkeypatch.context() as patched:
-        patched.setenv(plugin_library.INCLUDE, str(machine.folder / "nothing"))
-        refused(r"no NvInferRuntime\.h lies in .*nothing; name their folder")
+        patched.setenv(plugin.INCLUDE, str(machine.folder / "nothing"))
+        refused(r"no NvInferRuntime\.h in .*nothing; name their folder")
     with monkeypatch.context() as patched:
-        patched.setattr(plugin_library, "_cuda_folders", lambda: iter([machine.folder]))
+        patched.setattr(plugin, "_cuda_folders", lambda: iter([machine.folder]))
         refused(r"no cuda\.h .*set CUDA_HOME")
     machine.compiler.write_text("#!/bin/sh\necho 'a.hpp:1: error: no such thing' >&2\nexit 1\n")
-    refused(r"could not compile the plugin RestortPass \(a\.hpp:1: error: no such thing\)")
+    refused(r"cannot compile the plugin RestortPass \(a\.hpp:1: error: no such thing\)")
     machine.compiler.write_text("#!/bin/sh\nexit 1\n")
-    refused("it says nothing")
+    refused("without a message")
 
 
 def test_headers_are_found_beside_the_library(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(plugin_library.INCLUDE)
-    monkeypatch.setattr(plugin_library, "USUAL", ())
-    plugin_library.load(machine.flavour)
+    monkeypatch.delenv(plugin.INCLUDE)
+    monkeypatch.setattr(plugin, "HEADER_FOLDERS", ())
+    plugin.load(machine.flavour)
     assert f"-I{machine.include} " in machine.calls()[0]
 
 
 def test_a_cache_that_cannot_be_written(machine: Machine) -> None:
     (machine.folder / "cache").write_text("no folder")
     with pytest.raises(RestortError, match=r"cannot write .*set RESTORT_CACHE"):
-        plugin_library.load(machine.flavour)
+        plugin.load(machine.flavour)
 
 
 def test_where_tensorrt_was_loaded_from(tmp_path: Path) -> None:
-    with pytest.raises(RestortError, match=r"libnvinfer\.so\.8 is not found .*RESTORT_PLUGIN"):
-        plugin_library.nvinfer_library()
+    with pytest.raises(RestortError, match=r"libnvinfer\.so\.8 is not among .*RESTORT_PLUGIN"):
+        plugin.nvinfer_library()
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("no C compiler here")
@@ -188,7 +186,7 @@ def test_where_tensorrt_was_loaded_from(tmp_path: Path) -> None:
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     code = (
         "import ctypes, sys; ctypes.CDLL(sys.argv[1])\n"
-        "from restort.backends.tensorrt.plugin_library import nvinfer_library as found; print(found())"
+        "from restort.backends.tensorrt.plugin import nvinfer_library as found; print(found())"
     )
     command = [sys.executable, "-c", code, str(library)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))

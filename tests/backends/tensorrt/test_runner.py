@@ -1,4 +1,4 @@
-"""The backend tensorrt from weights to arrays: engines found, built, built again; on a stand-in for library and GPU."""
+"""The backend tensorrt from weights to arrays, on a fake library and GPU: engines found, built, and built again."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from restort.backends import registry
-from restort.backends.tensorrt import mixed, supply
-from restort.backends.tensorrt.build import Built
+from restort.backends.tensorrt import mixed_precision, provider
 from restort.backends.tensorrt.cache import EngineCache
-from restort.backends.tensorrt.gpu import Gpu
-from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.options import Built, Profile
+from restort.backends.tensorrt.provider import EngineProvider, profile_for, report_seldom
 from restort.backends.tensorrt.runner import TensorrtRunner, is_finite
-from restort.backends.tensorrt.supply import Supply, profile_for, told_seldom
 from restort.errors import OutOfMemory, RestortError
 from restort.tiling.tiles import plan, run_tiled
+from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
 from tests.fakes.fake_gpu import World, picture, playing
@@ -55,7 +53,7 @@ def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weigh
     for h, w in ((32, 48), (16, 16), (1280, 64)):
         np.testing.assert_array_equal(first(picture(h, w)), enlarged(picture(h, w)))
     assert [options.profile for options in world.builds] == [profile_for(weights.spec, (1, 32, 48))]
-    assert len(said) == 2 and "there is none yet" in said[0] and said[1].startswith("built in 2 s")
+    assert len(said) == 2 and "none is cached yet" in said[0] and said[1].startswith("built in 2 s")
     assert first.device == "NVIDIA H100" and first.device_peak_bytes() > 0
     first.close()
     first.close()
@@ -67,20 +65,20 @@ def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weigh
     second.close()
 
 
-def test_types_that_the_library_does_not_tell_are_doubted(
+def test_types_that_the_library_does_not_give_are_noted(
     world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = supply.build
+    build = provider.build
 
     def silent(*arguments: Any) -> Built:
         built = build(*arguments)
-        told = {"precision": "fp16", "unchecked": "the library tells nothing but their names"}
-        return replace(built, report=built.report | told)
+        more = {"precision": "fp16", "unchecked": "it gives only names"}
+        return replace(built, report=built.report | more)
 
-    monkeypatch.setattr(supply, "build", silent)
+    monkeypatch.setattr(provider, "build", silent)
     runner, said = made(weights)
     runner(picture())
-    assert said[2:] == ["whether it computes in fp16 is not sure: the library tells nothing but their names"]
+    assert said[2:] == ["could not verify that the engine computes in fp16: it gives only names"]
     runner.close()
 
 
@@ -92,7 +90,7 @@ def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights
     first.close()
     whole, _ = made(weights, profile=Profile.fixed(3, 32, 48))
     np.testing.assert_array_equal(whole(x), enlarged(x))
-    with pytest.raises(RestortError, match="the engine is for inputs of 3x32x48"):
+    with pytest.raises(RestortError, match="the engine takes inputs of 3x32x48"):
         whole(picture())
     whole.close()
     later, said = made(weights)
@@ -115,7 +113,7 @@ def test_an_engine_that_cannot_be_opened_is_built_again(world: World, weights: W
     sidecar.write(stored.path, Built(damaged, about))
     second, said = made(weights)
     np.testing.assert_array_equal(second(picture()), enlarged(picture()))
-    assert len(world.builds) == 2 and "is built again" in said[0] and "does not parse" in said[0]
+    assert len(world.builds) == 2 and "rebuilding" in said[0] and "does not parse" in said[0]
     second.close()
 
 
@@ -128,7 +126,7 @@ def test_updates_of_library_and_driver_build_again(world: World, weights: Weight
     second(picture())
     assert "version of the library is 8.6.0, not 10.16.1" in said[0]
     second.close()
-    world.gpu = Gpu("NVIDIA H100", "9.0", "13.1")
+    world.gpu = Gpu("NVIDIA H100", (9, 0), (13, 1))
     third, said = made(weights)
     third(picture())
     assert "driver is 13.0, not 13.1" in said[0]
@@ -141,8 +139,8 @@ def test_a_result_that_is_not_finite_is_computed_again(world: World, weights: We
     for seed in range(3):
         np.testing.assert_array_equal(first(picture(seed=seed)), enlarged(picture(seed=seed)))
     assert [options.precision for options in world.builds] == ["fp16", "fp32"]  # 8.6 has no bfloat16
-    assert len([line for line in said if "was not finite" in line]) == 1
-    assert any("computed in fp32 instead" in line for line in said)
+    assert len([line for line in said if "produced NaN/Inf" in line]) == 1
+    assert any("recomputed in fp32" in line for line in said)
     x = picture()
     x[0, 0, 0, 0] = np.inf
     assert not np.isfinite(first(x)).all() and len(world.builds) == 2
@@ -164,7 +162,7 @@ def test_streams_check_every_result(world: World, weights: Weights) -> None:
     pictures = [picture(32, 48, seed=i) for i in range(3)] + [picture(16, 16, 2, 9), picture(16, 32, seed=4)]
     for x, y in zip(pictures, first.stream(iter(pictures)), strict=True):
         np.testing.assert_array_equal(y, enlarged(x))
-    assert len([line for line in said if "was not finite" in line]) == 1
+    assert len([line for line in said if "produced NaN/Inf" in line]) == 1
     first.close()
 
 
@@ -199,7 +197,7 @@ def test_timings_are_kept_between_builds(world: World, weights: Weights) -> None
 def test_mixed_needs_its_choice(world: World, weights: Weights) -> None:
     with pytest.raises(RestortError, match="restort build --precision mixed"):
         made(weights, "mixed")
-    mixed.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["tail", "head"]})
+    mixed_precision.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["tail", "head"]})
     first, _ = made(weights, "mixed")
     first(picture())
     assert EngineCache().entries()[0].key["keep_fp32"] == ["head", "tail"]
@@ -213,7 +211,7 @@ def test_a_mixed_engine_is_checked_against_its_budget(
     from restort.profiling.pairs import Pair
     from restort.profiling.sensitivity import Budget
 
-    mixed.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["head"]})
+    mixed_precision.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["head"]})
 
     class Search:
         """A reference that is off by a little."""
@@ -254,33 +252,35 @@ def test_a_restormer_has_an_engine_for_each_size_where_the_library_has_no_types(
 ) -> None:
     world.flavour.capabilities.strongly_typed = is_typed
     restormer = load_weights(write_weights(tmp_path / "restormer.safetensors", RESTORMER))
-    supply = Supply(restormer, "fp16", world.flavour)
+    provider = EngineProvider(restormer, "fp16", world.flavour)
     one = Profile.fixed(1, 32, 48)
-    assert supply.profile_for((1, 32, 48)) == (profile_for(restormer.spec, (1, 32, 48)) if is_typed else one)
-    assert supply.provide((1, 32, 48)).built and not supply.provide((1, 32, 48)).built
-    assert supply.provide((1, 64, 64)).built is not is_typed
+    assert provider.profile_for((1, 32, 48)) == (
+        profile_for(restormer.spec, (1, 32, 48)) if is_typed else one
+    )
+    assert provider.provide((1, 32, 48)).built and not provider.provide((1, 32, 48)).built
+    assert provider.provide((1, 64, 64)).built is not is_typed
 
 
-def test_building_ahead_needs_no_gpu(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supply, "gpu", lambda: None)
+def test_building_ahead_needs_no_gpu(world: World, weights: Weights) -> None:
+    world.gpu = None
     world.flavour.name, world.flavour.version = "rtx", "1.7.1"
     said: list[str] = []
-    ahead = Supply(weights, "fp16", world.flavour, targets=("8.6", "8.9"), say=said.append)
+    ahead = EngineProvider(weights, "fp16", world.flavour, targets=("8.6", "8.9"), say=said.append)
     stored = ahead.obtain(profile_for(weights.spec, (1, 64, 64)))
     assert world.builds[-1].compute_capabilities == ("8.6", "8.9") and stored.key["gpu"] is None
-    with pytest.raises(RestortError, match="needs its NVIDIA GPU"):
+    with pytest.raises(RestortError, match="no usable NVIDIA GPU"):
         made(weights)
-    monkeypatch.setattr(supply, "gpu", lambda: Gpu("GeForce RTX 4090", "8.9", "12.9"))
+    world.gpu = Gpu("GeForce RTX 4090", (8, 9), (12, 9))
     later, said = made(weights)
     np.testing.assert_array_equal(later(picture()), enlarged(picture()))
     assert len(world.builds) == 1 and not said
     later.close()
 
 
-def test_the_progress_of_a_build_is_told_seldom() -> None:
+def test_the_progress_of_a_build_is_reported_seldom() -> None:
     said: list[str] = []
     times = iter([0.0, 1.0, 16.0, 16.0, 17.0, 40.0, 40.0])
-    tell = told_seldom(said.append, lambda: next(times))
+    tell = report_seldom(said.append, lambda: next(times))
     tell("parsing", None)
     tell("timing", 0.25)
     tell("timing", 0.3)
@@ -301,16 +301,18 @@ def test_finite() -> None:
 def test_the_backend_is_registered(
     world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from restort.backends.tensorrt import check
-    from restort.utils.gpu import Trouble
+    from restort.backends.tensorrt import availability
+    from restort.utils.gpu import Unavailable
 
     assert registry._library("tensorrt") in ("tensorrt", "tensorrt_rtx")
     monkeypatch.setattr(registry, "_library", lambda name: "numpy")  # something that is here
-    monkeypatch.setattr(check, "trouble", lambda: Trouble("no NVIDIA driver is loaded", "install it"))
+    monkeypatch.setattr(
+        availability, "check_available", lambda: Unavailable("no NVIDIA driver is loaded", "install it")
+    )
     with pytest.raises(RestortError, match="tensorrt cannot be used: no NVIDIA driver is loaded; install it"):
         registry.create(weights, "tensorrt")
-    monkeypatch.setattr(check, "trouble", lambda: None)
-    monkeypatch.setattr(check, "is_ready", lambda weights, precision: False)
+    monkeypatch.setattr(availability, "check_available", lambda: None)
+    monkeypatch.setattr(availability, "is_ready", lambda weights, precision: False)
     said: list[str] = []
     assert registry._on_a_gpu(weights, "auto", "auto", None, said.append) is None and not said
     with caplog.at_level(logging.INFO):
@@ -319,7 +321,7 @@ def test_the_backend_is_registered(
     found(picture())
     assert said and "building" in said[0]
     found.close()
-    monkeypatch.setattr(check, "is_ready", lambda weights, precision: precision == "fp16")
+    monkeypatch.setattr(availability, "is_ready", lambda weights, precision: precision == "fp16")
     taken = registry.create(weights, say=said.append)
     assert taken.name == "tensorrt" and "auto took tensorrt/fp16: NVIDIA H100" in said
     taken.close()
@@ -328,23 +330,22 @@ def test_the_backend_is_registered(
 def test_auto_takes_engines_that_are_there(
     world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from restort.backends.tensorrt import check, flavour, gpu
+    from restort.backends.tensorrt import availability, library
 
-    monkeypatch.setattr(gpu, "gpu", lambda: world.gpu)
-    monkeypatch.setattr(flavour, "installed", lambda: {"tensorrt": "8.6.0"})
-    assert not check.is_ready(weights, "fp16")
+    monkeypatch.setattr(library, "installed", lambda: {"tensorrt": "8.6.0"})
+    assert not availability.is_ready(weights, "fp16")
     first, _ = made(weights)
     first(picture())
     first.close()
-    assert check.is_ready(weights, "fp16") and not check.is_ready(weights, "fp32")
-    world.gpu = Gpu("NVIDIA H200", "9.0", "13.0")
-    assert not check.is_ready(weights, "fp16")
+    assert availability.is_ready(weights, "fp16") and not availability.is_ready(weights, "fp32")
+    world.gpu = Gpu("NVIDIA H200", (9, 0), (13, 0))
+    assert not availability.is_ready(weights, "fp16")
 
 
-def test_trouble_is_found_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    from restort.backends.tensorrt import check
+def test_what_is_missing_is_found_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    from restort.backends.tensorrt import availability
 
-    monkeypatch.setattr(check, "look", lambda: SimpleNamespace(name="GPU"))
-    monkeypatch.setattr(check, "_has", lambda module: False)
-    found = check.trouble()
+    monkeypatch.setattr(availability, "query_gpu", lambda: Gpu("GPU", (9, 0), (13, 0)))
+    monkeypatch.setattr(availability, "_has", lambda module: False)
+    found = availability.check_available()
     assert found is not None and found.remedy == "pip install cuda-python"

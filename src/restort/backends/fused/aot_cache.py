@@ -60,7 +60,7 @@ class Wanted:
     def command(self) -> str:
         """What makes it, where PyTorch and Triton are."""
         return (
-            f"restort export --format plan --shape {self.size} --precision {self.precision} --compute-capability "
+            f"restort export --format aot --shape {self.size} --precision {self.precision} --compute-capability "
             f"{self.capability / 10}"
         )
 
@@ -112,7 +112,7 @@ class PlanCache:
             raise RestortError(
                 f"{self.folder} holds no plan of {model_of(wanted.weights)} for this GPU, and {' and '.join(absent)} "
                 f"{verb} not here to make one; run `{wanted.command}` with the same model in a Python that has "
-                "both, with the same RESTORT_CACHE, or give its file with --plan"
+                "both, with the same RESTORT_CACHE, or give its file with --aot"
             )
         say(
             f"compiling the plan of {model_of(wanted.weights)}, {wanted.precision}, {wanted.size}: there is none yet"

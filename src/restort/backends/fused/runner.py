@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork, full_float32
+from restort.backends.precision_fallback import PRECISION_FALLBACK, FallbackWarning, run_with_fallback
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.kernels import cuda
 from restort.runner import Array, check_shape, checked, closed
@@ -22,9 +23,6 @@ Tensor = Any
 Result = TypeVar("Result")
 
 PRECISIONS = ("fp16", "bf16", "fp32")
-LADDER = {"fp16": ("fp16", "bf16", "fp32"), "bf16": ("bf16", "fp32"), "fp32": ("fp32",)}
-"""What a result that is not finite is computed in instead: bf16 has the range of float32."""
-
 SHAPES = 8
 """How many shapes stay ready to run."""
 
@@ -67,12 +65,13 @@ class FusedRunner:
         self._shapes, self._limit = shapes, limit
         self._networks: dict[str, Network] = {}
         self._lock = threading.Lock()
-        self._told = self._looked = False
+        self._warn_fallback = FallbackWarning()
+        self._looked = False
         self._guarded(lambda: self._network(precision))
 
     def __call__(self, x: Array) -> Array:
         x = checked(x, self.spec)
-        return self._down_the_ladder(
+        return self._run_with_fallback(
             lambda network: network.run(x), lambda: bool(np.isfinite(x).all()), x.shape
         )
 
@@ -85,25 +84,25 @@ class FusedRunner:
         if not isinstance(x, torch.Tensor) or x.device != self._device:
             raise RestortError(f"run_tensor takes a tensor on {self._device}; for others call the runner")
         check_shape(tuple(x.shape), self.spec)
-        return self._down_the_ladder(
+        return self._run_with_fallback(
             lambda network: network.run_tensor(x, check), lambda: bool(x.isfinite().all()), tuple(x.shape)
         )
 
-    def _down_the_ladder(
+    def _run_with_fallback(
         self,
         run: Callable[[Network], tuple[Result, bool]],
-        sane: Callable[[], bool],
+        input_is_finite: Callable[[], bool],
         shape: tuple[int, ...],
     ) -> Result:
-        """`run` in this precision and, while the result is not finite, though the input is, in safer ones."""
+        """Run in this precision and, while the result is not finite, though the input is, in the next."""
         if not self._looked:
             self._look()
-        for precision in LADDER[self.precision]:
-            y, finite = self._guarded(partial(self._once, precision, run), shape)
-            if finite or not sane():
-                break
-            self._tell(precision)
-        return y
+        return run_with_fallback(
+            PRECISION_FALLBACK[self.precision],
+            lambda precision: self._guarded(partial(self._once, precision, run), shape),
+            input_is_finite,
+            partial(self._warn_fallback, self.warn),
+        )
 
     def _once(self, precision: str, run: Callable[[Network], Result]) -> Result:
         return run(self._network(precision))
@@ -115,16 +114,6 @@ class FusedRunner:
         if first and self._device.type == "cuda" and self.precision != "fp32" and not cuda.available():
             self.warn(
                 f"the fastest kernels are left out, since NVRTC cannot be loaded; {cuda.REMEDY} brings it"
-            )
-
-    def _tell(self, precision: str) -> None:
-        with self._lock:
-            first, self._told = not self._told, True
-        if first and precision != "fp32":
-            following = LADDER[precision][1]
-            self.warn(
-                f"a result in {precision} was not finite, these weights pass its range; such parts are computed in "
-                f"{following} instead, which takes longer (avoid it with --precision {following})"
             )
 
     def _network(self, precision: str) -> Network:

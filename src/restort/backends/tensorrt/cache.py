@@ -1,9 +1,12 @@
-"""Engines on disk: found by key, built once however many processes want them, never stale.
+"""Engines and timing caches on disk: found by key, built once for all processes, never stale.
 
-An engine lies in the cache folder under engines/ with its sidecar (restort.backends.tensorrt.sidecar), to which
-its key is added. Plans are never hashed for identity, since builds are not reproducible; the sidecar's SHA-256
-of the plan only finds damage. Whoever builds holds a lock of the engine's own; the system drops it when a process
-dies, whatever killed it, and what the dead left half-written is removed by the next to hold the lock.
+An engine lies in the cache folder under engines/, with its sidecar (restort.backends.tensorrt.sidecar), to which its
+key is added. The key identifies an engine; the SHA-256 in the sidecar only finds damage, because builds are not
+reproducible. Who builds holds a lock of the engine. The system drops the lock when the process dies, and the next
+holder removes what was left half-written.
+
+Timing caches lie under tactics/, one for each kind of GPU: a second engine of a network builds in a fraction of the
+time of the first, because most of its kernels are measured already.
 """
 
 from __future__ import annotations
@@ -13,29 +16,29 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import filelock
 
 from restort.backends.tensorrt import sidecar
-from restort.backends.tensorrt.build import Built
-from restort.backends.tensorrt.keys import Key, Size, profile_of
+from restort.backends.tensorrt.engine_key import EngineKey, profile_of
+from restort.backends.tensorrt.options import Built, Say, Size
 from restort.errors import RestortError, UsageError
-from restort.utils.cache_dir import cache_root
+from restort.utils.cache_dir import cache_root, slug
+from restort.utils.files import write_bytes
+
+Combine = Callable[[bytes, bytes], bytes]
 
 LIMIT = "RESTORT_ENGINES_GIB"
 LIMIT_GIB = 20.0
-PROMPT_S = 0.05  # how long a lock may take before it is said that another process holds it
-
-
-Say: TypeAlias = Callable[[str], object]
+PROMPT_S = 0.05  # how long a lock may take before the user is told that another process holds it
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An engine in the cache; `built` if this call built it."""
+    """An engine in the cache: its file, its sidecar, and whether this call built it."""
 
     path: Path
     about: dict[str, Any]
@@ -52,26 +55,26 @@ class Stored:
 
     @property
     def used(self) -> float:
-        """When it was used last, seconds since 1970."""
+        """Time of the last use, in seconds since 1970."""
         return sidecar.path_of(self.path).stat().st_mtime
 
 
 class EngineCache:
-    """The engines under `folder`; those not used for longest go when they take more than `limit` bytes.
+    """The engines under `folder`, at most `limit` bytes; the least recently used are removed first.
 
-    folder  default: engines/ in the cache folder.
-    limit   default: 20 GiB, or what the environment variable RESTORT_ENGINES_GIB says.
+    folder  default: engines/ in the cache folder
+    limit   default: the environment variable RESTORT_ENGINES_GIB, or 20 GiB
     """
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self.folder = folder or cache_root() / "engines"
         self.limit = limit_bytes() if limit is None else limit
 
-    def obtain(self, key: Key, make: Callable[[], Built], say: Say) -> Stored:
-        """The engine of `key`, from the cache or made by `make()`, which is called at most once.
+    def obtain(self, key: EngineKey, make: Callable[[], Built], say: Say) -> Stored:
+        """Return the engine of `key` from the cache, or build it with `make()`, which is called at most once.
 
-        `say` gets one line that says why an engine is built, and one if another process is building it now.
-        Raises RestortError where the cache cannot be written, and whatever `make` raises.
+        `say` receives why an engine is built, and a line if another process is building it. Raises RestortError where
+        the cache cannot be written, and what `make` raises.
         """
         path = self.folder / key.name
         if (found := self._good(path, key)) is not None:
@@ -89,11 +92,11 @@ class EngineCache:
         self._shrink(path)
         return stored
 
-    def covering(self, key: Key, size: Size) -> list[Stored]:
-        """Whole engines that do what one of `key` would do and take `size`, the most special first.
+    def covering(self, key: EngineKey, size: Size) -> list[Stored]:
+        """Return the undamaged engines that can replace one of `key` and take `size`, the most specific first.
 
-        That is first those of exactly this size, then those with the smallest largest size. Damaged ones are left
-        out; they are rebuilt when they are asked for by their own key.
+        Engines of exactly this size come first, then those with the smallest largest size. Damaged ones are rebuilt
+        when they are requested by their own key.
         """
         found = []
         for stored in self.entries():
@@ -104,18 +107,18 @@ class EngineCache:
         return [stored for *_, stored in sorted(found, key=lambda item: item[:4])]
 
     def touch(self, stored: Stored) -> None:
-        """Marks it as used now."""
+        """Mark it as used now."""
         with contextlib.suppress(OSError):
             os.utime(sidecar.path_of(stored.path))
 
     def discard(self, stored: Stored, say: Say, why: str) -> None:
-        """Removes an engine that turned out not to run here, and says so."""
-        say(f"the engine {stored.path.name} is built again: {why}")
+        """Remove an engine that does not run here, and say why."""
+        say(f"rebuilding the engine {stored.path.name}: {why}")
         with self._lock(stored.path.name, lambda: None):
             self._remove(stored.path)
 
     def entries(self) -> list[Stored]:
-        """All finished engines with a readable sidecar, the ones used last first."""
+        """Return all finished engines with a readable sidecar, the most recently used first."""
         found = []
         for path in self.folder.glob("*.engine") if self.folder.is_dir() else ():
             with contextlib.suppress(RestortError, OSError, KeyError, ValueError, TypeError):
@@ -125,9 +128,9 @@ class EngineCache:
         return [stored for _, stored in sorted(found, key=lambda item: -item[0])]
 
     def clear(self, older_than_s: float = 0.0) -> tuple[int, int]:
-        """Removes engines not used for so long, unless they are being built; how many, and how many bytes.
+        """Remove engines not used for so long, unless they are being built; return their number and bytes.
 
-        With 0 also what is damaged or unfinished.
+        With 0, damaged and unfinished ones are removed, too.
         """
         count = freed = 0
         now = time.time()
@@ -147,8 +150,8 @@ class EngineCache:
                         path.unlink(missing_ok=True)
         return count, freed
 
-    def _good(self, path: Path, key: Key) -> Stored | None:
-        """The engine at `path`, if it is whole and of this key."""
+    def _good(self, path: Path, key: EngineKey) -> Stored | None:
+        """Return the engine at `path` if it is undamaged and of this key."""
         try:
             stored = Stored(path, sidecar.read(path))
             if stored.key != key.to_json() or sidecar.problem(path) is not None:
@@ -158,29 +161,29 @@ class EngineCache:
         self.touch(stored)
         return stored
 
-    def _why(self, path: Path, key: Key) -> str:
-        """Why an engine has to be built, in words."""
+    def _why(self, path: Path, key: EngineKey) -> str:
+        """Say why an engine has to be built."""
         if path.exists():
             try:
                 about = sidecar.read(path)
             except RestortError as error:
-                return f"the one in the cache cannot be used ({error})"
+                return f"the cached one is unusable ({error})"
             if (problem := sidecar.problem(path)) is not None:
-                return f"the one in the cache is damaged ({problem})"
+                return f"the cached one is damaged ({problem})"
             other = key.differs(about.get("key") or {})
-            return f"the one in the cache is of something else ({'; '.join(other) or 'no reason is known'})"
+            return f"the cached one is different ({'; '.join(other) or 'for an unknown reason'})"
         relatives = [s for s in self.entries() if s.path.name.startswith(f"{key.family}-")]
         same = [s for s in relatives if s.key.get("profile") == key.to_json()["profile"]]
         nearest = min(same or relatives, key=lambda s: len(key.differs(s.key)), default=None)
         if nearest is None:
-            return "there is none yet"
-        return f"the one in the cache does not fit ({'; '.join(key.differs(nearest.key))})"
+            return "none is cached yet"
+        return f"the cached one does not fit ({'; '.join(key.differs(nearest.key))})"
 
     def _shrink(self, keep: Path) -> None:
-        """Removes the engines used longest ago, but not `keep`, until the rest is within the limit."""
+        """Remove the least recently used engines, but not `keep`, until the rest is within the limit."""
         with self._lock("limit", lambda: None):
             total = 0
-            for stored in self.entries():  # the last used first
+            for stored in self.entries():  # the most recently used first
                 total += stored.bytes
                 if total > self.limit and stored.path != keep and self._remove_if_free(stored.path):
                     total -= stored.bytes
@@ -195,7 +198,7 @@ class EngineCache:
         return True
 
     def _remove(self, path: Path) -> None:
-        """The engine and everything half-written of it; its lock must be held. The sidecar goes first."""
+        """Remove an engine and its temporary files, the sidecar first; its lock must be held."""
         with _writing(self.folder):
             sidecar.path_of(path).unlink(missing_ok=True)
             for left in (path, *self.folder.glob(f".{path.name}*")):
@@ -208,7 +211,7 @@ class EngineCache:
 
     @contextlib.contextmanager
     def _lock(self, name: str, busy: Callable[[], object]) -> Iterator[None]:
-        """Holds the lock `name`; calls `busy` if it has to be waited for."""
+        """Hold the lock `name`; call `busy` if another process holds it."""
         lock = self._file_lock(name)
         with _writing(self.folder):
             try:
@@ -223,19 +226,19 @@ class EngineCache:
 
 
 def limit_bytes() -> int:
-    """The limit that the environment sets, or the default. Raises UsageError where it is no number."""
+    """The limit of RESTORT_ENGINES_GIB, or the default. Raises UsageError where it is not a number."""
     text = os.environ.get(LIMIT, "").strip()
     try:
         gib = float(text) if text else LIMIT_GIB
         if not 0 <= gib < 1e9:
             raise ValueError
     except ValueError:
-        raise UsageError(f"{LIMIT} is {text!r}, which is no number of GiB; set it to 20, say") from None
+        raise UsageError(f"{LIMIT} must be a number of GiB, such as 20, not {text!r}") from None
     return int(gib * 2**30)
 
 
-def _waiting(key: Key) -> str:
-    return f"another process is building the engine of {key.model}, {key.precision}; waiting for it"
+def _waiting(key: EngineKey) -> str:
+    return f"waiting for another process that is building the engine of {key.model}, {key.precision}"
 
 
 def _size(path: Path) -> int:
@@ -250,3 +253,43 @@ def _writing(folder: Path) -> Iterator[None]:
         raise RestortError(
             f"cannot write the engine cache {folder} ({error.strerror or error}); set RESTORT_CACHE to another folder"
         ) from None
+
+
+@dataclass(frozen=True)
+class TimingCache:
+    """The builder's timing cache of one library version, GPU and driver; times are valid for no other.
+
+    A cache that cannot be read or written costs time only: no method raises.
+    """
+
+    version: str
+    gpu: str
+    capability: str
+    driver: str
+    folder: Path = field(default_factory=lambda: cache_root() / "tactics")
+
+    @property
+    def path(self) -> Path:
+        names = (self.version, self.gpu, self.capability, f"cuda{self.driver}")
+        return self.folder / f"{'_'.join(slug(name) for name in names)}.timings"
+
+    def read(self) -> bytes | None:
+        """Read the measurements of earlier builds, for the builder; None without any."""
+        try:
+            return self.path.read_bytes() or None
+        except OSError:
+            return None
+
+    def merge(self, measured: bytes, combine: Combine, seen: bytes | None = None) -> None:
+        """Add what a build measured that began with `seen`, to what other builds have written since.
+
+        `combine(a, b)` joins two caches. It may raise where one is damaged; the new one then replaces both.
+        """
+        with contextlib.suppress(OSError, RestortError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{self.path}.lock"):
+                before = self.read()
+                if before not in (None, measured, seen):
+                    with contextlib.suppress(Exception):
+                        measured = combine(before or b"", measured)
+                write_bytes(self.path, measured, overwrite=True)

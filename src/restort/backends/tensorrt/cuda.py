@@ -1,7 +1,7 @@
-"""The few CUDA calls that running an engine takes, through cuda-python: memory, copies, streams, events, graphs.
+"""The CUDA calls that running an engine needs, through cuda-python: memory, copies, streams, events, graphs.
 
-Pointers and handles are integers here. Every failing call raises RestortError, one sentence with the likely remedy;
-OutOfMemory where the memory of the GPU is not enough, which smaller tiles may cure.
+Pointers and handles are integers. A call that fails raises RestortError, one sentence with a remedy; OutOfMemory, which
+smaller tiles may cure, where the GPU has too little memory.
 """
 
 from __future__ import annotations
@@ -21,58 +21,58 @@ REMEDY = "pip install cuda-python"
 
 @functools.cache
 def runtime() -> Any:
-    """The module cuda.bindings.runtime (or cuda.cudart, as it was called before cuda-python 12.8).
+    """Import cuda.bindings.runtime, or cuda.cudart as before cuda-python 12.8.
 
-    Raises RestortError where it is not installed or does not load.
+    Raises RestortError where neither is installed or loads.
     """
     for name in ("cuda.bindings.runtime", "cuda.cudart"):
         try:
             return importlib.import_module(name)
         except ImportError as error:
             reason = " ".join(str(error).split())[:120]
-    raise RestortError(f"cuda-python is not here ({reason}); get it with: {REMEDY}")
+    raise RestortError(f"cuda-python does not load ({reason}); get it with: {REMEDY}")
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """`cudaNAME(*arguments)`: what it gives besides the error code: nothing, one value, or a tuple."""
+    """Call `cudaNAME(*arguments)`; return what it gives besides the error code: None, one value, or a tuple."""
     module = runtime()
     code, *values = getattr(module, f"cuda{name}")(*arguments)
     if int(code) != 0:
-        raise trouble(name, int(code), _words(module, code))
+        raise cuda_error(name, int(code), _message(module, code))
     return values[0] if len(values) == 1 else tuple(values) if values else None
 
 
-def _words(module: Any, code: Any) -> str:
+def _message(module: Any, code: Any) -> str:
     try:
         text = module.cudaGetErrorString(code)[1]
         return (text.decode() if isinstance(text, bytes) else str(text)).strip()
-    except Exception:  # the message is worth less than the error itself
+    except Exception:  # the code alone will do
         return str(code)
 
 
-def trouble(name: str, code: int, words: str) -> RestortError:
-    """The error of a CUDA call in one sentence."""
+def cuda_error(name: str, code: int, message: str) -> RestortError:
+    """Make the error of a failed CUDA call, with a remedy by its code."""
     if code == 2:
-        return OutOfMemory("the memory of the GPU is not enough; use smaller tiles (--tile)")
+        return OutOfMemory("out of GPU memory; use smaller tiles (--tile)")
     if code in (35, 803):
         return RestortError(
-            f"the NVIDIA driver is too old for this cuda-python, or not there ({words}); install a newer driver, or an "
-            "older one with: pip install 'cuda-python<13'"
+            f"the NVIDIA driver is absent or too old for this cuda-python ({message}); install a newer driver, or an "
+            "older cuda-python with: pip install 'cuda-python<13'"
         )
     if code in (100, 101, 38):
-        return RestortError(f"no NVIDIA GPU can be used here ({words}); use another backend")
+        return RestortError(f"no usable NVIDIA GPU ({message}); use another --backend")
     if code in (46, 3, 4):
-        return RestortError(f"the GPU is busy or cannot be started ({words}); see `nvidia-smi`")
+        return RestortError(f"the GPU is busy or cannot be initialised ({message}); see `nvidia-smi`")
     if code in (700, 710, 714, 715, 716, 717, 718, 719):
         return RestortError(
-            f"the GPU stopped with an error ({words}); start again, and clear the engines "
-            "(restort cache clear engines) if it comes back"
+            f"the GPU stopped with an error ({message}); start again, and if it recurs, clear the engines with: "
+            "restort cache clear engines"
         )
-    return RestortError(f"CUDA failed in {name} (error {code}: {words}); see `nvidia-smi`")
+    return RestortError(f"CUDA call {name} failed (error {code}: {message}); see `nvidia-smi`")
 
 
 class Buffer:
-    """`size` bytes on the GPU; `pointer` is where, 0 for none."""
+    """`size` bytes on the GPU, at `pointer`; 0 without bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -85,7 +85,7 @@ class Buffer:
 
 
 class Pinned:
-    """Host memory that the GPU copies from and to by itself; `array` is float32 of `shape`."""
+    """Page-locked host memory, which the GPU copies asynchronously; `array` is float32 of `shape`."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.size = 4 * int(np.prod(shape))
@@ -101,18 +101,18 @@ class Pinned:
 
 
 class Event:
-    """A point in a stream; those with `timing` also say when it was reached."""
+    """A point in a stream; with `timing` its time can be read."""
 
     def __init__(self, timing: bool = False) -> None:
         flags = runtime().cudaEventDefault if timing else runtime().cudaEventDisableTiming
         self.handle = call("EventCreateWithFlags", flags)
 
     def wait(self) -> None:
-        """Until it is reached."""
+        """Block until it is reached."""
         call("EventSynchronize", self.handle)
 
     def since(self, start: Event) -> float:
-        """Milliseconds from `start` to this; both must have been reached."""
+        """Milliseconds from `start` to this; both must be reached."""
         return float(call("EventElapsedTime", start.handle, self.handle))
 
     def free(self) -> None:
@@ -122,7 +122,7 @@ class Event:
 
 
 class Graph:
-    """What a stream recorded between begin and end of a capture, ready to be launched as a whole."""
+    """An instantiated CUDA graph: what a stream captured, launched as a whole."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -134,7 +134,7 @@ class Graph:
 
 
 class Stream:
-    """Work in order; `number` is the handle as TensorRT takes it."""
+    """A CUDA stream; `number` is its handle as TensorRT takes it."""
 
     def __init__(self) -> None:
         self.handle = call("StreamCreateWithFlags", runtime().cudaStreamNonBlocking)
@@ -147,7 +147,7 @@ class Stream:
         self._copy(target.pointer, source.pointer, target.size, "DeviceToHost")
 
     def copy(self, target: Buffer, source: Buffer, size: int) -> None:
-        """From one place on the GPU to another."""
+        """Copy from one place on the GPU to another."""
         self._copy(target.pointer, source.pointer, size, "DeviceToDevice")
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
@@ -158,14 +158,14 @@ class Stream:
         call("EventRecord", event.handle, self.handle)
 
     def wait_for(self, event: Event) -> None:
-        """What comes next in this stream waits for `event`; this thread does not."""
+        """Make later work of this stream wait for `event`; the calling thread does not wait."""
         call("StreamWaitEvent", self.handle, event.handle, 0)
 
     def launch(self, graph: Graph) -> None:
         call("GraphLaunch", graph.handle, self.handle)
 
     def begin_capture(self) -> None:
-        # Thread-local: other threads may allocate meanwhile.
+        # thread-local: other threads may allocate during the capture
         mode = runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call("StreamBeginCapture", self.handle, mode)
 
@@ -186,10 +186,10 @@ class Stream:
 
 
 def free_memory() -> int:
-    """Bytes of the GPU's memory that nobody uses."""
+    """Free bytes of the GPU's memory."""
     return int(call("MemGetInfo")[0])
 
 
 def forget_error() -> None:
-    """Clears an error that was dealt with, such as that of a capture that failed."""
+    """Clear the last error after it was handled, such as that of a failed capture."""
     runtime().cudaGetLastError()

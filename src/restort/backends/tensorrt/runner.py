@@ -1,6 +1,6 @@
 """The backend `tensorrt`: a network as an engine of TensorRT or TensorRT-RTX, without PyTorch.
 
-The engine is found in the cache or built when the first array comes, because only then its size is known.
+The engine is found in the cache or built when the first array comes, because its size is unknown before.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,36 +19,27 @@ from typing import Any
 import numpy as np
 
 from restort.backends.fused.aot_cache import PRECISIONS as FUSED_PRECISIONS
-from restort.backends.tensorrt import cuda
-from restort.backends.tensorrt.build import BuildOptions, check_options
-from restort.backends.tensorrt.build_plan import ready
+from restort.backends.precision_fallback import PRECISION_FALLBACK, FallbackWarning, run_with_fallback
+from restort.backends.tensorrt import cuda, plugin
+from restort.backends.tensorrt.availability import KERNELS, default_kernels
 from restort.backends.tensorrt.cache import Stored
-from restort.backends.tensorrt.check import KERNELS, asked_kernels
-from restort.backends.tensorrt.flavour import find
-from restort.backends.tensorrt.gpu import Gpu
-from restort.backends.tensorrt.keys import Profile, Size, profile_of
-from restort.backends.tensorrt.mixed import kept_sections
-from restort.backends.tensorrt.runtime import Engine, EngineRefused
-from restort.backends.tensorrt.supply import LARGEST, Supply, present
-from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.backends.tensorrt.engine import Engine, EngineRefused
+from restort.backends.tensorrt.engine_key import profile_of
+from restort.backends.tensorrt.library import find
+from restort.backends.tensorrt.mixed_precision import kept_sections
+from restort.backends.tensorrt.options import BuildOptions, Profile, Size
+from restort.backends.tensorrt.provider import LARGEST, EngineProvider, check_build, require_gpu
+from restort.errors import RestortError, UsageError
 from restort.models.memory_estimate import bytes_per_pixel
 from restort.runner import Array, checked, closed
 from restort.utils.files import write_bytes
+from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights
 
 PRECISIONS = ("fp16", "bf16", "fp32", "tf32", "mixed")
-LADDER = {
-    "fp16": ("fp16", "bf16", "fp32"),
-    "mixed": ("mixed", "bf16", "fp32"),
-    "bf16": ("bf16", "fp32"),
-    "tf32": ("tf32", "fp32"),
-    "fp32": ("fp32",),
-}
-"""What a result that is not finite is computed in instead; bf16 where the library has it."""
-
 FLAVOUR = "RESTORT_TENSORRT"
-"""Names the library where both are installed: tensorrt or rtx."""
-KEPT = 4  # engines of one size each that stay open, with weights and scratch of their own
+"""The environment variable that names the library where both are installed: tensorrt or rtx."""
+KEPT = 4  # engines of one size each that stay open, each with its own weights and scratch memory
 
 _log = logging.getLogger("restort")
 
@@ -55,15 +47,16 @@ _log = logging.getLogger("restort")
 class TensorrtRunner:
     """A network on the first GPU.
 
-    profile     the sizes of the engine to run or build; default: whatever engine in the cache takes an array, and
-                if none does, the one of restort.backends.tensorrt.supply.profile_for.
-    options     further fields of restort.backends.tensorrt.build.BuildOptions. With {'kernels': 'fused'}, and of
-                networks of which the library makes good engines for one size only, every size has an engine of its
-                own, of which the last KEPT stay open.
+    flavour     the library; default: the environment variable RESTORT_TENSORRT, or the installed one
+    profile     the sizes of the engine to run or build; default: any engine in the cache that takes an array, or the
+                one of restort.backends.tensorrt.provider.profile_for
+    options     further fields of restort.backends.tensorrt.options.BuildOptions. With {'kernels': 'fused'}, and for
+                networks that the library builds well for one size only, every size has its own engine; the last KEPT
+                stay open
 
-    Several threads may call one runner. `say` is told what takes long, `warn` once if results had to be computed in
-    another precision. Raises RestortError, one sentence, where the library, the GPU or the engine fails, and
-    OutOfMemory where the GPU's memory is not enough.
+    Several threads may call one runner. `say` receives what takes long, `warn` a line if results were computed in
+    another precision. Raises RestortError where the library, the GPU or the engine fails, OutOfMemory where the GPU has
+    too little memory.
     """
 
     name = "tensorrt"
@@ -85,16 +78,16 @@ class TensorrtRunner:
         self._weights: Weights | None = weights
         self._profile, self._options = profile, dict(options or {})
         by_environment = "kernels" not in self._options
-        self._options.setdefault("kernels", asked_kernels())
+        self._options.setdefault("kernels", default_kernels())
         self.flavour = find(flavour or os.environ.get(FLAVOUR) or "auto")
         self._check(by_environment)
         cuda.runtime()
         self._lock = threading.RLock()
-        self._supplies: dict[str, Supply] = {}
+        self._providers: dict[str, EngineProvider] = {}
         self._opened: list[tuple[str, Profile, Engine]] = []
         self._jit: dict[Path, tuple[Engine, int]] = {}
-        self._told = False
-        self.gpu: Gpu = self._supply(precision).gpu or present()
+        self._warn_fallback = FallbackWarning()
+        self.gpu: Gpu = self._provider(precision).gpu or require_gpu()
 
     @property
     def is_fused(self) -> bool:
@@ -102,25 +95,25 @@ class TensorrtRunner:
         return bool(self._options["kernels"] == "fused")
 
     def _check(self, by_environment: bool) -> None:
-        """UsageError for options with which no engine could be built, before an array comes."""
+        """Raise UsageError for options of which no engine can be built, before an array comes."""
         step = self.spec.size_multiple
         profile = self._profile or Profile.fixed(1, step, step)
         if self._options["kernels"] == "tensorrt":
             return
         try:
-            check_options(self.flavour, BuildOptions(profile, self.precision, **self._options))
+            check_build(self.flavour, BuildOptions(profile, self.precision, **self._options))
         except UsageError as error:
             if not by_environment:
                 raise
             setting = f"{KERNELS}={self._options['kernels']}"
-            raise UsageError(f"{error} ({setting} chose these kernels; unset it for the library's)") from None
+            raise UsageError(f"{error} ({setting} chose these kernels; unset it for TensorRT's)") from None
 
     def __call__(self, x: Array) -> Array:
         x = checked(x, self.spec)
-        return self._safe(x, self._run(x, self.precision))
+        return self._finite(x, self._run(x, self.precision))
 
     def stream(self, arrays: Iterable[Array]) -> Iterator[Array]:
-        """The results of `arrays` in their order; while one is computed the next one is read and copied."""
+        """Yield the results of `arrays` in order; the next array is read and copied while one is computed."""
         for shape, group in groupby((checked(x, self.spec) for x in arrays), key=lambda x: x.shape):
             engine = self._engine(shape, self.precision)
             if engine is None:
@@ -128,7 +121,7 @@ class TensorrtRunner:
                 continue
             sent: deque[Array] = deque()
             for y in engine.stream(_kept(group, sent)):
-                yield self._safe(sent.popleft(), y)
+                yield self._finite(sent.popleft(), y)
 
     def _run(self, x: Array, precision: str) -> Array:
         engine = self._engine(x.shape, precision)
@@ -138,35 +131,23 @@ class TensorrtRunner:
         assert engine is not None
         return np.concatenate(list(engine.stream(x[i : i + 1] for i in range(len(x)))))
 
-    def _safe(self, x: Array, y: Array) -> Array:
-        """`y`, or, where it is not finite though x is, the result in a precision with more range."""
-        below, *ladder = self._ladder()
-        for precision in ladder:
-            if is_finite(y) or not is_finite(x):
-                return y
-            with self._lock:
-                first, self._told = not self._told, True
-            if first:
-                self.warn(
-                    f"a result in {below} was not finite, these weights pass its range; such parts are computed in "
-                    f"{precision} instead, which takes longer (avoid it with --precision {precision})"
-                )
-            below = precision
-            try:
-                y = self._run(x, precision)
-            except OutOfMemory:
-                raise
-            except RestortError:  # not every GPU has an engine for it
-                if precision == ladder[-1]:
-                    raise
-        return y
+    def _finite(self, x: Array, y: Array) -> Array:
+        """Return the result `y` of x, or, where it is not finite though x is, that of a precision with more range."""
 
-    def _ladder(self) -> tuple[str, ...]:
+        def run(precision: str) -> tuple[Array, bool]:
+            result = y if precision == self.precision else self._run(x, precision)
+            return result, is_finite(result)
+
         here = {*self.flavour.precisions, *(FUSED_PRECISIONS if self.is_fused else ())}
-        return tuple(p for p in LADDER[self.precision] if p in here)
+        return run_with_fallback(
+            [precision for precision in PRECISION_FALLBACK[self.precision] if precision in here],
+            run,
+            lambda: is_finite(x),
+            partial(self._warn_fallback, self.warn),
+        )
 
     def _engine(self, shape: tuple[int, ...], precision: str) -> Engine | None:
-        """The engine for x of `shape`, opened; None where there is none that takes the batch as a whole."""
+        """Return the opened engine for x of `shape`; None where none takes the whole batch."""
         size: Size = (shape[0], shape[2], shape[3])
         with self._lock:
             opened = [
@@ -176,57 +157,57 @@ class TensorrtRunner:
             ]
             if opened:
                 return min(opened, key=lambda item: item[:2])[2]
-            supply = self._supply(precision)
+            provider = self._provider(precision)
             if self._profile is not None:
-                return self._from(supply, lambda: supply.obtain(self._fitting(size)))
-            if size[0] > 1 and supply.find(size) is None:
+                return self._from(provider, lambda: provider.obtain(self._fitting(size)))
+            if size[0] > 1 and provider.find(size) is None:
                 return None
-            return self._from(supply, lambda: supply.provide(size))
+            return self._from(provider, lambda: provider.provide(size))
 
     def _fitting(self, size: Size) -> Profile:
         assert self._profile is not None
         if not self._profile.covers(size):
             raise RestortError(
-                f"the engine is for inputs of {self._profile} (batch x height x width), not {'x'.join(map(str, size))}"
+                f"the engine takes inputs of {self._profile} (batch x height x width), not {'x'.join(map(str, size))}"
             )
         return self._profile
 
-    def _from(self, supply: Supply, get: Callable[[], Stored]) -> Engine:
-        """The engine that `get` finds or builds, opened; built again if it cannot be."""
+    def _from(self, provider: EngineProvider, get: Callable[[], Stored]) -> Engine:
+        """Open the engine that `get` finds or builds; rebuild it if it cannot be opened."""
         stored = get()
         try:
-            return self._opened_from(supply, stored)
+            return self._opened_from(provider, stored)
         except EngineRefused as error:
             if stored.built:
                 raise
-            supply.cache.discard(stored, supply.say, str(error))
-        return self._opened_from(supply, get())
+            provider.cache.discard(stored, provider.say, str(error))
+        return self._opened_from(provider, get())
 
-    def _opened_from(self, supply: Supply, stored: Stored) -> Engine:
-        path = supply.jit_path(stored)
+    def _opened_from(self, provider: EngineProvider, stored: Stored) -> Engine:
+        path = provider.jit_path(stored)
         jit = None
         if path is not None:
             with contextlib.suppress(OSError):
                 jit = path.read_bytes()
-        ready(self.flavour, stored.about)
+        plugin.load_for(self.flavour, stored.about)
         engine = Engine(self.flavour, stored.path.read_bytes(), jit=jit)
         if path is not None:
             self._jit[path] = (engine, len(jit or b""))
-        self._opened.append((supply.precision, profile_of(stored.key), engine))
-        if supply.is_by_size:  # one let go is closed when no call holds it any more
+        self._opened.append((provider.precision, profile_of(stored.key), engine))
+        if provider.is_by_size:  # a dropped engine is closed when no call holds it any more
             del self._opened[:-KEPT]
         return engine
 
-    def _supply(self, precision: str) -> Supply:
+    def _provider(self, precision: str) -> EngineProvider:
         with self._lock:
             if self._weights is None:
                 raise closed(self.name)
-            if precision not in self._supplies:
+            if precision not in self._providers:
                 keep = kept_sections(self._weights) if precision == "mixed" else ()
                 options = dict(self._options)
-                if precision not in FUSED_PRECISIONS:  # in place of a result that was not finite
+                if precision not in FUSED_PRECISIONS:  # the fallback of a result that was not finite
                     options.pop("kernels")
-                self._supplies[precision] = Supply(
+                self._providers[precision] = EngineProvider(
                     self._weights,
                     precision,
                     self.flavour,
@@ -234,7 +215,7 @@ class TensorrtRunner:
                     options=options,
                     say=lambda line: self.say(line),
                 )
-            return self._supplies[precision]
+            return self._providers[precision]
 
     @property
     def device(self) -> str:
@@ -242,21 +223,21 @@ class TensorrtRunner:
         return self.gpu.name
 
     def device_peak_bytes(self) -> int:
-        """The GPU memory taken since the engines were opened; that of other programs is counted in."""
+        """The GPU memory taken since the engines were opened, by other programs, too."""
         with self._lock:
             return max((engine.peak_bytes() for *_, engine in self._opened), default=0)
 
     def tile_memory(self) -> tuple[int, int]:
-        """(bytes of the GPU that a picture may take now, bytes per pixel of the input), an estimate.
+        """Estimate (bytes of the GPU that a picture may take now, bytes per pixel of the input).
 
-        No more than the engine's largest size takes, so that tiles fit the engine and none is built for each size.
+        No more than the largest size of the engine takes, so that all tiles fit one engine.
         """
         each = bytes_per_pixel(self.spec) // (1 if self.precision in ("fp32", "tf32") else 2)
         most = self._profile.max[1:] if self._profile is not None else LARGEST
         return min(int(0.9 * cuda.free_memory()), most[0] * most[1] * each), each
 
     def timer(self, x: Array) -> Callable[[], float]:
-        """A function that runs x, on the GPU already, and returns the milliseconds of CUDA's events."""
+        """Return a function that computes x, already on the GPU, and returns the milliseconds of CUDA's events."""
         x = checked(x, self.spec)
         engine = self._engine(x.shape, self.precision)
         if engine is not None:
@@ -267,10 +248,10 @@ class TensorrtRunner:
         return lambda: sum(once() for _ in range(len(x)))
 
     def engine_for(self, x: Array) -> Engine:
-        """The opened engine that runs x, for profilers; x's batch must be one that it takes."""
+        """Return the opened engine that runs x, for profilers. Raises RestortError for a batch that none takes."""
         engine = self._engine(checked(x, self.spec).shape, self.precision)
         if engine is None:
-            raise RestortError(f"no engine takes a batch of {len(x)}")
+            raise RestortError(f"no engine takes a batch of {len(x)}; use a batch of 1")
         return engine
 
     def close(self) -> None:
@@ -285,7 +266,7 @@ class TensorrtRunner:
 
 
 def is_finite(y: Array) -> bool:
-    """Whether no element is NaN or infinite: one sum, and a closer look only where that overflows."""
+    """Whether no element is NaN or infinite: one sum, and a test of every element only where it overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.add.reduce(y, axis=None))) or bool(np.isfinite(y).all())
 
@@ -297,7 +278,7 @@ def _kept(arrays: Iterable[Array], sent: deque[Array]) -> Iterator[Array]:
 
 
 def _keep_jit(path: Path, engine: Engine, before: int) -> None:
-    """Writes what an RTX engine compiled, if that is more than it had; a cache that cannot be written is no error."""
+    """Write the kernels that an RTX engine compiled, if there are new ones; ignore a cache that cannot be written."""
     data = engine.jit_cache()
     if not data or len(data) <= before:
         return

@@ -1,4 +1,4 @@
-"""One shape of an engine: its context, the buffers it computes between, and those that copies go through."""
+"""An execution context for one shape of input, with its buffers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from restort.backends.tensorrt import cuda
 from restort.errors import RestortError
 
 if TYPE_CHECKING:
-    from restort.backends.tensorrt.flavour import Flavour
+    from restort.backends.tensorrt.library import Flavour
 
 Shape: TypeAlias = tuple[int, ...]
 
 INPUT, OUTPUT = "input", "output"
-LEAST_SCRATCH = 256  # an engine of a plugin alone asks for none, and the address 0 may be refused
-SLOTS = 2  # calls of one shape in flight: one computes while the other's copies run
+LEAST_SCRATCH = 256  # bytes: an engine of a plugin alone asks for 0, and TensorRT may refuse the address 0
+BUFFERS = 2  # calls of one shape in flight: one computes while the copies of the other run
 
 
-class Slot:
-    """What a call in flight needs for itself: pinned and device buffers, and events between the streams."""
+class IOBuffers:
+    """The buffers of one call in flight, in pinned and device memory, and the events between its streams."""
 
     def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
         self._parts: list[Any] = []
@@ -42,12 +42,14 @@ class Slot:
             self._parts.pop().free()
 
 
-class Lane:
-    """A context of `engine` for inputs of `shape`; made by Engine, under its lock.
+class ShapeContext:
+    """An execution context of `engine` for inputs of `shape`; Engine makes it, under its lock.
 
-    stream      the handle of the stream that computes.
-    calls       computations so far; `graph` is what was recorded of one, if `capturable`.
-    users       calls that are under way.
+    stream      handle of the stream that computes
+    calls       computations so far
+    graph       the CUDA graph captured of one computation, or None
+    capturable  whether a capture may be tried
+    users       calls under way
     """
 
     def __init__(self, flavour: Flavour, engine: Any, config: Any, shape: Shape, stream: int) -> None:
@@ -56,37 +58,38 @@ class Lane:
         self.capturable = True
         self.graph: cuda.Graph | None = None
         self._engine = engine
-        self._slots: list[Slot] = []
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._buffers: list[IOBuffers] = []
+        self._free: queue.SimpleQueue[IOBuffers] = queue.SimpleQueue()
         self.input = self.output = cuda.Buffer(0)
-        with flavour.log.listening() as heard:
-            self.context = _context(flavour.module, engine, config)
+        with flavour.logger.capture() as captured:
+            self.context = _create_context(flavour.module, engine, config)
             if self.context is None:
-                raise heard.error("preparing the engine")
-            # Before TensorRT 10 only the first context of an engine has a profile by itself.
+                raise captured.error("preparing the engine")
+            # Before TensorRT 10 only the first context of an engine has a profile by default.
             if getattr(self.context, "active_optimization_profile", 0) != 0 and not (
                 self.context.set_optimization_profile_async(0, stream)
             ):
-                raise heard.error("preparing the engine")
+                raise captured.error("preparing the engine")
             if not self.context.set_input_shape(INPUT, shape):
                 raise RestortError(
-                    f"the engine does not take an input of {'x'.join(map(str, shape))} ({heard.error('setting it')})"
+                    f"the engine does not take an input of {'x'.join(map(str, shape))} "
+                    f"({captured.error('setting it')})"
                 )
             self.output_shape = tuple(int(n) for n in self.context.get_tensor_shape(OUTPUT))
             self.scratch_bytes = max(_scratch_bytes(engine, self.context), LEAST_SCRATCH)
 
     def allocate(self) -> None:
-        """Its buffers."""
-        self._slots = [Slot(self.shape, self.output_shape) for _ in range(SLOTS)]
-        for slot in self._slots:
-            self._free.put(slot)
-        self.input = cuda.Buffer(self._slots[0].host_in.size)
-        self.output = cuda.Buffer(self._slots[0].host_out.size)
+        """Allocate its buffers."""
+        self._buffers = [IOBuffers(self.shape, self.output_shape) for _ in range(BUFFERS)]
+        for buffers in self._buffers:
+            self._free.put(buffers)
+        self.input = cuda.Buffer(self._buffers[0].host_in.size)
+        self.output = cuda.Buffer(self._buffers[0].host_out.size)
         self.context.set_tensor_address(INPUT, self.input.pointer)
         self.context.set_tensor_address(OUTPUT, self.output.pointer)
 
     def use_scratch(self, scratch: cuda.Buffer) -> None:
-        """Where to keep what is between input and output. A graph that was recorded with another place is lost."""
+        """Set the memory for intermediate values; a graph captured with other memory is discarded."""
         if self.graph is not None:
             self.graph.free()
             self.graph, self.calls = None, 0
@@ -95,28 +98,28 @@ class Lane:
         else:
             self.context.device_memory = scratch.pointer
 
-    def take(self, wait: bool) -> Slot | None:
-        """A free slot; waits for one, or with `wait` False returns None where there is none."""
+    def take(self, wait: bool) -> IOBuffers | None:
+        """Take free buffers; where there are none, wait, or return None without `wait`."""
         try:
             return self._free.get(block=wait)
         except queue.Empty:
             return None
 
-    def give(self, slot: Slot) -> None:
-        self._free.put(slot)
+    def give_back(self, buffers: IOBuffers) -> None:
+        self._free.put(buffers)
 
     def free(self) -> None:
         if self.graph is not None:
             self.graph.free()
         self.context = self.graph = None
-        while self._slots:
-            self._slots.pop().free()
+        while self._buffers:
+            self._buffers.pop().free()
         self.input.free()
         self.output.free()
 
 
-def _context(module: Any, engine: Any, config: Any) -> Any:
-    """A context whose scratch memory is ours, by the name that this version has for it."""
+def _create_context(module: Any, engine: Any, config: Any) -> Any:
+    """Create a context that computes in scratch memory of ours, by the name that the version has for it."""
     if config is not None:
         return engine.create_execution_context(config)
     if hasattr(engine, "create_execution_context_without_device_memory"):
@@ -125,7 +128,7 @@ def _context(module: Any, engine: Any, config: Any) -> Any:
 
 
 def _scratch_bytes(engine: Any, context: Any) -> int:
-    """What the context needs for its shape, or, before TensorRT 10, for the largest shape of the engine."""
+    """Scratch memory for the context's shape; before TensorRT 10, for the largest shape of the engine."""
     if hasattr(context, "update_device_memory_size_for_shapes"):
         return int(context.update_device_memory_size_for_shapes())
     if hasattr(engine, "device_memory_size_v2"):

@@ -1,4 +1,4 @@
-"""Engines of RestoRT's own kernels: chosen, kept apart from others, and run; on a stand-in for library and GPU."""
+"""Engines of RestoRT's own kernels, on a fake library and GPU: chosen, cached apart from others, and run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import pytest
 from restort.backends.fused import aot_cache
 from restort.backends.fused.aot_cache import PlanCache, Wanted, given, opened
 from restort.backends.tensorrt import runner as runners
-from restort.backends.tensorrt.build import BuildOptions, check_options
 from restort.backends.tensorrt.cache import EngineCache
-from restort.backends.tensorrt.gpu import Gpu
-from restort.backends.tensorrt.keys import Profile
+from restort.backends.tensorrt.options import BuildOptions, Profile
+from restort.backends.tensorrt.provider import EngineProvider, check_build
 from restort.backends.tensorrt.runner import TensorrtRunner
-from restort.backends.tensorrt.supply import Supply
 from restort.errors import RestortError, UsageError
+from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes.empty_aot import plan_of
 from tests.fakes.fake_backend import ELAN, write_weights
@@ -96,21 +95,22 @@ def test_the_environment_chooses_too(world: World, weights: Weights, monkeypatch
     runner.close()
     monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "cutlass")
     with pytest.raises(
-        UsageError, match=r"no kernels 'cutlass' for an engine; choose tensorrt, fused .*=cutlass"
+        UsageError, match=r"unknown kernels for an engine: 'cutlass'; choose tensorrt, fused .*=cutlass"
     ):
         TensorrtRunner(weights)
     monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
-    with pytest.raises(UsageError, match=r"not fp32.*RESTORT_TENSORRT_KERNELS=fused chose.*unset it"):
+    with pytest.raises(UsageError, match=r"not support fp32.*RESTORT_TENSORRT_KERNELS=fused chose.*unset it"):
         TensorrtRunner(weights, "fp32")
     with pytest.raises(UsageError, match=r"or leave --kernels out$"):
         TensorrtRunner(weights, "fp32", options=FUSED)
 
 
 def test_neither_kind_of_kernels_stands_for_the_other(world: World, weights: Weights) -> None:
-    supplies = [
-        Supply(weights, "fp16", world.flavour, options=o) for o in ({}, FUSED, {"kernels": "tensorrt"})
+    providers = [
+        EngineProvider(weights, "fp16", world.flavour, options=o)
+        for o in ({}, FUSED, {"kernels": "tensorrt"})
     ]
-    keys = [supply.key(Profile.fixed(1, 32, 48)) for supply in supplies]
+    keys = [provider.key(Profile.fixed(1, 32, 48)) for provider in providers]
     assert keys[0].digest == keys[2].digest != keys[1].digest
     for a, b in ((0, 1), (1, 0)):
         assert not keys[a].stands_for(keys[b].to_json(), (1, 32, 48))
@@ -119,20 +119,20 @@ def test_neither_kind_of_kernels_stands_for_the_other(world: World, weights: Wei
 def test_keys_tell_kernels_and_plugins_apart(
     world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    supply = Supply(weights, "fp16", world.flavour, options=FUSED)
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED)
 
     def digest() -> str:
-        return supply.key(Profile.fixed(1, 32, 48)).digest
+        return provider.key(Profile.fixed(1, 32, 48)).digest
 
     found = [digest()]
     library = tmp_path / "librestort_pass.so"
     monkeypatch.setenv("RESTORT_PLUGIN", str(library))
-    with pytest.raises(UsageError, match=r"RESTORT_PLUGIN is .*, where there is no file"):
+    with pytest.raises(UsageError, match=r"RESTORT_PLUGIN names a file that does not exist"):
         digest()
     for content in (b"one", b"two"):
         library.write_bytes(content)
         found.append(digest())
-    monkeypatch.setattr("restort.backends.tensorrt.supply.sources_digest", lambda: "other kernels")
+    monkeypatch.setattr("restort.backends.tensorrt.provider.sources_digest", lambda: "other kernels")
     found.append(digest())
     assert len(set(found)) == 4
 
@@ -145,7 +145,7 @@ def test_results_that_are_not_finite(world: World, weights: Weights) -> None:
     world.behaves["bf16"] = "nan"
     np.testing.assert_array_equal(runner(picture(16, 16)), enlarged(picture(16, 16)))
     assert (world.builds[-1].precision, world.builds[-1].kernels) == ("fp32", "tensorrt")
-    assert sum("not finite" in line for line in said) == 1
+    assert sum("produced NaN/Inf" in line for line in said) == 1
     runner.close()
 
 
@@ -173,7 +173,7 @@ def test_the_plugin_is_there_before_an_engine_is_opened(
     def missing(flavour: Any, say: Any = None) -> None:
         raise RestortError("there is no compiler; get one")
 
-    monkeypatch.setattr("restort.backends.tensorrt.plugin_library.load", missing)
+    monkeypatch.setattr("restort.backends.tensorrt.plugin.load", missing)
     runner, said = made(weights)
     with pytest.raises(RestortError, match="this engine needs the plugin RestortPass: there is no compiler"):
         runner(picture())
@@ -182,50 +182,48 @@ def test_the_plugin_is_there_before_an_engine_is_opened(
 
 
 def test_what_is_not_for_auto(world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    from restort.backends.tensorrt import check, flavour, gpu
+    from restort.backends.tensorrt import availability, library
 
-    monkeypatch.setattr(gpu, "gpu", lambda: world.gpu)
-    monkeypatch.setattr(flavour, "installed", lambda: {"tensorrt": "8.6.0"})
+    monkeypatch.setattr(library, "installed", lambda: {"tensorrt": "8.6.0"})
     runner, _ = made(weights)
     runner(picture())
     runner.close()
-    assert not check.is_ready(weights, "fp16")  # a runner without the option would build another
+    assert not availability.is_ready(weights, "fp16")  # a runner without the option would build another
     monkeypatch.setenv("RESTORT_TENSORRT_KERNELS", "fused")
-    assert check.is_ready(weights, "fp16")
+    assert availability.is_ready(weights, "fp16")
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"profile": MANY}, r"one size, not 1x16x16\.\.1x32x32.*--shape 1x32x32, or leave --kernels out"),
-        ({"precision": "fp32"}, "in fp16 or bf16, not fp32; choose another --precision"),
-        ({"precision": "mixed"}, "in fp16 or bf16, not mixed"),
+        ({"precision": "fp32"}, "does not support fp32; choose fp16 or bf16, or leave"),
+        ({"precision": "mixed"}, "does not support mixed"),
         ({"compute_capabilities": ("8.6",)}, "leave --compute-capability out"),
-        ({"level": 3}, "chooses no kernels; leave --level out"),
-        ({"static": True}, "chooses no kernels; leave --static out"),
+        ({"level": 3}, "does not choose kernels; leave --level out"),
     ],
 )
 def test_options_that_make_no_sense(world: World, changes: dict[str, Any], expected: str) -> None:
     options = BuildOptions(Profile.fixed(1, 32, 32), "fp16", **FUSED)
-    check_options(world.flavour, options)
+    check_build(world.flavour, options)
     with pytest.raises(UsageError, match=expected):
-        check_options(world.flavour, replace(options, **changes))
+        check_build(world.flavour, replace(options, **changes))
 
 
 def test_libraries_that_have_no_such_plugin(world: World) -> None:
     options = BuildOptions(Profile.fixed(1, 32, 32), "fp16", **FUSED)
     world.flavour.version = "10.16.1"
     with pytest.raises(
-        UsageError, match=r"for TensorRT 8\.6, and 10\.16\.1 is installed; leave --kernels out"
+        UsageError, match=r"needs TensorRT 8\.6, and 10\.16\.1 is installed; leave --kernels out"
     ):
-        check_options(world.flavour, options)
+        check_build(world.flavour, options)
     world.flavour.name, world.flavour.title = "rtx", "TensorRT-RTX 1.7"
-    with pytest.raises(UsageError, match=r"TensorRT-RTX 1\.7 has no plugins.*--backend fused"):
-        check_options(world.flavour, options)
+    with pytest.raises(UsageError, match=r"TensorRT-RTX 1\.7 does not support plugins.*--backend fused"):
+        check_build(world.flavour, options)
     world.flavour.name, world.flavour.version = "tensorrt", "8.6.0"
-    world.gpu = None  # type: ignore[assignment]
-    with pytest.raises(UsageError, match=r"no NVIDIA GPU.*restort export --format plan"):
-        check_options(world.flavour, options)
+    world.gpu = None
+    with pytest.raises(UsageError, match=r"no NVIDIA GPU.*restort export --format aot"):
+        check_build(world.flavour, options)
 
 
 def test_plans_are_found_by_what_makes_them(world: World, weights: Weights) -> None:
@@ -271,13 +269,13 @@ def test_without_pytorch_a_plan_has_to_be_there(
     with pytest.raises(RestortError) as error:
         runner(picture())
     text = str(error.value)
-    assert "no plan of tiny" in text and "torch is not here to make one" in text and "--plan" in text
-    assert "restort export --format plan --shape 1x32x48 --precision fp16 --compute-capability 9.0" in text
+    assert "no plan of tiny" in text and "torch is not here to make one" in text and "--aot" in text
+    assert "restort export --format aot --shape 1x32x48 --precision fp16 --compute-capability 9.0" in text
     path = PlanCache().folder / wanted_of(weights).name
     path.parent.mkdir(parents=True)
     path.write_bytes(plan_of(wanted_of(weights)))
     np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
-    assert world.plans == [path] and not world.compiled
+    assert world.packages == [path] and not world.compiled
     runner.close()
 
 
@@ -287,17 +285,17 @@ def test_a_plan_that_is_named(world: World, weights: Weights, tmp_path: Path) ->
     profile = Profile.fixed(*wanted.shape)
     file.write_bytes(plan_of(wanted))
     said: list[str] = []
-    supply = Supply(weights, "fp16", world.flavour, options=FUSED, plan=file, say=said.append)
-    assert supply.obtain(profile).built and not supply.obtain(profile).built
-    assert world.plans == [file.resolve()] and not world.compiled
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=file, say=said.append)
+    assert provider.obtain(profile).built and not provider.obtain(profile).built
+    assert world.packages == [file.resolve()] and not world.compiled
     file.write_bytes(plan_of(wanted, compilers="Triton 4.0"))
-    assert supply.obtain(profile).about["plan"]["compilers"] == "Triton 4.0"
-    assert any("it holds another plan" in line for line in said)
+    assert provider.obtain(profile).about["aot"]["compilers"] == "Triton 4.0"
+    assert any("it holds another AOT package" in line for line in said)
     kept = EngineCache().entries()[0].path
     file.write_bytes(plan_of(replace(wanted, capability=80)))
     with pytest.raises(UsageError, match="does not fit"):
-        supply.obtain(profile)
-    assert kept.exists() and len(world.plans) == 2  # a plan that does not fit costs no engine
+        provider.obtain(profile)
+    assert kept.exists() and len(world.packages) == 2  # a plan that does not fit costs no engine
 
 
 def test_a_plan_named_from_home(
@@ -305,9 +303,9 @@ def test_a_plan_named_from_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "pass.plan").write_bytes(plan_of(wanted_of(weights)))
-    supply = Supply(weights, "fp16", world.flavour, options=FUSED, plan=Path("~/pass.plan"))
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=Path("~/pass.plan"))
     for built in (True, False):
-        assert supply.obtain(Profile.fixed(1, 32, 48)).built is built
+        assert provider.obtain(Profile.fixed(1, 32, 48)).built is built
 
 
 def test_a_plan_that_cannot_be_made_or_kept(
@@ -390,8 +388,8 @@ def test_files_that_are_no_plans(weights: Weights, tmp_path: Path) -> None:
 
 def test_another_gpu_has_other_plans(world: World, weights: Weights) -> None:
     assert H100.compute_capability == "9.0"
-    world.gpu = Gpu("NVIDIA A100", "8.0", "12.2")
+    world.gpu = Gpu("NVIDIA A100", (8, 0), (12, 2))
     runner, _ = made(weights)
     runner(picture())
-    assert "-sm80-" in world.plans[0].name
+    assert "-sm80-" in world.packages[0].name
     runner.close()

@@ -1,30 +1,30 @@
 // The TensorRT 8.6 plugin "RestortPass", version "1": one node that is a whole forward pass at one shape.
 //
-// Its field "plan" is the file that restort.backends.fused.aot_compile makes (format: aot_package.py beside that), or "file:" and
-// the path of one. Input and output are float32, linear, of the plan's shapes. Kernels and weights are loaded once for an
-// engine and shared by its execution contexts; scratch is of each context's own clone, so contexts may run side by side.
-// All of that is made in initialize, attachToContext or, at the latest, the first enqueue; later ones only launch, so
-// they can be captured in a CUDA graph. What goes wrong is logged in a sentence, and the call fails.
+// Its field "plan" holds an AOT package (restort.backends.fused.aot_package), or "file:" and the path of one. Input and
+// output are float32, linear, of the package's shapes. Kernels and weights are loaded once for an engine and shared by
+// its execution contexts. Each context has its own clone with scratch memory, so contexts may run side by side. All of
+// that is prepared in initialize, attachToContext or, at the latest, the first enqueue. Later calls only launch kernels,
+// so they can be captured in a CUDA graph. An error is logged in a sentence, and the call fails.
 //
-// libcuda.so.1 is opened when it is first needed; of libnvinfer.so.8 only getPluginRegistry and getLogger are used. With
-// the headers of TensorRT 8.6 and CUDA 12 or newer:
+// libcuda.so.1 is loaded when it is first needed. Of libnvinfer.so.8 only getPluginRegistry and getLogger are used. To
+// compile it, with the headers of TensorRT 8.6 and CUDA 12 or newer:
 //
 //     g++ -std=c++17 -O2 -fPIC -shared -fvisibility=hidden -ITENSORRT/include -ICUDA/include -o librestort_pass.so
 //         restort_pass.cpp -Wl,--no-as-needed -LTENSORRT/lib -l:libnvinfer.so.8 -Wl,--as-needed -ldl
 //
-// It has to name libnvinfer.so.8 as needed: Python's package loads that for itself alone.
+// The library must list libnvinfer.so.8 as needed, because TensorRT's Python package does not load it globally.
 
 #include <NvInferRuntime.h>
 
-#include "plan_gpu.hpp"
+#include "aot_gpu.hpp"
 
 namespace {
 
 using namespace nvinfer1;
-using restort::Loaded;
-using restort::Plan;
-using restort::Ready;
-using restort::Trouble;
+using restort::LoadedPackage;
+using restort::Package;
+using restort::PreparedPass;
+using restort::Error;
 using restort::check;
 using restort::current;
 using restort::driver;
@@ -40,15 +40,15 @@ void say(std::string const& what) noexcept {
 
 class RestortPass final : public IPluginV2DynamicExt {
 public:
-    explicit RestortPass(std::shared_ptr<Plan const> plan) : plan_(std::move(plan)) {}
+    explicit RestortPass(std::shared_ptr<Package const> package) : package_(std::move(package)) {}
 
     char const* getPluginType() const noexcept override { return "RestortPass"; }
     char const* getPluginVersion() const noexcept override { return "1"; }
     int32_t getNbOutputs() const noexcept override { return 1; }
     void setPluginNamespace(char const* name) noexcept override { namespace_ = name ? name : ""; }
     char const* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
-    size_t getSerializationSize() const noexcept override { return plan_->file.size(); }
-    void serialize(void* to) const noexcept override { std::memcpy(to, plan_->file.data(), plan_->file.size()); }
+    size_t getSerializationSize() const noexcept override { return package_->file.size(); }
+    void serialize(void* to) const noexcept override { std::memcpy(to, package_->file.data(), package_->file.size()); }
     void destroy() noexcept override { delete this; }
     DataType getOutputDataType(int32_t, DataType const*, int32_t) const noexcept override { return DataType::kFLOAT; }
     size_t getWorkspaceSize(PluginTensorDesc const*, int32_t, PluginTensorDesc const*, int32_t) const noexcept override {
@@ -57,7 +57,7 @@ public:
 
     IPluginV2DynamicExt* clone() const noexcept override {
         return guarded<IPluginV2DynamicExt*>(nullptr, [&] {
-            auto made = std::make_unique<RestortPass>(plan_);
+            auto made = std::make_unique<RestortPass>(package_);
             made->loaded_ = loaded_;
             made->namespace_ = namespace_;
             return made.release();
@@ -67,7 +67,7 @@ public:
     DimsExprs getOutputDimensions(int32_t, DimsExprs const*, int32_t, IExprBuilder& make) noexcept override {
         DimsExprs made{};
         made.nbDims = 4;
-        for (int i = 0; i < 4; ++i) made.d[i] = make.constant(static_cast<int32_t>(plan_->head.output[i]));
+        for (int i = 0; i < 4; ++i) made.d[i] = make.constant(static_cast<int32_t>(package_->head.output[i]));
         return made;
     }
 
@@ -83,32 +83,32 @@ public:
     int32_t initialize() noexcept override {
         return guarded<int32_t>(1, [&] { return load(), 0; });
     }
-    void terminate() noexcept override { ready_.reset(), loaded_.reset(); }
+    void terminate() noexcept override { pass_.reset(), loaded_.reset(); }
     void attachToContext(cudnnContext*, cublasContext*, IGpuAllocator*) noexcept override {
-        guarded<int32_t>(1, [&] { return prepare(), 0; });  // if this fails, enqueue tries again, and tells
+        guarded<int32_t>(1, [&] { return prepare(), 0; });  // if this fails, enqueue tries again and reports the error
     }
-    void detachFromContext() noexcept override { ready_.reset(); }
+    void detachFromContext() noexcept override { pass_.reset(); }
 
     int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs,
                     void* const* outputs, void*, cudaStream_t stream) noexcept override {
         if (!agrees(in[0].dims, false)) return 1;
         return guarded<int32_t>(1, [&] {
-            if (!ready_ || ready_->scratch.context != current()) {
+            if (!pass_ || pass_->scratch.context != current()) {
                 CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
-                check(driver().cuStreamIsCapturing_(stream, &capturing), "asking the stream");
+                check(driver().cuStreamIsCapturing_(stream, &capturing), "querying the stream");
                 if (capturing != CU_STREAM_CAPTURE_STATUS_NONE)
-                    throw Trouble("the first pass cannot be captured in a graph; run it once before");
+                    throw Error("the first call cannot be captured in a CUDA graph; run it once before");
                 prepare();
             }
-            ready_->run(inputs[0], outputs[0], stream);
+            pass_->run(inputs[0], outputs[0], stream);
             return 0;
         });
     }
 
 private:
-    std::shared_ptr<Plan const> plan_;
-    std::shared_ptr<Loaded> loaded_;
-    std::unique_ptr<Ready> ready_;
+    std::shared_ptr<Package const> package_;
+    std::shared_ptr<LoadedPackage> loaded_;
+    std::unique_ptr<PreparedPass> pass_;
     std::string namespace_;
 
     template <typename T, typename F> static T guarded(T failed, F work) noexcept {
@@ -121,19 +121,19 @@ private:
     }
 
     void load() {
-        if (!loaded_ || loaded_->weights.context != current()) loaded_ = std::make_shared<Loaded>(plan_);
+        if (!loaded_ || loaded_->weights.context != current()) loaded_ = std::make_shared<LoadedPackage>(package_);
     }
 
     void prepare() {
         load();
-        if (!ready_ || ready_->loaded != loaded_) ready_ = std::make_unique<Ready>(loaded_);
+        if (!pass_ || pass_->loaded != loaded_) pass_ = std::make_unique<PreparedPass>(loaded_);
     }
 
-    bool agrees(Dims const& given, bool open) const noexcept {  // -1 is not known yet
+    bool agrees(Dims const& given, bool open) const noexcept {  // -1 is unknown yet
         bool same = given.nbDims == 4;
         for (int i = 0; same && i < 4; ++i)
-            same = given.d[i] == static_cast<int32_t>(plan_->head.input[i]) || (open && given.d[i] < 0);
-        if (!same) say("the input has another shape than its plan");
+            same = given.d[i] == static_cast<int32_t>(package_->head.input[i]) || (open && given.d[i] < 0);
+        if (!same) say("the input does not have the shape of the AOT package");
         return same;
     }
 };
@@ -160,7 +160,7 @@ public:
                 std::vector<char> const all = contents(path);
                 return make(all.data(), all.size());
             }
-            throw Trouble("it has no field \"plan\"");
+            throw Error("the node has no field \"plan\"");
         } catch (std::exception const& error) {
             say(error.what());
         }
@@ -183,7 +183,7 @@ private:
 
     static std::vector<char> contents(std::string const& path) {
         std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"), std::fclose);
-        if (!file) throw Trouble("its plan " + path + " cannot be opened");
+        if (!file) throw Error("cannot open the AOT package " + path);
         std::vector<char> all, piece(1 << 20);
         while (size_t const count = std::fread(piece.data(), 1, piece.size(), file.get()))
             all.insert(all.end(), piece.begin(), piece.begin() + static_cast<std::ptrdiff_t>(count));
@@ -191,7 +191,7 @@ private:
     }
 
     IPluginV2* make(char const* data, size_t count) const {
-        auto made = std::make_unique<RestortPass>(std::make_shared<Plan const>(data, count));
+        auto made = std::make_unique<RestortPass>(std::make_shared<Package const>(data, count));
         made->setPluginNamespace(namespace_.c_str());
         return made.release();
     }

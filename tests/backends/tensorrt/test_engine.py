@@ -1,4 +1,4 @@
-"""Running an engine, on a stand-in for the GPU whose streams work late and in any order."""
+"""Running an engine, on a fake GPU whose streams work late and in any order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from restort.backends.tensorrt import cuda
-from restort.backends.tensorrt.runtime import Engine, EngineRefused
+from restort.backends.tensorrt.engine import Engine, EngineRefused
 from restort.errors import OutOfMemory, RestortError
 from tests.fakes import fake_tensorrt
 from tests.fakes.fake_cuda import FakeCuda
@@ -82,7 +82,7 @@ def test_shapes_come_and_go(gpu: FakeCuda) -> None:
     for _ in range(2):
         for shape in shapes:
             np.testing.assert_array_equal(engine(picture(0, shape)), enlarged(picture(0, shape)))
-    assert len(engine._lanes) == 4
+    assert len(engine._contexts) == 4
     engine.close()
     assert gpu.used == 0 and not gpu.pinned
 
@@ -93,7 +93,7 @@ def test_a_library_that_allows_one_context_gets_one(gpu: FakeCuda) -> None:
     engine = Engine(flavour, fake_tensorrt.plan(sharing=False))
     for shape in ((1, 3, 16, 8), (1, 3, 8, 8), (1, 3, 16, 8)):
         np.testing.assert_array_equal(engine(picture(0, shape)), enlarged(picture(0, shape)))
-        assert len(engine._lanes) == 1
+        assert len(engine._contexts) == 1
     engine.close()
     assert gpu.used == 0
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(gpu: FakeCuda) -> None:
         engine = Engine(fake_tensorrt.flavour(gpu), fake_tensorrt.plan())
         engine(picture())
         gpu.fail[name] = 901
-        assert engine._capture(next(iter(engine._lanes.values()))) is None
+        assert engine._capture(next(iter(engine._contexts.values()))) is None
         np.testing.assert_array_equal(engine(picture(5)), enlarged(picture(5)))
         engine.close()
 
@@ -156,7 +156,7 @@ def test_memory_that_is_short_is_taken_from_other_shapes(gpu: FakeCuda) -> None:
     engine(picture(0, (1, 3, 64, 64)))
     gpu.memory = gpu.used + 100_000
     np.testing.assert_array_equal(engine(picture(1, (1, 3, 72, 64))), enlarged(picture(1, (1, 3, 72, 64))))
-    assert len(engine._lanes) == 1
+    assert len(engine._contexts) == 1
     with pytest.raises(OutOfMemory, match="use smaller tiles"):
         engine(picture(0, (1, 3, 512, 512)))
     np.testing.assert_array_equal(engine(picture(2)), enlarged(picture(2)))

@@ -1,4 +1,4 @@
-// A pass's plan on the GPU: machine code, weights and scratch, and its launches on a stream. No TensorRT is needed.
+// An AOT package on the GPU: machine code, weights, scratch memory, and launches on a stream. TensorRT is not needed.
 
 #pragma once
 
@@ -8,11 +8,11 @@
 #include <memory>
 #include <utility>
 
-#include "plan_file.hpp"
+#include "aot_package.hpp"
 
 namespace restort {
 
-// The driver, opened when it is first needed, by the names that cuda.h gives its functions ("cuMemAlloc_v2").
+// The driver, loaded when it is first needed, by the names that cuda.h gives its functions ("cuMemAlloc_v2").
 
 #define NAME_OF(function) #function
 #define EACH(DO)                                                                                                    \
@@ -27,10 +27,10 @@ struct Driver {
 #undef MEMBER
     Driver() {
         void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
-        if (!library) throw Trouble(text("the GPU's driver cannot be loaded: %s", dlerror()));
+        if (!library) throw Error(text("cannot load the NVIDIA driver: %s", dlerror()));
 #define LOAD(function)                                                                                              \
     function##_ = reinterpret_cast<decltype(&::function)>(dlsym(library, NAME_OF(function)));                        \
-    if (!function##_) throw Trouble(text("the GPU's driver has no %s; it is too old", NAME_OF(function)));
+    if (!function##_) throw Error(text("the NVIDIA driver is too old: it has no %s", NAME_OF(function)));
         EACH(LOAD)
 #undef LOAD
     }
@@ -45,83 +45,86 @@ inline void check(CUresult code, std::string const& doing) {
     if (code == CUDA_SUCCESS) return;
     char const* name = nullptr;
     driver().cuGetErrorName_(code, &name);
-    throw Trouble(text("%s failed: %s (%d)", doing.c_str(), name ? name : "?", static_cast<int>(code)));
+    throw Error(text("%s failed: %s (%d)", doing.c_str(), name ? name : "?", static_cast<int>(code)));
 }
 
 inline CUcontext current() {
     CUcontext found = nullptr;
-    check(driver().cuCtxGetCurrent_(&found), "asking for the CUDA context");
-    if (!found) throw Trouble("no CUDA context is current in this thread");
+    check(driver().cuCtxGetCurrent_(&found), "querying the CUDA context");
+    if (!found) throw Error("no CUDA context is current in this thread");
     return found;
 }
 
-struct Memory {  // one allocation for some of a plan's regions
+struct Memory {  // one allocation for some regions of a package
     CUcontext context;
     CUdeviceptr start = 0;
 
-    Memory(Plan const& plan, bool weights, std::vector<CUdeviceptr>& places) : context(current()) {
+    Memory(Package const& package, bool weights, std::vector<CUdeviceptr>& places) : context(current()) {
         uint64_t total = 0;
         std::vector<std::pair<size_t, uint64_t>> mine;
-        for (size_t i = 0; i < plan.regions.size(); ++i) {
-            Region const& r = plan.regions[i];
+        for (size_t i = 0; i < package.regions.size(); ++i) {
+            Region const& r = package.regions[i];
             if (r.kind == INPUT || r.kind == OUTPUT || (r.kind == WEIGHTS) != weights) continue;
             mine.emplace_back(i, total);
             total += r.bytes;
         }
         if (!total) return;
-        check(driver().cuMemAlloc_(&start, total), text("taking %.1f MiB", total / 1048576.0));
+        check(driver().cuMemAlloc_(&start, total), text("allocating %.1f MiB", total / 1048576.0));
         try {
-            check(driver().cuMemsetD8_(start, 0, total), "filling memory with zeros");
+            check(driver().cuMemsetD8_(start, 0, total), "clearing memory");
             for (auto const& [i, offset] : mine) {
-                Region const& r = plan.regions[i];
+                Region const& r = package.regions[i];
                 places[i] = start + offset;
                 if (r.content)
-                    check(driver().cuMemcpyHtoD_(places[i], plan.file.data() + r.at, r.content), "copying weights");
+                    check(driver().cuMemcpyHtoD_(places[i], package.file.data() + r.at, r.content), "copying weights");
             }
-            check(driver().cuCtxSynchronize_(), "waiting for the weights");  // later launches are on other streams
+            check(driver().cuCtxSynchronize_(), "waiting for the weights");  // launches are on other streams
         } catch (...) {
             driver().cuMemFree_(start);
             throw;
         }
     }
     ~Memory() {
-        if (!start || driver().cuCtxPushCurrent_(context) != CUDA_SUCCESS) return;  // the process ends
+        if (!start || driver().cuCtxPushCurrent_(context) != CUDA_SUCCESS) return;  // the process is ending
         driver().cuMemFree_(start);
         driver().cuCtxPopCurrent_(nullptr);
     }
     Memory(Memory const&) = delete;
 };
 
-struct Loaded {  // machine code and weights: once for an engine
-    std::shared_ptr<Plan const> plan;
+struct LoadedPackage {  // machine code and weights: once for an engine
+    std::shared_ptr<Package const> package;
     std::vector<CUdeviceptr> places;
     std::vector<CUmodule> modules;
     std::vector<CUfunction> functions;
     Memory weights;
 
-    explicit Loaded(std::shared_ptr<Plan const> made)
-        : plan(std::move(made)), places(plan->regions.size()), weights(*plan, true, places) {
+    explicit LoadedPackage(std::shared_ptr<Package const> from)
+        : package(std::move(from)), places(package->regions.size()), weights(*package, true, places) {
         CUdevice device;
         int major = 0, minor = 0;
-        check(driver().cuCtxGetDevice_(&device), "asking for the device");
-        check(driver().cuDeviceGetAttribute_(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), "asking");
-        check(driver().cuDeviceGetAttribute_(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device), "asking");
-        if (major * 10 + minor != static_cast<int>(plan->head.capability))
-            throw Trouble(text("the plan is for compute capability %u, and the GPU's is %d", plan->head.capability,
-                               major * 10 + minor));
+        check(driver().cuCtxGetDevice_(&device), "querying the device");
+        auto const query = [&](int& value, CUdevice_attribute attribute) {
+            check(driver().cuDeviceGetAttribute_(&value, attribute, device), "querying the device");
+        };
+        query(major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+        query(minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+        if (major * 10 + minor != static_cast<int>(package->head.capability))
+            throw Error(text("the AOT package is for compute capability %u, and the GPU has %d",
+                             package->head.capability, major * 10 + minor));
         try {
-            for (size_t i = 0; i < plan->kernels.size(); ++i) load(plan->kernels[i], i);
+            for (size_t i = 0; i < package->kernels.size(); ++i) load(package->kernels[i], i);
         } catch (...) {
             unload();
             throw;
         }
     }
-    ~Loaded() {
+    ~LoadedPackage() {
         if (driver().cuCtxPushCurrent_(weights.context) != CUDA_SUCCESS) return;
         unload();
         driver().cuCtxPopCurrent_(nullptr);
     }
-    Loaded(Loaded const&) = delete;
+    LoadedPackage(LoadedPackage const&) = delete;
 
     void unload() noexcept {
         for (CUmodule module : modules) driver().cuModuleUnload_(module);
@@ -132,13 +135,14 @@ struct Loaded {  // machine code and weights: once for an engine
         std::string const who = text("loading kernel %zu (%s)", number, k.name);
         CUmodule module;
         CUfunction function;
-        check(driver().cuModuleLoadData_(&module, plan->file.data() + k.at), who);
+        check(driver().cuModuleLoadData_(&module, package->file.data() + k.at), who);
         modules.push_back(module);
         check(driver().cuModuleGetFunction_(&function, module, k.name), who);
-        int threads = 0;  // asking also loads what is loaded lazily, which a capture could not
+        int threads = 0;  // also loads a lazily loaded kernel, which a capture cannot
         check(driver().cuFuncGetAttribute_(&threads, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function), who);
         if (threads < static_cast<int>(k.threads))
-            throw Trouble(text("%s: a block has %u threads, and at most %d fit", who.c_str(), k.threads, threads));
+            throw Error(text("%s: a block has %u threads, and the GPU takes at most %d", who.c_str(), k.threads,
+                             threads));
         if (k.carveout >= 0 || k.shared > 48 << 10)
             check(driver().cuFuncSetAttribute_(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                                static_cast<int>(k.shared)), who);
@@ -149,23 +153,23 @@ struct Loaded {  // machine code and weights: once for an engine
     }
 };
 
-struct Ready {  // what one execution context needs: scratch, and the arguments of every launch
-    std::shared_ptr<Loaded> loaded;
+struct PreparedPass {  // of one execution context: scratch memory, and the arguments of every launch
+    std::shared_ptr<LoadedPackage> loaded;
     std::vector<CUdeviceptr> places;
     Memory scratch;
     std::vector<uint64_t> values;
     std::vector<void*> pointers;
     std::vector<std::pair<size_t, uint64_t>> inputs, outputs;  // (argument, offset)
 
-    explicit Ready(std::shared_ptr<Loaded> made)
-        : loaded(std::move(made)), places(loaded->places), scratch(*loaded->plan, false, places) {
-        Plan const& plan = *loaded->plan;
-        values.resize(plan.arguments.size());
+    explicit PreparedPass(std::shared_ptr<LoadedPackage> from)
+        : loaded(std::move(from)), places(loaded->places), scratch(*loaded->package, false, places) {
+        Package const& package = *loaded->package;
+        values.resize(package.arguments.size());
         for (size_t i = 0; i < values.size(); ++i) {
-            Argument const& a = plan.arguments[i];
-            if (a.kind == NUMBER) values[i] = static_cast<uint32_t>(a.value);  // its low half is read
+            Argument const& a = package.arguments[i];
+            if (a.kind == NUMBER) values[i] = static_cast<uint32_t>(a.value);  // the kernel reads its low half
             if (a.kind != ADDRESS) continue;
-            uint32_t const kind = plan.regions[a.region].kind;
+            uint32_t const kind = package.regions[a.region].kind;
             if (kind == INPUT) inputs.emplace_back(i, a.value);
             else if (kind == OUTPUT) outputs.emplace_back(i, a.value);
             else values[i] = places[a.region] + static_cast<uint64_t>(a.value);
@@ -175,13 +179,13 @@ struct Ready {  // what one execution context needs: scratch, and the arguments 
 
     void run(void const* input, void* output, CUstream stream) {
         auto const from = reinterpret_cast<uint64_t>(input), to = reinterpret_cast<uint64_t>(output);
-        if (!from || !to || (from | to) % 16) throw Trouble("input or output are at no multiple of 16 bytes");
+        if (!from || !to || (from | to) % 16) throw Error("input and output must be aligned to 16 bytes");
         for (auto const& [i, offset] : inputs) values[i] = from + offset;
         for (auto const& [i, offset] : outputs) values[i] = to + offset;
-        Plan const& plan = *loaded->plan;
-        for (size_t i = 0; i < plan.launches.size(); ++i) {
-            Launch const& l = plan.launches[i];
-            Kernel const& k = plan.kernels[l.kernel];
+        Package const& package = *loaded->package;
+        for (size_t i = 0; i < package.launches.size(); ++i) {
+            Launch const& l = package.launches[i];
+            Kernel const& k = package.kernels[l.kernel];
             CUresult const code = launch(l, k, loaded->functions[l.kernel], pointers.data() + l.first, stream);
             if (code != CUDA_SUCCESS)
                 check(code, text("launch %zu (%s) of kernel %u (%s)", i, l.label, l.kernel, k.name));

@@ -1,4 +1,4 @@
-// A pass's plan as it lies in its file (format: backends/fused/aot_package.py), read and checked; no GPU is needed.
+// An AOT package, read from its file and checked; no GPU is needed. Format: backends/fused/aot_package.py.
 
 #pragma once
 
@@ -12,8 +12,8 @@
 
 namespace restort {
 
-// What goes wrong, in a sentence.
-struct Trouble : std::runtime_error {
+// Its message is one sentence for the user.
+struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
@@ -47,7 +47,7 @@ static_assert(sizeof(Header) == 96 && sizeof(Region) == 32 && sizeof(Kernel) == 
 static_assert(sizeof(Launch) == 80 && sizeof(Argument) == 16, "records of the file");
 
 enum { INPUT = 0, OUTPUT = 1, WEIGHTS = 2, KINDS = 5 };
-constexpr uint64_t MOST = 1ull << 46;  // bytes of all regions, far from where their sum overflows
+constexpr uint64_t MOST = 1ull << 46;  // bytes of all regions; their sum cannot overflow
 enum { ADDRESS = 0, NUMBER = 1, NOTHING = 2 };
 
 inline uint32_t crc32(char const* data, size_t count) {
@@ -62,7 +62,7 @@ inline uint32_t crc32(char const* data, size_t count) {
     return ~sum;
 }
 
-struct Plan {
+struct Package {
     std::vector<char> file;
     Header head;
     std::vector<Region> regions;
@@ -70,16 +70,19 @@ struct Plan {
     std::vector<Launch> launches;
     std::vector<Argument> arguments;
 
-    // `count` may be more than the plan has: zeros after it are left out.
-    Plan(char const* data, size_t count) {
+    // `count` may exceed the size of the package; zeros after it are dropped.
+    Package(char const* data, size_t count) {
         if (count < sizeof head || std::memcmp(data, "RSTPLAN\n", 8))
-            throw Trouble(text("its plan of %zu bytes is none, or cut off; give it as file:PATH", count));
+            throw Error(text("not an AOT package, or cut off: %zu bytes; give it as file:PATH", count));
         std::memcpy(&head, data, sizeof head);
-        if (head.version != 1) throw Trouble(text("its plan has version %u, and this reads 1", head.version));
+        if (head.version != 1)
+            throw Error(text("the AOT package has version %u, and this plugin reads 1", head.version));
         if (head.bytes > count || head.bytes < sizeof head)
-            throw Trouble(text("its plan has %zu of %llu bytes", count, static_cast<unsigned long long>(head.bytes)));
+            throw Error(text("the AOT package has %zu of %llu bytes", count,
+                             static_cast<unsigned long long>(head.bytes)));
         file.assign(data, data + head.bytes);
-        if (crc32(file.data() + 12, file.size() - 12) != head.crc) throw Trouble("its plan is damaged; make it again");
+        if (crc32(file.data() + 12, file.size() - 12) != head.crc)
+            throw Error("the AOT package is damaged; make it again");
         size_t place = sizeof head;
         take(regions, head.regions, place);
         take(kernels, head.kernels, place);
@@ -89,7 +92,7 @@ struct Plan {
     }
 
     template <typename T> void take(std::vector<T>& into, uint32_t count, size_t& place) {
-        if (count > (file.size() - place) / sizeof(T)) throw Trouble("its plan ends in a table");
+        if (count > (file.size() - place) / sizeof(T)) throw Error("the AOT package ends in a table");
         into.resize(count);
         if (count) std::memcpy(into.data(), file.data() + place, count * sizeof(T));
         place += count * sizeof(T);
@@ -100,37 +103,39 @@ struct Plan {
     static void verify_shape(uint32_t const (&shape)[4], uint64_t bytes) {
         uint64_t need = 4;
         for (uint32_t n : shape) {
-            if (!n || n > INT32_MAX || need > MOST / n) throw Trouble("its plan has a shape that cannot be");
+            if (!n || n > INT32_MAX || need > MOST / n) throw Error("the AOT package has an impossible shape");
             need *= n;
         }
-        if ((need + 255) / 256 * 256 != bytes) throw Trouble("its plan has a picture of another size than its shape");
+        if ((need + 255) / 256 * 256 != bytes)
+            throw Error("the AOT package has an input or output that does not match its shape");
     }
 
     void verify() const {
         int seen[KINDS] = {};
-        uint64_t total = 0;  // one allocation may hold all
+        uint64_t total = 0;  // one allocation may hold all regions
         for (auto const& r : regions) {
             if (r.kind >= KINDS || !r.bytes || r.bytes % 256 || r.bytes > MOST - total || r.content > r.bytes ||
                 !inside(r.at, r.content))
-                throw Trouble("its plan has a region that cannot be");
+                throw Error("the AOT package has an impossible region");
             ++seen[r.kind];
             total += r.bytes;
             if (r.kind == INPUT || r.kind == OUTPUT) verify_shape(r.kind == INPUT ? head.input : head.output, r.bytes);
         }
-        if (seen[INPUT] != 1 || seen[OUTPUT] != 1) throw Trouble("its plan is not of one input and one output");
+        if (seen[INPUT] != 1 || seen[OUTPUT] != 1)
+            throw Error("the AOT package does not have one input and one output");
         for (auto const& k : kernels)
             if (!inside(k.at, k.bytes) || k.bytes < 4 || std::memcmp(file.data() + k.at, "\x7f" "ELF", 4) ||
                 !std::memchr(k.name, 0, sizeof k.name) || !k.threads || k.threads > 1024)
-                throw Trouble("its plan has a kernel that cannot be");  // without ELF, the driver would look for text
+                throw Error("the AOT package has an impossible kernel");  // without ELF, the driver would parse text
         for (auto const& l : launches) {
             if (l.kernel >= kernels.size() || l.first > arguments.size() || l.count > arguments.size() - l.first ||
                 !std::memchr(l.label, 0, sizeof l.label))
-                throw Trouble("its plan has a launch that cannot be");
+                throw Error("the AOT package has an impossible launch");
             for (uint32_t i = l.first; i < l.first + l.count; ++i) {
                 Argument const& a = arguments[i];
                 if (a.kind > NOTHING || (a.kind == ADDRESS && (a.region >= regions.size() || a.value < 0 ||
                         static_cast<uint64_t>(a.value) >= regions[a.region].bytes)))
-                    throw Trouble("its plan has an address outside of its region");
+                    throw Error("the AOT package has an address outside of its region");
             }
         }
     }
