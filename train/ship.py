@@ -58,6 +58,11 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("weights", type=Path, help="ema.safetensors of a run")
     parser.add_argument("-o", "--output", type=Path, help="default: where the package looks for it")
+    parser.add_argument("--tasks", help="comma-separated, the main one first (default: that of the config)")
+    parser.add_argument(
+        "--default-for", default="", help="comma-separated tasks that run this model by default"
+    )
+    parser.add_argument("--note", default="", help="a few words for `restort models`")
     args = parser.parse_args()
     config = read_config(args.config)
     folder = Path(__file__).resolve().parents[1] / "src/restort/weights/shipped"
@@ -65,7 +70,9 @@ def main() -> None:
     spec = replace(config.spec, rgb_range=255.0) if isinstance(config.spec, ElanSpec) else config.spec
     metadata = {
         "model": config.name,
-        "task": config.task,
+        "tasks": args.tasks or config.task,
+        "default_for": args.default_for,
+        "note": args.note,
         "scale": str(spec.scale),
         "licence": "Apache-2.0",
         "source": "trained by RestoRT; see the model card beside this file",

@@ -124,6 +124,9 @@ def test_wrong_requests(restort: Any, weights: Path, photo: Path, tmp_path: Path
         (["upscale", photo, "-o", out, "--model", "restormer-real-denoising"], "another task, denoise"),
         (["denoise", photo, "-o", out, "--weights", weights], "another task: it enlarges 4 times"),
         (["denoise", photo, "-o", out, "--weights", deblurs], "another task, deblur"),
+        (["dejpeg", photo, "-o", out, "--weights", deblurs], "another task, deblur, than dejpeg"),
+        (["dejpeg", photo, "-o", out, "--weights", weights], "another task: it enlarges 4 times"),
+        (["dejpeg", photo, "-o", out, "--model", "restormer-real-denoising"], "use `restort denoise`"),
         (["deblur", photo, "-o", out, "--model", "restormer-deraining"], "use `restort run`"),
         (["run", photo, "-o", photo, "--weights", cleaner], "overwrite the input"),
         (["upscale", empty, "-o", tmp_path / "o", "--weights", weights], "there is no picture in"),
@@ -141,6 +144,23 @@ def test_wrong_requests(restort: Any, weights: Path, photo: Path, tmp_path: Path
         report = json.loads(told.out)
         assert told.status == report["status"] == 2 and expected in report["error"]
     assert not out.exists()
+
+
+def test_dejpeg_runs_weights_of_several_tasks(restort: Any, photo: Path, tmp_path: Path) -> None:
+    both = write_weights(tmp_path / "both.safetensors", RESTORMER, metadata={"tasks": "denoise,dejpeg"})
+    for task in ("denoise", "dejpeg"):
+        told = restort(task, photo, "-o", tmp_path / f"{task}.png", "--weights", both, "--json")
+        report = json.loads(told.out)
+        assert (told.status, report["command"], report["model"]["task"]) == (0, task, "denoise")
+        assert np.array_equal(read(tmp_path / f"{task}.png").pixels, 255 - read(photo).pixels)
+
+
+def test_dejpeg_without_a_model_of_its_own(
+    restort: Any, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("restort.weights.catalogue.WEIGHTS_FOLDER", tmp_path)
+    told = restort("dejpeg", photo, "-o", tmp_path / "out.png")
+    assert told.status == 2 and "no model serves dejpeg; give a file of weights by --weights" in told.err
 
 
 def test_folder_as_output_of_itself(restort: Any, weights: Path, tmp_path: Path, photo: Path) -> None:

@@ -102,7 +102,7 @@ def test_every_entry_is_complete() -> None:
     found = entries()
     assert len({entry.name for entry in found}) == len({entry.filename for entry in found}) == len(found)
     for entry in found:
-        assert entry.task in catalogue.TASKS
+        assert entry.task in catalogue.TASKS and set(entry.default_for) <= set(entry.tasks)
         assert entry.parameters > 100_000
         assert entry.shipped or entry.source.startswith("https://github.com/")
         assert entry.scale == 1 or entry.task == "upscale"
@@ -163,7 +163,7 @@ def test_shipped_entries_are_read_from_their_files(tmp_path: Path, monkeypatch: 
             default_for(task)
     half = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays(SMALL_ELAN).items()}
     (folder / "elan-light-x3.safetensors").write_bytes(save(half))
-    (folder / "restormer-small-denoise.safetensors").write_bytes(save(arrays(SMALL)))
+    (folder / "restormer-small-denoise.safetensors").write_bytes(save(arrays(SMALL), {"task": "denoise"}))
     entry = find("elan-light-x3")
     data = (folder / entry.filename).read_bytes()
     assert entries()[0] == entry
@@ -173,17 +173,51 @@ def test_shipped_entries_are_read_from_their_files(tmp_path: Path, monkeypatch: 
     assert get(entry, offline=True) == (folder / "elan-light-x3.safetensors", [])
     assert default_for("upscale", 3) == entry
     assert default_for("denoise").name == "restormer-small-denoise"
-    with pytest.raises(UsageError, match="scale 2; there is: 3, 4"):
+    with pytest.raises(UsageError, match="scale 2; use one of the scales 3, 4"):
         default_for("upscale", 2)
-    with pytest.raises(UsageError, match="scale 4; there is: 1"):
+    with pytest.raises(UsageError, match="scale 4; use one of the scales 1"):
         default_for("denoise", 4)
-    with pytest.raises(UsageError, match="no task"):
+    with pytest.raises(UsageError, match="unknown task 'paint'"):
         default_for("paint")
     (folder / "elan-light-x3.safetensors").write_bytes(data[:1000])
     with pytest.raises(RestortError, match="install restort again"):
         entries()
     (folder / "elan-light-x3.safetensors").unlink()
     refused(entry, "missing")
+
+
+def test_metadata_declares_tasks_and_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "WEIGHTS_FOLDER", tmp_path)
+
+    def ship(name: str, **metadata: str) -> Entry:
+        (tmp_path / f"{name}.safetensors").write_bytes(save(arrays(SMALL), metadata))
+        return find(name)
+
+    with pytest.raises(UsageError, match="no model serves dejpeg"):
+        default_for("dejpeg")
+    old = ship("a-denoise", task="denoise")
+    assert (old.tasks, old.default_for, old.note) == (("denoise",), (), "")
+    both = ship("b-photo", tasks="denoise, dejpeg", note="photographs")
+    assert (both.tasks, both.task, both.note) == (("denoise", "dejpeg"), "denoise", "photographs")
+    assert default_for("denoise") == old and default_for("dejpeg") == both
+    both = ship("b-photo", tasks="denoise,dejpeg", default_for="denoise")
+    assert default_for("denoise") == default_for("dejpeg") == both
+    assert [entry.name for entry in entries()[:2]] == ["b-photo", "a-denoise"]
+    own = ship("c-dejpeg", tasks="dejpeg")
+    assert default_for("denoise") == both and default_for("dejpeg") == own
+    assert ship("b-photo", tasks="denoise,dejpeg", default_for="denoise,dejpeg") == default_for("dejpeg")
+    with pytest.raises(RestortError, match=r"c-dejpeg\.safetensors name no task"):
+        ship("c-dejpeg", tasks="painting")
+
+
+def test_tasks_of_metadata() -> None:
+    assert catalogue.parse_tasks({}, 4) == ("upscale",)
+    assert catalogue.parse_tasks({}, 1) == ()
+    assert catalogue.parse_tasks({"task": "deblur"}, 1) == ("deblur",)
+    assert catalogue.parse_tasks({"task": "deblur", "tasks": "dejpeg,denoise,dejpeg"}, 1) == (
+        "dejpeg",
+        "denoise",
+    )
 
 
 def test_cache_root(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

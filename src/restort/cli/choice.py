@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from restort.weights.catalogue import Entry
     from restort.weights.checkpoint import Weights
 
-ACCEPTED = {"upscale": ("upscale",), "denoise": ("denoise",), "deblur": ("deblur", "defocus")}
-"""Tasks of weights that a command takes."""
+ACCEPTED = {
+    "upscale": {"upscale"},
+    "denoise": {"denoise"},
+    "dejpeg": {"dejpeg"},
+    "deblur": {"deblur", "defocus"},
+}
+"""For each command, the tasks of weights that it runs."""
 
 
 def say(line: str) -> None:
@@ -98,30 +103,31 @@ def open_model(args: argparse.Namespace, task: str | None = None) -> Model:
 
 
 def _check_entry(entry: Entry, task: str | None, scale: int | None) -> None:
-    if task is not None and entry.task not in ACCEPTED[task]:
+    if task is not None and ACCEPTED[task].isdisjoint(entry.tasks):
         fit = next((name for name, tasks in ACCEPTED.items() if entry.task in tasks), "run")
         raise UsageError(
-            f"{entry.name} is for another task, {entry.task}, than {task}; use `restort {fit}` or another model"
+            f"{entry.name} is for another task, {' and '.join(entry.tasks)}, than {task}; use `restort {fit}` or "
+            "another model"
         )
     _check_scale(entry.name, entry.scale, scale)
 
 
 def _check_weights(weights: Weights, task: str | None, scale: int | None, entry: Entry | None = None) -> None:
-    from restort.inference.model import known_task
+    from restort.inference.model import known_tasks
 
     name = entry.name if entry is not None else str(weights.path)
     if task == "upscale" and weights.spec.scale == 1:
         raise UsageError(
-            f"{name} is for another task: a network that does not enlarge; use `restort run`, denoise or deblur"
+            f"{name} is for another task: a network that does not enlarge; use `restort run`, denoise, dejpeg or deblur"
         )
-    if task in ("denoise", "deblur") and weights.spec.scale > 1:
+    if task in ("denoise", "dejpeg", "deblur") and weights.spec.scale > 1:
         raise UsageError(
             f"{name} is for another task: it enlarges {weights.spec.scale} times; use `restort upscale`"
         )
-    known = known_task(weights)
-    if entry is None and task is not None and known is not None and known not in ACCEPTED[task]:
+    known = known_tasks(weights)
+    if entry is None and task is not None and known and ACCEPTED[task].isdisjoint(known):
         raise UsageError(
-            f"{name} is for another task, {known}, than {task}; use `restort run` to try it anyway"
+            f"{name} is for another task, {' and '.join(known)}, than {task}; use `restort run` to try it anyway"
         )
     _check_scale(name, weights.spec.scale, scale)
 

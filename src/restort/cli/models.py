@@ -31,14 +31,20 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json:
         print(
-            json.dumps([dataclasses.asdict(entry) | {"where": here[entry.name]} for entry in found], indent=2)
+            json.dumps(
+                [
+                    dataclasses.asdict(entry) | {"task": entry.task, "where": here[entry.name]}
+                    for entry in found
+                ],
+                indent=2,
+            )
         )
         return 0
     head = ("name", "task", "scale", "parameters", "size", "where", "licence")
     rows = [
         (
             entry.name,
-            entry.task,
+            "+".join(entry.tasks),
             f"x{entry.scale}",
             f"{entry.parameters / 1e6:.2f} M",
             f"{entry.approximate_bytes / 1e6:.1f} MB",

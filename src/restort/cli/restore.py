@@ -1,4 +1,4 @@
-"""`restort upscale`, `denoise`, `deblur` and `run`: pictures in, pictures out."""
+"""`restort upscale`, `denoise`, `dejpeg`, `deblur` and `run`: pictures in, pictures out."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _HELP = {
     "upscale": "enlarges pictures 2, 3 or 4 times",
     "denoise": "removes noise",
+    "dejpeg": "removes JPEG artefacts",
     "deblur": "removes motion blur",
 }
 _OUTPUTS = (

@@ -108,11 +108,14 @@ class Model:
         return self.spec.scale
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """What the weights were trained for, the main task first; empty where it is unknown."""
+        return known_tasks(self.weights) if self.entry is None else self.entry.tasks
+
+    @property
     def task(self) -> str | None:
-        """What the weights were trained for, where that is known."""
-        if self.entry is not None:
-            return self.entry.task
-        return known_task(self.weights)
+        """The main task; None where it is unknown."""
+        return next(iter(self.tasks), None)
 
     @property
     def backend(self) -> str:
@@ -440,11 +443,11 @@ def locate(model: str | Path, *, offline: bool, notice: Say) -> tuple[Path, Entr
     return path_of(entry, offline=offline, notice=notice), entry
 
 
-def known_task(weights: Weights) -> str | None:
-    """The task of weights from a file: upscaling is told by the network, others by the file's metadata."""
-    if weights.spec.scale > 1:
-        return "upscale"
-    return weights.metadata.get("task")
+def known_tasks(weights: Weights) -> tuple[str, ...]:
+    """Return the tasks that a file of weights declares, the main one first."""
+    from restort.weights.catalogue import parse_tasks
+
+    return ("upscale",) if weights.spec.scale > 1 else parse_tasks(weights.metadata, weights.spec.scale)
 
 
 def same_file(a: Path, b: Path) -> bool:

@@ -10,7 +10,8 @@ import difflib
 import functools
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,23 +19,28 @@ from restort.errors import RestortError, UsageError
 from restort.models.spec import ELAN_WINDOWS, ElanSpec, RestormerSpec, Spec, detect, parameter_shapes
 
 Architecture = Literal["restormer", "elan"]
-Task = Literal["upscale", "denoise", "deblur", "derain", "defocus"]
+Task = Literal["upscale", "denoise", "dejpeg", "deblur", "derain", "defocus"]
 
-TASKS: tuple[Task, ...] = ("upscale", "denoise", "deblur", "derain", "defocus")
+TASKS: tuple[Task, ...] = ("upscale", "denoise", "dejpeg", "deblur", "derain", "defocus")
 WEIGHTS_FOLDER = Path(__file__).parent / "shipped"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One set of weights. `parameters` counts trained numbers (no fixed or running buffers).
+    """One set of weights.
 
-    `bytes` is the file's size and `sha256` its checksum (hex), each None where the publisher states none;
-    `source` is the address it is fetched from, or where it comes from if it is shipped.
+    tasks        what the weights were trained for, the main task first.
+    default_for  tasks whose command runs these weights unless others are named.
+    parameters   number of trained values, without fixed and running buffers.
+    bytes        size of the file; None where the publisher states none.
+    sha256       checksum of the file (hex); None where the publisher states none.
+    source       URL to download from; the origin in words where the file is shipped.
     """
 
     name: str
     architecture: Architecture
-    task: Task
+    tasks: tuple[Task, ...]
+    default_for: tuple[Task, ...]
     scale: int
     channels: int
     parameters: int
@@ -48,19 +54,24 @@ class Entry:
     note: str
 
     @property
+    def task(self) -> Task:
+        """The main task."""
+        return self.tasks[0]
+
+    @property
     def approximate_bytes(self) -> int:
-        """The file's size; four bytes a parameter where it is not known."""
+        """Size of the file; four bytes a parameter where the publisher states none."""
         return self.parameters * 4 if self.bytes is None else self.bytes
 
 
-# name, task, scale, note
-_SHIPPED: tuple[tuple[str, Task, int, str], ...] = (
-    ("elan-light-x4", "upscale", 4, "four times the size"),
-    ("elan-light-x3", "upscale", 3, "three times the size"),
-    ("elan-light-x2", "upscale", 2, "twice the size"),
-    ("restormer-small-denoise", "denoise", 1, "colour noise of unknown strength, sigma 0 to 50"),
-    ("restormer-small-deblur", "deblur", 1, "motion blur with light noise"),
-)
+# Notes of shipped files whose metadata has none.
+_NOTES = {
+    "elan-light-x4": "four times the size",
+    "elan-light-x3": "three times the size",
+    "elan-light-x2": "twice the size",
+    "restormer-small-denoise": "colour noise of unknown strength, sigma 0 to 50",
+    "restormer-small-deblur": "motion blur with light noise",
+}
 _SHIPPED_SOURCE = "trained by RestoRT on freely licensed photographs"
 
 RESTORMER_RELEASE = "https://github.com/swz30/Restormer/releases/download/v1.0"
@@ -104,13 +115,18 @@ ELAN_LIGHT_X4 = ElanSpec(
 
 
 def entries() -> tuple[Entry, ...]:
-    """Every set of weights, the shipped ones first; a shipped one only if its file is in the package."""
-    shipped = (_shipped(*row) for row in _SHIPPED if (WEIGHTS_FOLDER / f"{row[0]}.safetensors").is_file())
+    """Return every set of weights: the files in WEIGHTS_FOLDER by task, defaults first, then the downloads."""
+    shipped = sorted(map(_shipped, WEIGHTS_FOLDER.glob("*.safetensors")), key=_order)
     return (*shipped, *_downloadable())
 
 
+def _order(entry: Entry) -> tuple[int, bool, int, str]:
+    """Sort key of shipped entries: main task, defaults first, larger scales first, name."""
+    return TASKS.index(entry.task), entry.task not in entry.default_for, -entry.scale, entry.name
+
+
 def find(name: str) -> Entry:
-    """The entry of that name (in any case). Raises UsageError with the nearest names."""
+    """Return the entry with that name, in any case. Raises UsageError with the nearest names."""
     known = {entry.name: entry for entry in entries()}
     entry = known.get(name.strip().lower())
     if entry is not None:
@@ -121,28 +137,52 @@ def find(name: str) -> Entry:
 
 
 def default_for(task: str, scale: int | None = None) -> Entry:
-    """The weights a task uses unless others are asked for: shipped ones, else ones that anyone may use.
+    """Return the weights a task runs unless others are named.
 
-    Without a scale, upscaling is by 4. Weights for non-commercial use are never chosen unasked. Raises
-    UsageError for an unknown task or scale, and where nothing fits.
+    An entry that lists the task in `default_for` comes first, then one whose main task it is, then any that serves
+    it; within each of these, shipped entries come first. Weights for non-commercial use are never a default.
+
+    scale   times as large; None means 4 for upscale, 1 for the other tasks
+
+    Raises UsageError for an unknown task or scale, and where no entry fits.
     """
     if task not in TASKS:
-        raise UsageError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
+        raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
     wanted = (4 if task == "upscale" else 1) if scale is None else scale
-    fitting = [entry for entry in entries() if entry.task == task]
-    free = [entry for entry in fitting if entry.commercial_use]
-    for entry in free:  # the shipped ones stand first
-        if entry.scale == wanted:
-            return entry
+    serving = [entry for entry in entries() if task in entry.tasks]
+    free = [entry for entry in serving if entry.commercial_use]
+    fitting = [entry for entry in free if entry.scale == wanted]
+    if fitting:
+        return min(fitting, key=lambda entry: (task not in entry.default_for, entry.task != task))
     if free:
         scales = ", ".join(f"{n}" for n in sorted({entry.scale for entry in free}))
-        raise UsageError(f"no model for {task} has the scale {wanted}; there is: {scales}")
-    names = ", ".join(entry.name for entry in fitting) or "none"
-    raise UsageError(f"{task} has no model for every use; choose one by --model (non-commercial: {names})")
+        raise UsageError(f"no model for {task} has scale {wanted}; use one of the scales {scales}")
+    if serving:
+        names = ", ".join(entry.name for entry in serving)
+        raise UsageError(
+            f"no shipped model serves {task}; choose one by --model (non-commercial use only: {names})"
+        )
+    raise UsageError(f"no model serves {task}; give a file of weights by --weights")
+
+
+def parse_tasks(metadata: Mapping[str, str], scale: int) -> tuple[Task, ...]:
+    """Return the tasks that the metadata of a file of weights declares, the main one first.
+
+    metadata   keys `tasks` ("denoise,dejpeg") or `task` ("denoise"); a file without either that enlarges is for
+               upscale. Names that are not in TASKS are left out.
+    """
+    return _listed(metadata.get("tasks") or metadata.get("task") or ("upscale" if scale > 1 else ""))
+
+
+def _listed(text: str) -> tuple[Task, ...]:
+    """Return the names of TASKS in a comma-separated list, in its order."""
+    names = dict.fromkeys(part.strip() for part in text.split(","))
+    known = {task: task for task in TASKS}
+    return tuple(known[name] for name in names if name in known)
 
 
 def restormer_spec(channels: int, out: int, norm: Literal["WithBias", "BiasFree"]) -> RestormerSpec:
-    """The full-size Restormer of the paper (section 4): widths 48 to 384, 4-6-6-8 blocks, 4 to refine."""
+    """Return the full-size Restormer of the paper (section 4): widths 48 to 384, 4-6-6-8 blocks, 4 to refine."""
     return RestormerSpec(
         in_channels=channels,
         out_channels=out,
@@ -158,7 +198,7 @@ def restormer_spec(channels: int, out: int, norm: Literal["WithBias", "BiasFree"
 
 
 def count_parameters(spec: Spec) -> int:
-    """Trained numbers of a network: without running statistics, counters and fixed shifts."""
+    """Count the trained values of a network: no running statistics, counters or fixed shifts."""
     fixed = ("running_mean", "running_var", "num_batches_tracked", "shift_conv.weight")
     return sum(
         math.prod(shape)
@@ -176,7 +216,8 @@ def _downloadable() -> tuple[Entry, ...]:
     elan = Entry(
         name="elan-light-x4-friedricelab",
         architecture="elan",
-        task="upscale",
+        tasks=("upscale",),
+        default_for=(),
         scale=4,
         channels=3,
         parameters=count_parameters(ELAN_LIGHT_X4),
@@ -196,7 +237,8 @@ def _downloadable() -> tuple[Entry, ...]:
         Entry(
             name=_restormer_name(file),
             architecture="restormer",
-            task=task,
+            tasks=(task,),
+            default_for=(),
             scale=1,
             channels=channels,
             parameters=count_parameters(restormer_spec(channels, out, norm)),
@@ -214,17 +256,19 @@ def _downloadable() -> tuple[Entry, ...]:
     return (elan, *restormers)
 
 
-def _shipped(name: str, task: Task, scale: int, note: str) -> Entry:
-    path = WEIGHTS_FOLDER / f"{name}.safetensors"
+def _shipped(path: Path) -> Entry:
+    """Return the entry of one file in WEIGHTS_FOLDER."""
     stat = path.stat()
-    return replace(
-        _read_shipped(path, stat.st_size, stat.st_mtime_ns), name=name, task=task, scale=scale, note=note
-    )
+    return _read_shipped(path, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=32)
 def _read_shipped(path: Path, size: int, changed: int) -> Entry:
-    """What the file itself tells: size, checksum, network (from the header alone)."""
+    """Describe a shipped file by its metadata, the shapes in its header and its checksum.
+
+    Metadata keys: `tasks` (or `task`), `default_for` (comma-separated tasks) and `note`. `changed` (time in ns) is
+    part of the cache's key only.
+    """
     from types import SimpleNamespace
 
     from safetensors import SafetensorError, safe_open
@@ -234,15 +278,22 @@ def _read_shipped(path: Path, size: int, changed: int) -> Entry:
     try:
         with safe_open(path, "np") as file:
             shapes = {name: SimpleNamespace(shape=file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = file.metadata() or {}
         spec = detect(prepared(shapes))  # a shipped file leaves out what training never changes
     except (SafetensorError, RestortError) as error:
         raise RestortError(
             f"the shipped weights {path} are damaged ({error}); install restort again"
         ) from None
+    tasks = parse_tasks(metadata, spec.scale)
+    if not tasks:
+        raise RestortError(
+            f"the shipped weights {path} name no task in their metadata; install restort again"
+        )
     return Entry(
-        name="",
+        name=path.stem,
         architecture="restormer" if isinstance(spec, RestormerSpec) else "elan",
-        task="denoise",
+        tasks=tasks,
+        default_for=_listed(metadata.get("default_for", "")),
         scale=spec.scale,
         channels=spec.in_channels,
         parameters=count_parameters(spec),
@@ -253,5 +304,5 @@ def _read_shipped(path: Path, size: int, changed: int) -> Entry:
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         shipped=True,
         filename=path.name,
-        note="",
+        note=metadata.get("note") or _NOTES.get(path.stem, ""),
     )
