@@ -1,10 +1,13 @@
-"""What a network needs to know of transparency, and alpha at another size."""
+"""Alpha of a picture: colours under transparent pixels for the network, and alpha at the size of the result."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from restort.utils.array_types import Array, Float32
+
+FLAT_RADIUS = 3
+"""Pixels of the source around a pixel that must have its alpha for the result to keep this alpha exactly."""
 
 
 def fill_transparent(colours: Float32, alpha: Array) -> Float32:
@@ -46,8 +49,44 @@ def is_constant(alpha: Array) -> bool:
     return bool((alpha == alpha.flat[0]).all())
 
 
+def flat_pixels(alpha: Array, radius: int) -> Array:
+    """Mark the pixels whose neighbourhood has one alpha: (H, W) -> (H, W) bool.
+
+    The neighbourhood is the square of `2 * radius + 1` pixels around the pixel, cut off at the border.
+    """
+    lowest = highest = alpha
+    for axis in (0, 1):
+        lowest = _extreme(np.minimum, lowest, radius, axis)
+        highest = _extreme(np.maximum, highest, radius, axis)
+    return np.asarray(lowest == highest)
+
+
+def _extreme(of_two: np.ufunc, values: Array, radius: int, axis: int) -> Array:
+    """The minimum or maximum over a sliding window of `2 * radius + 1` along one axis; same shape."""
+    result: Array = values.copy()
+    towards = np.moveaxis(result, axis, 0)  # a view: writing to it fills `result`
+    source = np.moveaxis(values, axis, 0)
+    for shift in range(1, min(radius, len(source) - 1) + 1):
+        of_two(towards[shift:], source[:-shift], out=towards[shift:])
+        of_two(towards[:-shift], source[shift:], out=towards[:-shift])
+    return result
+
+
+def keep_flat_alpha(restored: Array, alpha: Array, scale: int) -> Array:
+    """Put the source's alpha back where it is flat: (H * scale, W * scale) after the network, changed in place.
+
+    A network returns 254 for a wide field of 255 here and there, and bends values near the border of a picture,
+    where its convolutions see zeros. An opaque field must stay opaque and an empty one empty.
+    """
+    flat = flat_pixels(alpha, FLAT_RADIUS)
+    for row in range(len(alpha)):  # a source row at a time, to keep the copies small
+        rows = restored[row * scale : (row + 1) * scale]
+        rows[:, flat[row].repeat(scale)] = alpha[row, flat[row]].repeat(scale)
+    return restored
+
+
 def resize_alpha(alpha: Array, scale: int) -> Array:
-    """(H, W) -> (H * scale, W * scale) by cubic interpolation, same type; as it is for scale 1."""
+    """Enlarge by cubic interpolation: (H, W) -> (H * scale, W * scale), same dtype. Scale 1 returns `alpha` itself."""
     from PIL import Image
 
     if scale == 1:

@@ -1,13 +1,13 @@
-"""A picture in memory: pixels as they are stored, alpha apart, and what travels with them.
+"""A picture in memory: pixels as they are stored, alpha apart, and the metadata of its file.
 
-The way to a network and back, which `restort.imaging.apply` goes with tiles and alpha:
+To a network and back:
 
-    x = picture.to_unit(spec.in_channels)            # float32 (N, C, H, W) in [0, 1] y = run_tiled(runner,
-    x, plan)                   # float32 (N, C', H * scale, W * scale) restored = picture.from_unit(y)
-    # a Picture of the same depth, gray where this one is gray
+    x = picture.to_unit(spec.in_channels)   # float32 (N, C, H, W) in [0, 1]
+    y = run_tiled(runner, x, layout)        # float32 (N, C', H * scale, W * scale)
+    restored = picture.from_unit(y)         # a Picture with the bit depth and channels of `picture`
 
-or, with one row of tiles in memory at a time, `picture.from_bands(stream_tiled(runner, x, plan),
-spec.scale)`.
+`picture.from_bands(stream_tiled(runner, x, layout), scale)` does this with one row of tiles in memory at a time.
+`restort.inference.model.Model` is the one caller that also sends alpha through the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from restort.errors import RestortError
-from restort.imaging.alpha import fill_transparent, is_constant, resize_alpha
+from restort.imaging.alpha import fill_transparent, is_constant, keep_flat_alpha, resize_alpha
 from restort.utils.array_types import Array, Float32
 
 Bands: TypeAlias = Iterable[tuple[int, Float32]]
@@ -135,7 +135,9 @@ class Picture:
         height, width, dtype = self.height * scale, self.width * scale, self.pixels.dtype
         pixels = _assembled(bands, np.empty((height, width, self.channels), dtype))
         if alpha_bands is not None:
-            alpha: Array | None = _assembled(alpha_bands, np.empty((height, width, 1), dtype))[:, :, 0]
+            assert self.alpha is not None
+            restored = _assembled(alpha_bands, np.empty((height, width, 1), dtype))[:, :, 0]
+            alpha: Array | None = keep_flat_alpha(restored, self.alpha, scale)
         else:
             alpha = None if self.alpha is None else resize_alpha(self.alpha, scale)
         return dataclasses.replace(self, pixels=pixels, alpha=alpha)

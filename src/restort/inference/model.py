@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 TileProgress = Callable[[int, int], None]
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 """Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
 before are then made again. Part of `Model.recipe`."""
 
@@ -182,7 +182,7 @@ class Model:
         """The restored image: of the same kind, type and channels, `scale` times as high and wide.
 
         image   a Picture; or an array (H, W) or (H, W, C), uint8, uint16 or floating-point in [0, 1], in sRGB
-                order red, green, blue. C is 1 or 3; for integers also 2 or 4 (alpha last, kept or resized); or
+                order red, green, blue. C is 1 or 3; for integers also 2 or 4 (alpha last, kept or enlarged); or
                 whatever the network takes (6 for dual-pixel weights, whose result has 3). Values of the result
                 are clipped to the range of the type.
 
@@ -199,7 +199,11 @@ class Model:
         return array_through(self, image, progress)
 
     def restore_picture(self, picture: Picture, *, progress: TileProgress | None = None) -> Picture:
-        """The restored picture, metadata and alpha carried along; one row of tiles is in memory at a time."""
+        """Restore a picture with its metadata and alpha; one row of tiles is in memory at a time.
+
+        Alpha that varies goes through an enlarging network as a gray picture of its own, which takes as long again;
+        `progress` counts its tiles too. At scale 1 alpha stays as it is.
+        """
         return self._restored(picture, progress, self._runner_for(picture.bits))[0]
 
     def _restored(
@@ -209,10 +213,19 @@ class Model:
         if self.tile == "exact":
             with closing(stream_exact(runner, x, progress)) as bands:
                 return picture.from_bands(self._blended(bands, x), self.scale), "exact"
+        alpha = picture.alpha_to_unit(self.spec.in_channels, self.scale)
         cut = self._plan(runner, picture.height, picture.width, len(x))
+        network = self._network(runner)
+        total = cut.count * (1 if alpha is None else 2)
+
+        def through(planes: npt.NDArray[np.float32], before: int) -> Bands:
+            counted = None if progress is None else lambda done, _: progress(before + done, total)
+            return self._blended(stream_tiled(network, planes, cut, counted), planes)
+
         try:
-            tiled = stream_tiled(self._network(runner), x, cut, progress)
-            result = picture.from_bands(self._blended(tiled, x), self.scale)
+            result = picture.from_bands(
+                through(x, 0), self.scale, None if alpha is None else through(alpha, cut.count)
+            )
         except MemoryError as error:
             raise self._too_large(error, picture.height, picture.width) from None
         return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
