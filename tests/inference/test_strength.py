@@ -63,8 +63,16 @@ def test_an_enlarged_picture_is_blended_with_the_bicubic_one(doubling: Path) -> 
     repeated = image.repeat(2, axis=0).repeat(2, axis=1).astype(float)
     with package.load(doubling, strength=0.5) as model:
         result = model(image)
-    bicubic = np.clip(imresize(image.astype(float), 2), None, None)
+    bicubic = imresize(image.astype(float), 2)
     np.testing.assert_allclose(result, np.clip((repeated + bicubic) / 2, 0, 255), atol=0.51)
+
+
+def test_alpha_is_enlarged_as_strongly_as_the_colours(doubling: Path) -> None:
+    image = RNG.integers(40, 200, (10, 12, 4), dtype=np.uint8)
+    repeated = image.repeat(2, axis=0).repeat(2, axis=1).astype(float)
+    with package.load(doubling, strength=0.5) as model:
+        result = model(image)
+    np.testing.assert_allclose(result, (repeated + imresize(image.astype(float), 2)) / 2, atol=0.51)
 
 
 def test_tiles_do_not_show(inverting: Path) -> None:
