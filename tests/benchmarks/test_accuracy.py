@@ -1,4 +1,4 @@
-"""benchmarks/tensorrt_accuracy_table.py: rows of outputs, rows kept of the record, and why there are none."""
+"""benchmarks/accuracy.py: rows of outputs, rows kept of the record, and why there are none."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ RUNS = ["tensorrt:fp16", "tensorrt:mixed"]
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    found = importlib.import_module("tensorrt_accuracy_table")
-    monkeypatch.setitem(sys.modules, "tensorrt_accuracy_table", found)
+    found = importlib.import_module("accuracy")
+    monkeypatch.setitem(sys.modules, "accuracy", found)
     monkeypatch.setattr(found, "SETS", {"tiny": "set"})
-    monkeypatch.setattr(importlib.import_module("tensorrt_accuracy_sets"), "SETS", {"tiny": "set"})
     return found
 
 

@@ -1,0 +1,621 @@
+"""How far is every backend and precision from PyTorch in float32, with trained weights on real pictures?
+
+    python benchmarks/accuracy.py all [--limit 4] [--runs onnxruntime:fp32,openvino:bf16,...] [--output FILE]
+    python benchmarks/accuracy.py models [--weights FILE ...] [--limit N] [--crop N] [--device cpu] [--output FILE]
+
+`all` makes the tables of errors: ELAN-light x4 on Set5, restormer-small-denoise on Kodak24 with noise of sigma 25;
+absolute and relative error, each largest, mean and median, and PSNR and SSIM on the set. TensorRT by default, into
+results/accuracy/accuracy_tensorrt.json; of the CPU's backends (a minute and a half on two cores) by
+
+    python benchmarks/accuracy.py all --limit 4 --runs onnxruntime:fp32,openvino:fp32,openvino:bf16,torch:bf16
+        --output benchmarks/results/accuracy/accuracy_cpu.json
+
+It needs a GPU, PyTorch and TensorRT in one Python. Where TensorRT lives in a Python of its own (8.6 in CPython 3.10,
+without PyTorch), the steps by hand; --work is a folder that goes from one to the next:
+
+    python benchmarks/accuracy.py inputs --work W         # beside the test sets: pictures, weights (28 MB)
+    python benchmarks/accuracy.py mixed --work W          # PyTorch's Python: what stays in float32
+    python benchmarks/accuracy.py aot --work W            # likewise: RestoRT's kernels for tensorrt:fused, into
+                                                          # the RESTORT_CACHE that `run` has, too
+    python benchmarks/accuracy.py run --work W --runs torch:fp32,onnxruntime:fp32         # likewise
+    . D/env.sh; PYTHONPATH=src:benchmarks:$PYTHONPATH $TRT_PYTHON benchmarks/accuracy.py run --work W
+    python benchmarks/accuracy.py table --work W          # needs scikit-image; writes the record
+
+Pictures run whole, padded by reflection. One engine a network and precision takes all sizes of its set; with RestoRT's
+kernels, and of a Restormer in TensorRT 8.6, each size has one. Runs that are done are not done again. `table` writes
+what is there, so it can be called in between, and keeps rows of the record whose outputs are gone.
+
+`models` compares the fused backend in fp16 and bf16 with PyTorch in float32 on the same device, for every shipped model
+and every file of --weights: an upscaler on Set5 and Set14, a denoiser on Kodak24 with sigma 15, 25 and 50, a deblurrer
+on photographs; into results/accuracy/accuracy_gpu.json. The reference is itself compared with float64 on the first
+picture. Asked: relative L2 below 2e-3 in fp16 and 1e-2 in bf16 everywhere, PSNR of fp16 within 0.01 dB; the status says
+whether. --device cpu with TRITON_INTERPRET=1 and a small --crop tries the script without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import RESULTS, ROOT, SHARED, Record, about, relative_l2, write_json
+
+from restort.errors import RestortError
+from restort.tiling.padding import pad_to_multiple
+from restort.weights.checkpoint import Weights, load_weights
+
+SHIPPED = ROOT / "src" / "restort" / "weights" / "shipped"
+REFERENCE = "torch:fp32"
+RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed,tensorrt:fused"
+FUSED = "fused"  # in place of a precision of tensorrt: fp16, by RestoRT's own kernels
+SETS = {"ELAN-light x4": "set5", "restormer-small-denoise": "kodak24"}
+SIGMA = 25.0
+HEADS = (
+    "",
+    "abs max",
+    "abs mean",
+    "abs median",
+    "rel max",
+    "rel mean",
+    "rel median",
+    "rel L2",
+    "PSNR",
+    "SSIM",
+)
+LIMITS = {"fp16": 2e-3, "bf16": 1e-2}
+PSNR_DB = 0.01
+SIGMAS = (15, 25, 50)
+
+Outputs = list[np.ndarray]
+Picture = tuple[str, str, np.ndarray, "np.ndarray | None"]  # condition, name, (H, W, C) in [0, 255], truth
+
+
+# The tables of errors, step by step
+
+
+def slug(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def pictures(work: Path, model: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(what the network is given, (H, W, C) on the scale of [0, 1], the clean picture, uint8)."""
+    with np.load(work / f"{SETS[model]}.npz") as kept:
+        for i in range(sum(name.startswith("clean") for name in kept.files)):
+            clean = kept[f"clean{i}"]
+            if f"degraded{i}" in kept.files:
+                degraded = kept[f"degraded{i}"].astype(np.float64)
+            else:  # as `restort evaluate` makes it
+                noise = np.random.Generator(np.random.PCG64([0, i])).standard_normal(clean.shape)
+                degraded = clean + SIGMA * noise
+            yield (degraded / 255).astype(np.float32), clean
+
+
+def make_inputs(args: argparse.Namespace) -> None:
+    """W/SET.npz (clean and degraded pictures) and W/MODEL.safetensors."""
+    from restort.evaluation.datasets import open_dataset
+
+    files = {
+        "ELAN-light x4": args.elan,
+        "restormer-small-denoise": SHIPPED / "restormer-small-denoise.safetensors",
+    }
+    options: dict[str, dict[str, Any]] = {
+        "set5": {"task": "upscale", "scale": 4},
+        "kodak24": {"task": "denoise", "sigmas": (SIGMA,), "limit": args.limit},
+    }
+    args.work.mkdir(parents=True, exist_ok=True)
+    for model, dataset in SETS.items():
+        shutil.copyfile(files[model], args.work / f"{slug(model)}.safetensors")
+        kept: dict[str, np.ndarray] = {}
+        for i, case in enumerate(open_dataset(args.data / dataset, **options[dataset]).cases):
+            degraded, clean = case.load()
+            kept[f"clean{i}"] = clean
+            if dataset == "set5":  # noise is made again where it is wanted: it does not compress
+                kept[f"degraded{i}"] = degraded
+        np.savez_compressed(args.work / f"{dataset}.npz", **kept)
+
+
+def choose_mixed(args: argparse.Namespace) -> None:
+    """W/MODEL.mixed.json: which sections stay in float32, measured on parts of the set's first pictures."""
+    from restort.profiling.pairs import Pair
+    from restort.profiling.sensitivity import Budget, Search
+
+    for model in SETS:
+        target = args.work / f"{slug(model)}.mixed.json"
+        if target.is_file():
+            continue
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        step, scale = weights.spec.size_multiple, weights.spec.scale
+        pairs = []
+        for image, clean in islice(pictures(args.work, model), 2):
+            h, w = (min(192, side) // step * step for side in image.shape[:2])
+            x, y = image[:h, :w], clean[: h * scale, : w * scale] / np.float32(255)
+            pairs.append(
+                Pair(
+                    SETS[model],
+                    np.ascontiguousarray(x.transpose(2, 0, 1)[None]),
+                    np.ascontiguousarray(y.transpose(2, 0, 1)[None]),
+                )
+            )
+        found = Search(weights, pairs).choose(Budget(args.budget), say)
+        say(f"{model}: {found.sentence()}")
+        target.write_text(json.dumps(found.to_json(), indent=1) + "\n")
+
+
+def compile_sizes(args: argparse.Namespace) -> None:
+    """Compile RestoRT's kernels ahead for all sizes of the sets, into the cache folder."""
+    from restort.backends.fused.aot_cache import PlanCache, Wanted
+
+    for model in SETS:
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        shapes = {padded(image, weights).shape for image, _ in pictures(args.work, model)}
+        for n, _, h, w in sorted(shapes):
+            say(str(PlanCache().provide(Wanted(weights, "fp16", (n, h, w), args.capability), say)))
+
+
+def padded(image: np.ndarray, weights: Weights) -> np.ndarray:
+    """(1, C, H, W) of the size that the network takes."""
+    x = pad_to_multiple(image.transpose(2, 0, 1)[None], weights.spec.size_multiple)
+    return np.ascontiguousarray(x, np.float32)
+
+
+def run(args: argparse.Namespace) -> None:
+    """W/MODEL/BACKEND-PRECISION/N.npy: outputs, neither clipped nor rounded, cropped to the picture."""
+    for model in SETS:
+        if args.only not in slug(model):
+            continue
+        weights = load_weights(args.work / f"{slug(model)}.safetensors")
+        inputs = [image for image, _ in pictures(args.work, model)]
+        for label in args.runs.split(","):
+            folder = args.work / slug(model) / label.replace(":", "-")
+            if (folder / "done.json").is_file():
+                continue
+            say(f"{model} on {SETS[model]}: {label}")
+            folder.mkdir(parents=True, exist_ok=True)
+            done = folder / "done.json"
+            try:
+                made = one_run(args, model, weights, label, inputs, folder)
+            except RestortError as error:  # one that is not here must not hide the others
+                say(f"  {error}")
+                (folder / "error.json").write_text(json.dumps({"error": str(error)}))
+                continue
+            done.write_text(json.dumps(made))
+
+
+def one_run(
+    args: argparse.Namespace,
+    model: str,
+    weights: Weights,
+    label: str,
+    inputs: list[np.ndarray],
+    folder: Path,
+) -> dict[str, Any]:
+    backend, _, precision = label.partition(":")
+    arrays = [padded(image, weights) for image in inputs]
+    if backend == "tensorrt":
+        runner = tensorrt(args, model, weights, precision, [x.shape[2:] for x in arrays])
+    else:
+        from restort.backends.registry import create
+
+        runner = create(weights, backend, precision)
+    scale = weights.spec.scale
+    for i, (image, x) in enumerate(zip(inputs, arrays)):
+        y = runner(x)[0].transpose(1, 2, 0)
+        np.save(folder / f"{i}.npy", y[: image.shape[0] * scale, : image.shape[1] * scale])
+    from restort.utils.cpu import processor_name
+
+    found = {"device": getattr(runner, "device", processor_name()), **about()}
+    if backend == "tensorrt":
+        found["library"] = runner.flavour.title
+        found["engines"] = [
+            {
+                name: stored.about.get(name)
+                for name in (
+                    "precision",
+                    "keep_fp32",
+                    "layers",
+                    "seconds",
+                    "flags",
+                    "kernels",
+                    "aot",
+                    "profile",
+                )
+                if name in stored.about
+            }
+            for stored in runner._provider(runner.precision).cache.entries()
+            if stored.about.get("label") == runner._provider(runner.precision).model
+            and stored.key["precision"] == runner.precision
+            and (stored.about.get("kernels") == FUSED) == (precision == FUSED)
+        ]
+    runner.close()
+    return found
+
+
+def tensorrt(
+    args: argparse.Namespace, model: str, weights: Weights, precision: str, sizes: list[tuple[int, ...]]
+) -> Any:
+    """A runner whose engine takes all sizes of the set, or with an engine for each of them."""
+    from restort.backends.tensorrt import mixed_precision
+    from restort.backends.tensorrt.builder import wants_fixed_size
+    from restort.backends.tensorrt.library import find
+    from restort.backends.tensorrt.options import Profile
+    from restort.backends.tensorrt.runner import FLAVOUR, TensorrtRunner
+
+    if precision == FUSED:
+        runner = TensorrtRunner(weights, "fp16", options={"kernels": FUSED})
+        runner.say = runner.warn = say
+        return runner
+    if precision == "mixed":
+        mixed_precision.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
+    least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
+    options = {} if args.level is None else {"level": args.level}
+    by_size = wants_fixed_size(find(os.environ.get(FLAVOUR) or "auto"), weights.spec.architecture)
+    profile = None if by_size else Profile(least, most, most)  # type: ignore[arg-type]
+    runner = TensorrtRunner(weights, precision, profile=profile, options=options)
+    runner.say = runner.warn = say
+    return runner
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def table(work: Path, output: Path, runs: Sequence[str]) -> None:
+    """Scores what is in `work`, a row for each of `runs` and network; the record is written after each row.
+
+    Rows that `output` has of the same weights and settings stay where `work` has no outputs for them.
+    """
+    from restort.profiling.tensor_error import EPSILON, definitions
+
+    found = json.loads(output.read_text()) if output.is_file() else {}
+    before = {(t["model"], t["weights_sha256"]): t for t in found.get("tables", [])}
+    tables: list[Record] = []
+    for model, dataset in SETS.items():
+        weights = load_weights(work / f"{slug(model)}.safetensors")
+        clean = [picture for _, picture in pictures(work, model)]
+        settings: Record = {"pictures": len(clean)} | ({} if weights.spec.scale > 1 else {"sigmas": [SIGMA]})
+        kept = before.get((model, weights.digest), {"settings": None, "rows": []})
+        rows = kept["rows"] if kept["settings"] == settings else []
+        old = {label_of(row): row for row in rows if row["error"] is None}
+        made_rows: list[Record] = []
+        named = {"model": model, "weights_sha256": weights.digest, "dataset": dataset, "settings": settings}
+        tables.append({**named, "reference": REFERENCE, "rows": made_rows})
+        folder = work / slug(model)
+        reference = flat(outputs(folder, REFERENCE, len(clean)))
+        for label in dict.fromkeys([REFERENCE, "onnxruntime:fp32", *runs, *old]):
+            made = outputs(folder, label, len(clean))
+            row = old.get(label)
+            if made and reference is not None:
+                row = scored(made, reference, clean, weights)
+            made_rows.append(described(folder, label, row))
+            save(output, tables)
+        print(error_table(tables[-1]), "\n", flush=True)
+    meaning = definitions(EPSILON)["relative"]
+    print(f"relative error: {meaning}; outputs not clipped or rounded; PSNR in dB and SSIM of the set")
+
+
+def label_of(row: Record) -> str:
+    return f"{row['backend']}:{row['precision']}"
+
+
+def outputs(folder: Path, label: str, count: int) -> Outputs:
+    """The outputs of a run, in the order of the pictures; none where it has not been done."""
+    place = folder / label.replace(":", "-")
+    paths = [place / f"{i}.npy" for i in range(count)]
+    whole = (place / "done.json").is_file() and all(path.is_file() for path in paths)
+    return [np.load(path) for path in paths] if whole else []
+
+
+def flat(found: Outputs) -> np.ndarray | None:
+    return np.concatenate([y.reshape(-1) for y in found]) if found else None
+
+
+def scored(made: Outputs, reference: np.ndarray, clean: Outputs, weights: Weights) -> Record:
+    from restort.evaluation import metrics
+    from restort.profiling.tensor_error import EPSILON, tensor_error
+
+    border = weights.spec.scale if weights.spec.scale > 1 else 0
+    measures: dict[str, Callable[..., float]] = {
+        "psnr_on_set": metrics.psnr_y if border else metrics.psnr,
+        "ssim_on_set": metrics.ssim_y if border else metrics.ssim,
+    }
+    mine = flat(made)
+    assert mine is not None
+    found: Record = tensor_error(mine, reference, epsilon=EPSILON, peak=1.0).to_json()
+    found |= {"psnr_vs_reference": found.pop("psnr"), "elements": found.pop("shape")[0]}
+    eight = [np.rint(np.clip(y.astype(np.float64), 0, 1) * 255).astype(np.uint8) for y in made]
+    with ThreadPoolExecutor() as pool:
+        for name, measure in measures.items():
+            scores = pool.map(lambda y, truth, m=measure: m(y, truth, border=border), eight, clean)
+            found[name] = round(float(np.mean(list(scores))), 5 if "ssim" in name else 4)
+    return found
+
+
+def described(folder: Path, label: str, row: Record | None) -> Record:
+    """The row with the name of its run, how it was run, and why there is none."""
+    backend, _, precision = label.partition(":")
+    place = folder / label.replace(":", "-")
+    named: Record = {"backend": backend, "precision": precision}
+    if row is None:
+        failed, done = place / "error.json", (place / "done.json").is_file()
+        why = f"there is nothing to compare with: run {REFERENCE}" if done else "has not been run"
+        return named | {"error": json.loads(failed.read_text())["error"] if failed.is_file() else why}
+    if "about" in row:  # of the record
+        return row
+    return named | row | {"error": None, "about": json.loads((place / "done.json").read_text())}
+
+
+def save(output: Path, tables: list[Record]) -> None:
+    from restort.profiling.tensor_error import EPSILON, definitions
+
+    record = {
+        "epsilon": EPSILON,
+        "definitions": definitions(EPSILON),
+        "tables": tables,
+        "scored": about(),
+    }
+    write_json(output, record)
+
+
+def error_table(table: Record) -> str:
+    """The table in Markdown."""
+    settings = table["settings"]
+    noise = f", noise of sigma {settings['sigmas'][0]}" if "sigmas" in settings else ""
+    pictures = f"{table['dataset']} ({settings['pictures']} pictures{noise})"
+    lines = [
+        f"{table['model']} on {pictures} against {table['reference']}:",
+        "",
+        "| " + " | ".join(HEADS) + " |",
+        "| --- " + "| ---: " * (len(HEADS) - 1) + "|",
+    ]
+    for row in table["rows"]:
+        name = f"{row['backend']} {row['precision']}"
+        if row["error"] is not None:
+            lines.append(f"| {name} | {row['error']} |")
+            continue
+        if row["absolute"] is None:
+            lines.append(f"| {name} | {row['non_finite']} values are NaN or infinite |")
+            continue
+        cells = [row[kind][part] for kind in ("absolute", "relative") for part in ("max", "mean", "median")]
+        numbers = [f"{cell:.2e}" for cell in [*cells, row["relative_l2"]]]
+        lines.append(
+            "| "
+            + " | ".join([name, *numbers, f"{row['psnr_on_set']:.3f}", f"{row['ssim_on_set']:.4f}"])
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+# Every model on the fused backend
+
+
+def read_picture(path: Path, channels: int) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), np.float64)
+    return pixels if channels == 3 else pixels[:, :, None]
+
+
+def middle(image: np.ndarray, crop: int | None, factor: int = 1) -> np.ndarray:
+    if crop is None:
+        return image
+    sides = [min(n // factor, crop) for n in image.shape[:2]]
+    top, left = ((n // factor - side) // 2 * factor for n, side in zip(image.shape[:2], sides))
+    return image[top : top + sides[0] * factor, left : left + sides[1] * factor]
+
+
+def pictures_of(
+    task: str, weights: Weights, data: Path, crop: int | None, limit: int | None
+) -> Iterator[Picture]:
+    """What a model of that task is measured on."""
+    from restort.evaluation.resize import imresize
+
+    channels, scale = weights.spec.in_channels, weights.spec.scale
+    if task == "upscale":
+        for folder in (data / "set5", data / "set14"):
+            for path in sorted((folder / "HR").glob("*.png"))[:limit]:
+                high = read_picture(path, channels)
+                high = high[: high.shape[0] // scale * scale, : high.shape[1] // scale * scale]
+                small = folder / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png"
+                made = small if small.is_file() else small.with_name(path.name)
+                low = (
+                    read_picture(made, channels)
+                    if made.is_file()
+                    else imresize(high.astype(np.uint8), 1 / scale)
+                )
+                high = high[: low.shape[0] * scale, : low.shape[1] * scale]
+                yield folder.name, path.stem, middle(low, crop), middle(high, crop, scale)
+    elif task == "denoise":
+        for sigma in SIGMAS:
+            for i, path in enumerate(sorted((data / "kodak24").glob("*.png"))[:limit]):
+                clean = middle(read_picture(path, channels), crop)
+                noise = np.random.Generator(np.random.PCG64([0, i])).standard_normal(clean.shape)
+                yield f"kodak24 sigma {sigma}", path.stem, clean + sigma * noise, clean
+    else:
+        places = [*sorted((data / "real_blur").glob("*.*")), *sorted((data / "kodak24").glob("*.png"))]
+        for path in [p for p in places if p.suffix.lower() in (".png", ".jpg")][: limit or 12]:
+            yield "photographs", path.stem, middle(read_picture(path, channels), crop), None
+
+
+def task_of(weights: Weights) -> str:
+    return "upscale" if weights.spec.scale > 1 else weights.metadata.get("task", "denoise")
+
+
+def score(task: str, y: np.ndarray, truth: np.ndarray, scale: int) -> float:
+    """PSNR in dB of (H, W, C) in [0, 1]."""
+    from restort.evaluation.metrics import psnr, psnr_y
+
+    eight = np.rint(np.clip(y, 0, 1) * 255)
+    return psnr_y(eight, truth, border=scale) if task == "upscale" else psnr(eight, truth)
+
+
+def float64(weights: Weights, device: Any, x: np.ndarray) -> np.ndarray:
+    """The network in float64, on the same device."""
+    import torch
+
+    from restort.backends.fused.networks import PlainNetwork
+
+    network = PlainNetwork(weights, device, torch.float64)
+    scale = weights.spec.value_range
+    with torch.no_grad():
+        y = network.model(torch.from_numpy(x).to(device).double() * scale) / scale
+    return np.asarray(y.cpu().numpy())
+
+
+def compare_model(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The fused backend against float32 on every picture of the model's task."""
+    import torch
+
+    from restort.backends.fused.networks import PlainNetwork
+    from restort.backends.fused.runner import FusedRunner
+
+    weights = load_weights(path)
+    spec, task = weights.spec, task_of(weights)
+    device = torch.device(args.device)
+    reference = PlainNetwork(weights, device)
+    runners = {p: FusedRunner(weights, p, device="cpu" if args.device == "cpu" else None) for p in LIMITS}
+    warned: list[str] = []
+    for runner in runners.values():
+        runner.warn = warned.append
+    rows: list[dict[str, Any]] = []
+    check: float | None = None
+    for condition, name, image, truth in pictures_of(task, weights, args.data, args.crop, args.limit):
+        unit = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+        x = np.ascontiguousarray(pad_to_multiple(unit, spec.size_multiple))
+        height, width = image.shape[0] * spec.scale, image.shape[1] * spec.scale
+        want = reference.run(x)[0]
+        if check is None:
+            check = relative_l2(want, float64(weights, device, x))
+        row: dict[str, Any] = {"condition": condition, "name": name, "shape": list(x.shape)}
+        results = {"fp32": want} | {p: runner(x) for p, runner in runners.items()}
+        for precision, y in results.items():
+            seen = y[0, :, :height, :width].transpose(1, 2, 0)
+            if precision != "fp32":
+                row[f"relative_l2_{precision}"] = relative_l2(y, want)
+            if truth is not None:
+                row[f"psnr_{precision}"] = score(task, seen, truth, spec.scale)
+        rows.append(row)
+    for runner in runners.values():
+        runner.close()
+    return summary(path.stem, weights, task, rows, check, warned)
+
+
+def summary(
+    name: str, weights: Weights, task: str, rows: list[dict[str, Any]], check: float | None, warned: list[str]
+) -> dict[str, Any]:
+    conditions: dict[str, Any] = {}
+    good = bool(rows) and not warned
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        those = [row for row in rows if row["condition"] == condition]
+        found: dict[str, Any] = {"pictures": len(those)}
+        for precision, limit in LIMITS.items():
+            errors = [row[f"relative_l2_{precision}"] for row in those]
+            found[precision] = {"relative_l2_max": max(errors), "relative_l2_mean": float(np.mean(errors))}
+            good &= max(errors) < limit
+        if "psnr_fp32" in those[0]:
+            scores = {p: float(np.mean([row[f"psnr_{p}"] for row in those])) for p in ("fp32", *LIMITS)}
+            found["psnr"] = {p: round(value, 4) for p, value in scores.items()}
+            good &= abs(scores["fp16"] - scores["fp32"]) <= PSNR_DB
+        conditions[condition] = found
+    return {
+        "model": name,
+        "architecture": weights.spec.architecture,
+        "task": task,
+        "weights_sha256": weights.digest,
+        "float32_against_float64": check,
+        "good": good,
+        "warned": warned,
+        "conditions": conditions,
+        "pictures": rows,
+    }
+
+
+def model_text(result: dict[str, Any]) -> str:
+    check = result["float32_against_float64"]
+    lines = [
+        f"{result['model']} ({'good' if result['good'] else 'NOT GOOD'}); float32 against float64 {check or 0:.1e}"
+    ]
+    for condition, found in result["conditions"].items():
+        errors = "  ".join(
+            f"{p} L2 max {found[p]['relative_l2_max']:.2e} mean {found[p]['relative_l2_mean']:.2e}"
+            for p in LIMITS
+        )
+        scores = (
+            "  PSNR " + " ".join(f"{p} {v:.4f}" for p, v in found["psnr"].items()) if "psnr" in found else ""
+        )
+        lines.append(f"  {condition:18} {found['pictures']:3} pictures  {errors}{scores}")
+    return "\n".join([*lines, *(f"  warned: {line}" for line in result["warned"])])
+
+
+def compare_models(args: argparse.Namespace) -> int:
+    import torch
+
+    torch.set_grad_enabled(False)
+    files = [*args.weights, *([] if args.no_shipped else sorted(SHIPPED.glob("*.safetensors")))]
+    if not args.weights and args.elan.is_file():
+        files.append(args.elan)
+    results = []
+    for path in files:
+        try:
+            results.append(compare_model(path, args))
+            print(model_text(results[-1]), flush=True)
+        except (RestortError, OSError, RuntimeError) as error:
+            print(f"{path.stem}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            results.append({"model": path.stem, "good": False, "error": str(error)[:500]})
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU, interpreted"
+    found = {"models": results, "limits": LIMITS | {"psnr_db": PSNR_DB}, "device": device, **about()}
+    write_json(args.output or RESULTS / "accuracy" / "accuracy_gpu.json", found)
+    return 0 if all(result["good"] for result in results) else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=("all", "inputs", "mixed", "aot", "run", "table", "models"))
+    parser.add_argument("--work", type=Path, default=Path("accuracy-work"), help="a folder for the steps")
+    parser.add_argument("--runs", help=f"backend:precision,... (default: {RUNS})")
+    parser.add_argument("--only", default="", help="run: only the model whose name holds this, such as elan")
+    parser.add_argument("--limit", type=int, help="pictures of Kodak24, or of each set of `models`")
+    parser.add_argument("--budget", type=float, default=2e-4, help="relative L2 of mixed (default: 2e-4)")
+    parser.add_argument("--level", type=int, help="of TensorRT's builder")
+    parser.add_argument("--capability", type=int, default=90, help="of the GPU that `aot` compiles for")
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "test", help="holds the test sets")
+    parser.add_argument(
+        "--elan", type=Path, default=SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"
+    )
+    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="models: more files")
+    parser.add_argument("--no-shipped", action="store_true", help="models: only the files of --weights")
+    parser.add_argument("--crop", type=int, help="models: only the middle, so many pixels of the input")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="of `models`")
+    parser.add_argument("--output", type=Path, help="the record")
+    args = parser.parse_args()
+    if args.step == "models":
+        return compare_models(args)
+    output = args.output or RESULTS / "accuracy" / "accuracy_tensorrt.json"
+    everything = args.step == "all"
+    runs = args.runs or RUNS
+    if args.step in ("inputs", "all"):
+        make_inputs(args)
+    if args.step in ("mixed", "all") and (not everything or "mixed" in runs):
+        choose_mixed(args)
+    if args.step == "aot":
+        compile_sizes(args)
+    if args.step in ("run", "all"):
+        args.runs = f"{REFERENCE},onnxruntime:fp32,{runs}" if everything else runs
+        run(args)
+    if args.step in ("table", "all"):
+        table(args.work, output, runs.split(","))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
