@@ -171,7 +171,7 @@ def test_overflow_is_computed_again() -> None:
     x = picture(weights.spec, 1, 64, 64)
     for _ in range(2):
         assert np.isfinite(runner(x)).all()
-    assert len(told) == 1 and "computed in bf16 instead" in told[0]
+    assert len(told) == 1 and "recomputed in bf16" in told[0]
     assert runner.run_tensor(torch.from_numpy(x).cuda()).isfinite().all()
 
 

@@ -94,7 +94,7 @@ def test_what_overflows_is_computed_again(weights: Weights, monkeypatch: pytest.
     for _ in range(2):
         x = picture(1, 16, 32)
         np.testing.assert_allclose(runner(x), repeated(x, weights.spec.scale), atol=8e-3)
-    assert len(runner.told) == 1 and "computed in bf16 instead" in runner.told[0]  # type: ignore[attr-defined]
+    assert len(runner.told) == 1 and "recomputed in bf16" in runner.told[0]  # type: ignore[attr-defined]
     x[:] = 0.01  # fits
     assert runner(x).max() < 0.02
     assert len(runner.told) == 1  # type: ignore[attr-defined]
