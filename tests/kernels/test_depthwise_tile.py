@@ -125,7 +125,7 @@ def test_gram_shares_out_every_tile() -> None:
 
 
 def test_cuts_that_have_run_on_a_gpu() -> None:
-    """benchmarks/NOTES.md has their times on an H100; a change here wants another measurement."""
+    """docs/design/kernels.md has their times on an H100; a change here wants another measurement."""
     gates = {(1, 90, 160): (6, 4, 5), (1, 46, 69): (6, 4, 5), (1, 32, 32): (8, 4, 4), (8, 32, 32): (6, 4, 5)}
     grams = {(1, 90, 160): (8, 6, 2), (1, 46, 69): (8, 6, 2), (1, 32, 32): (4, 3, 4), (8, 32, 32): (8, 6, 2)}
     for n, h, w in gates:

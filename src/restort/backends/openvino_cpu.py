@@ -24,7 +24,7 @@ class OpenVinoRunner:
     ELAN's index arithmetic becomes constants once the shape is fixed, and the network a third faster; compiling
     takes about a second. So the first picture of a shape runs on the dynamic model and the second compiles,
     which serves folders of equal pictures and tiles. Restormer gains nothing and stays dynamic (figures in
-    benchmarks/NOTES.md). The two models round differently in the last bits. Calls from several threads take
+    docs/design/cpu-backends.md). The two models round differently in the last bits. Calls from several threads take
     turns: one inference uses all threads already.
     """
 

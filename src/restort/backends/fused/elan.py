@@ -1,7 +1,7 @@
 """ELAN as a sequence of fused kernels: two for each block, one each for head and tail.
 
 Every step between 16-bit arrays; sums, softmax and the picture are float32. That this is enough is measured in
-benchmarks/NOTES.md. The format of the weights: restort.backends.fused.elan_weights.
+docs/design/accuracy.md. The format of the weights: restort.backends.fused.elan_weights.
 """
 
 from __future__ import annotations
