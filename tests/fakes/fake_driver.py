@@ -1,4 +1,4 @@
-"""A stand-in for the NVIDIA driver's library, as restort.utils.gpu queries it."""
+"""A fake of the NVIDIA driver's library, as restort.utils.gpu queries it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT: an engine is a small JSON, and computes a NumPy function in a stream of FakeCuda.
+"""A fake TensorRT: an engine is a small JSON and computes a NumPy function in a stream of FakeCuda.
 
 The result is the input enlarged by repetition, plus what "plus" says; "behaves" makes it misbehave.
 """

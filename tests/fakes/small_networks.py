@@ -1,4 +1,4 @@
-"""Small networks for plans, the same in every process."""
+"""Small networks for AOT packages, equal in every process."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,27 +21,13 @@ from restort.backends.tensorrt.provider import EngineProvider, check_build
 from restort.backends.tensorrt.runner import TensorrtRunner
 from restort.errors import RestortError, UsageError
 from restort.utils.gpu import Gpu
-from restort.weights.checkpoint import Weights, load_weights
+from restort.weights.checkpoint import Weights
 from tests.fakes.empty_aot import plan_of
-from tests.fakes.fake_backend import ELAN, write_weights
-from tests.fakes.fake_gpu import H100, World, picture, playing
+from tests.fakes.fake_gpu import H100, World, picture
 from tests.fakes.fake_tensorrt import enlarged
 
 FUSED = {"kernels": "fused"}
 MANY = Profile((1, 16, 16), (1, 32, 32), (1, 64, 64))
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with playing(tmp_path, monkeypatch) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    return load_weights(
-        write_weights(tmp_path_factory.mktemp("w") / "tiny.safetensors", replace(ELAN[2], channels=30))
-    )
 
 
 def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:

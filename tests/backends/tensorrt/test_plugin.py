@@ -1,4 +1,4 @@
-"""The library of the plugin RestortPass: named, compiled once by a stand-in for the compiler, loaded after TensorRT."""
+"""The library of the plugin RestortPass: named, or compiled once (by a fake compiler), and loaded after TensorRT."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,9 @@ from restort.errors import OutOfMemory, RestortError
 from restort.tiling.tiles import plan, run_tiled
 from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights, load_weights
-from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
-from tests.fakes.fake_gpu import World, picture, playing
+from tests.fakes.fake_backend import RESTORMER, write_weights
+from tests.fakes.fake_gpu import World, picture
 from tests.fakes.fake_tensorrt import enlarged
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with playing(tmp_path, monkeypatch) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    return load_weights(
-        write_weights(tmp_path_factory.mktemp("w") / "tiny.safetensors", replace(ELAN[2], channels=30))
-    )
 
 
 def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:

@@ -6,7 +6,6 @@ TensorRT chooses nothing in such an engine: neither precisions nor kernels. The 
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from restort.backends.fused.aot_cache import PRECISIONS, Wanted
 from restort.backends.fused.aot_package import Plan, read_plan
 from restort.backends.tensorrt import network as networks
 from restort.backends.tensorrt import plugin
-from restort.backends.tensorrt.builder import build_engine, configure, create_builder, make_report, warnings
+from restort.backends.tensorrt.builder import make_report, run_builder
 from restort.backends.tensorrt.options import BuildOptions, Built, Profile
 from restort.errors import RestortError, UsageError
 from restort.utils.gpu import find_gpu
@@ -80,26 +79,15 @@ def build_aot_engine(flavour: Flavour, weights: Weights, package: Path, options:
     shape = networks.input_shape(model)
     networks.check_profile(shape, options.profile, weights.spec.size_multiple)
     data: bytes = model.SerializeToString(deterministic=True)
-    start = time.perf_counter()
-    with flavour.logger.capture() as captured:
-        builder = create_builder(flavour, captured)
-        network, parser = networks.parse(flavour, builder, data)
-        config = builder.create_builder_config()
-        flags = configure(flavour, config, options, weights.spec.architecture)
-        networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
-        plan = build_engine(flavour, builder, network, config, options.progress, captured)
-        seconds = time.perf_counter() - start
-        del parser  # it must live as long as the network is used
-    report = make_report(flavour, options, model, data, plan, find_gpu()) | {
-        "seconds": round(seconds, 2),
+    outcome = run_builder(flavour, data, options, shape[1], weights.spec.architecture)
+    report = make_report(flavour, options, model, data, outcome, find_gpu()) | {
         "kernels": "fused",
         "aot": package_report(package),
         "keep_fp32": [],
-        "flags": flags | {"kernels": "fused", "static": True},
+        "flags": outcome.flags | {"kernels": "fused", "static": True},
         "layers": {"source": "plugin", plugin.NAME: 1},
-        "warnings": warnings(captured),
     }
-    return Built(plan, report)
+    return Built(outcome.plan, report)
 
 
 def package_report(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -88,32 +89,18 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
         model = with_fixed_input(model, (options.profile.opt[0], shape[1], *options.profile.opt[1:]))
     data: bytes = model.SerializeToString(deterministic=True)
 
-    start = time.perf_counter()
-    with flavour.logger.capture() as captured:
-        builder = create_builder(flavour, captured)
-        network, parser = networks.parse(flavour, builder, data)
-        config = builder.create_builder_config()
-        flags = configure(flavour, config, options, architecture)
-        flags["static"] = is_static
-        flags["threads"] = _set_threads(builder)
-        networks.add_profile(flavour, builder, config, network, shape[1], options.profile)
-        if is_weak:
-            flags |= _hold_layers(flavour, network, config, model, architecture, by_layers)
-        plan = build_engine(flavour, builder, network, config, options.progress, captured)
-        seconds = time.perf_counter() - start
-        layers = networks.layer_types(flavour.module, network)
-        timings = _timing_cache(flavour, config)
-        del parser  # it must live as long as the network is used
+    def hold_layers(network: Any, config: Any) -> dict[str, Any]:
+        return _hold_layers(flavour, network, config, model, architecture, by_layers) if is_weak else {}
+
+    outcome = run_builder(flavour, data, options, shape[1], architecture, hold_layers)
     gpu = find_gpu()
-    report = make_report(flavour, options, model, data, plan, gpu) | {
-        "seconds": round(seconds, 2),
+    report = make_report(flavour, options, model, data, outcome, gpu) | {
         "keep_fp32": [name for name in metadata.get("restort.keep_fp32", "").split(",") if name],
-        "flags": flags,
-        "layers": {"source": "network"} | layers,
-        "warnings": warnings(captured),
+        "flags": outcome.flags | {"static": is_static},
+        "layers": {"source": "network"} | outcome.layers,
     }
     if gpu is not None and (not options.compute_capabilities or gpu.compute_capability in report["targets"]):
-        opened, why = inspector.inspect_layers(flavour, inspector.deserialize(flavour, plan))
+        opened, why = inspector.inspect_layers(flavour, inspector.deserialize(flavour, outcome.plan))
         if why:
             report["unchecked"] = why
         if opened:
@@ -121,7 +108,7 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
                 options.precision, opened, low_convolutions(model, convolutions, by_layers)
             )
             report["layers"] = {"source": "engine"} | inspector.output_types(opened)
-    return Built(plan, report, timings)
+    return Built(outcome.plan, report, outcome.timing_cache)
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
@@ -166,6 +153,56 @@ def _check_gpu(flavour: Flavour, targets: tuple[str, ...]) -> None:
             f"{flavour.title} does not support {gpu.name} (compute capability {gpu.compute_capability}); use --flavour "
             "tensorrt, or name other GPUs with --compute-capability"
         )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the library's builder gives.
+
+    plan            the serialized engine
+    flags           the settings of the builder, for the report
+    layers          the number of layers of the network by the type of their output
+    timing_cache    with the times of this build, where the library has one
+    warnings        the library's warnings, each once, at most 20
+    """
+
+    plan: bytes
+    seconds: float
+    flags: dict[str, Any]
+    layers: dict[str, int]
+    timing_cache: bytes | None
+    warnings: list[str]
+
+
+def run_builder(
+    flavour: Flavour,
+    data: bytes,
+    options: BuildOptions,
+    channels: int,
+    architecture: str,
+    hold_layers: Callable[[Any, Any], dict[str, Any]] = lambda network, config: {},
+) -> Outcome:
+    """Parse the serialized graph `data`, of inputs of so many channels, and build the engine.
+
+    hold_layers     receives the network and the builder's config before the build; returns further settings for the
+                    report.
+    """
+    start = time.perf_counter()
+    with flavour.logger.capture() as captured:
+        builder = create_builder(flavour, captured)
+        network, parser = networks.parse(flavour, builder, data)
+        config = builder.create_builder_config()
+        flags = configure(flavour, config, options, architecture)
+        flags["threads"] = _set_threads(builder)
+        networks.add_profile(flavour, builder, config, network, channels, options.profile)
+        flags |= hold_layers(network, config)
+        plan = build_engine(flavour, builder, network, config, options.progress, captured)
+        seconds = round(time.perf_counter() - start, 2)
+        layers = networks.layer_types(flavour.module, network)
+        timing_cache = _timing_cache(flavour, config)
+        del parser  # it must live as long as the network is used
+    warnings = sorted(set(map(plain, captured.warnings())))[:20]
+    return Outcome(plan, seconds, flags, layers, timing_cache, warnings)
 
 
 def create_builder(flavour: Flavour, captured: CapturedMessages) -> Any:
@@ -290,22 +327,27 @@ def _timing_cache(flavour: Flavour, config: Any) -> bytes | None:
 
 
 def make_report(
-    flavour: Flavour, options: BuildOptions, model: onnx.ModelProto, data: bytes, plan: bytes, gpu: Gpu | None
+    flavour: Flavour,
+    options: BuildOptions,
+    model: onnx.ModelProto,
+    data: bytes,
+    outcome: Outcome,
+    gpu: Gpu | None,
 ) -> dict[str, Any]:
-    """Make the report of the engine `plan` (restort.backends.tensorrt.sidecar), built on the machine of `gpu`.
+    """Make the report of an engine (restort.backends.tensorrt.sidecar), built on the machine of `gpu`.
 
     model, data     the graph, and its bytes as given to the parser.
 
-    The caller adds `seconds`, `keep_fp32`, `flags`, `layers` and `warnings`.
+    The caller adds `keep_fp32`, `flags` and `layers`.
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return {
         "schema": SCHEMA,
         "restort": restort.__version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seconds": 0.0,
-        "bytes": len(plan),
-        "sha256": hashlib.sha256(plan).hexdigest(),
+        "seconds": outcome.seconds,
+        "bytes": len(outcome.plan),
+        "sha256": hashlib.sha256(outcome.plan).hexdigest(),
         "flavour": flavour.name,
         "version": flavour.version,
         "targets": list(options.compute_capabilities) or ([gpu.compute_capability] if gpu else []),
@@ -314,12 +356,8 @@ def make_report(
         "model": _model_report(metadata),
         "profile": {name: list(getattr(options.profile, name)) for name in ("min", "opt", "max")},
         "precision": options.precision,
+        "warnings": outcome.warnings,
     }
-
-
-def warnings(captured: CapturedMessages) -> list[str]:
-    """The library's warnings, each once, at most 20."""
-    return sorted(set(map(plain, captured.warnings())))[:20]
 
 
 def _graph_report(model: onnx.ModelProto, data: bytes) -> dict[str, Any]:
