@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from scipy.signal import convolve2d, fftconvolve
 import restort
 from restort.evaluation.blur_kernels import read_kernels
 from restort.evaluation.resize import imresize
+from restort.utils.files import write_bytes
 
 Array = np.ndarray[Any, Any]
 SHARED = next(  # beside the checkout, or further up
@@ -120,13 +120,9 @@ def normal(index: int, shape: tuple[int, ...]) -> Array:
 
 
 def write_once(path: Path, data: Callable[[], bytes]) -> None:
-    """Write a file that is not there yet; a run that is stopped leaves no half of it."""
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_bytes(data())
-    partial.replace(path)
+    """Write a file atomically unless it exists."""
+    if not path.is_file():
+        write_bytes(path, data(), overwrite=True)
 
 
 def png_bytes(image: Array) -> bytes:

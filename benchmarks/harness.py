@@ -29,6 +29,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from restort.utils.files import write_bytes
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SHARED = ROOT.parent / "shared"
@@ -156,11 +158,9 @@ def same_key(record: Mapping[str, Any], key: Mapping[str, Any]) -> bool:
 
 
 def write_json(path: Path, held: Any, indent: int | None = 1) -> None:
-    """Write through a temporary file, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(held, indent=indent, allow_nan=False) + "\n", "utf-8")
-    temporary.replace(path)
+    """Write JSON atomically."""
+    text = json.dumps(held, indent=indent, allow_nan=False) + "\n"
+    write_bytes(path, text.encode(), overwrite=True)
 
 
 # Running cases

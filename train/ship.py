@@ -9,15 +9,15 @@ holds). Buffers that every ELAN shares are left out: the reader puts them back e
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from restort.models.spec import ElanSpec
+from restort.utils.files import write_bytes
 from train.config import Config, read_config
 
 LIMIT = 8 * 2**20
@@ -77,16 +77,13 @@ def main() -> None:
         "licence": "Apache-2.0",
         "source": "trained by RestoRT; see the model card beside this file",
     }
-    temporary = target.with_suffix(".tmp")
-    save_file(shipped_form(load_file(args.weights), config), temporary, metadata)
-    size = temporary.stat().st_size
-    if size >= LIMIT:
-        temporary.unlink()
+    data = save(shipped_form(load_file(args.weights), config), metadata)
+    if len(data) >= LIMIT:
         raise SystemExit(
-            f"{config.name} takes {size} bytes, which is more than the {LIMIT} a shipped file may have"
+            f"{config.name} takes {len(data)} bytes, more than the {LIMIT} that a shipped file may have"
         )
-    os.replace(temporary, target)
-    print(f"{target}: {size / 2**20:.2f} MiB")
+    write_bytes(target, data, overwrite=True)
+    print(f"{target}: {len(data) / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (["gone.png", "-o", "out.png"], 1, "cannot read gone.png: there is no such file; check the path"),
         (["gone/a.png", "-o", "out.png"], 1, "there is no folder gone; check the path"),
         (["text.png", "-o", "out.png"], 1, "text.png: it is not a picture in a format known here"),
-        (["good.png", "-o", "taken.png"], 1, "taken.png exists already; use --overwrite"),
+        (["good.png", "-o", "taken.png"], 1, "taken.png already exists; use --overwrite"),
         (["empty", "-o", "out"], 2, "there is no picture in empty"),
         (["good.png", "-o", "good.png"], 2, "would overwrite the input good.png"),
         (["good.png", "pictures", "-o", "out.png"], 2, "give the name of a folder"),

@@ -215,7 +215,7 @@ def test_unknown_suffix(tmp_path: Path, name: str) -> None:
 def test_existing_files_stay(tmp_path: Path) -> None:
     path = tmp_path / "there.png"
     path.write_text("precious")
-    with pytest.raises(RestortError, match="exists already; use --overwrite"):
+    with pytest.raises(RestortError, match="already exists; use --overwrite"):
         write(path, Picture(RGB))
     assert path.read_text() == "precious"
     write(path, Picture(RGB), overwrite=True, sync=True)
@@ -232,7 +232,7 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path: Path, monkeypatch: pytest
         fsync(descriptor)
 
     monkeypatch.setattr("restort.utils.files.os.fsync", late)
-    with pytest.raises(RestortError, match="exists already"):
+    with pytest.raises(RestortError, match="already exists"):
         write(path, Picture(RGB), sync=True)
     assert path.read_text() == "precious"
     assert [entry.name for entry in tmp_path.iterdir()] == ["race.png"]
@@ -294,7 +294,7 @@ def test_full_disk(tmp_path: Path, suffix: str) -> None:
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stderr.strip().endswith("the disk is full; free some space or choose another folder")
+    assert run.stderr.strip().endswith("the disk is full; free some space or use another folder")
     assert "\n" not in run.stderr.strip()
     assert list(tmp_path.iterdir()) == []
 

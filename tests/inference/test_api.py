@@ -73,7 +73,7 @@ def test_restore(weights: Path, tmp_path: Path) -> None:
     write(source, Picture(image))
     restored = restort.restore(source, target, model=weights)
     assert restored.result_size == (12, 12) and read(target).pixels.shape == (12, 12, 3)
-    with pytest.raises(restort.RestortError, match="exists already"):
+    with pytest.raises(restort.RestortError, match="already exists"):
         restort.restore(source, target, model=weights)
     restort.restore(source, target, model=restort.load(weights), overwrite=True)
     with pytest.raises(restort.RestortError, match="the input itself"):

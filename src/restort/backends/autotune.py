@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ from restort.models.spec import Spec
 from restort.runner import Array, Runner
 from restort.utils.cache_dir import cache_root
 from restort.utils.cpu import default_threads, native_bfloat16, processor_name
+from restort.utils.files import write_bytes
 from restort.weights.checkpoint import Weights
 
 Pair = tuple[str, str]
@@ -233,13 +233,6 @@ def _load(path: Path, key: dict[str, Any]) -> Findings:
 
 def _store(path: Path, key: dict[str, Any], found: Findings) -> None:
     """Keep the findings; where the cache cannot be written the next run measures again."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
-            json.dump({"key": key, **asdict(found)}, file, indent=1)
-        temporary.replace(path)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    text = json.dumps({"key": key, **asdict(found)}, indent=1)
+    with contextlib.suppress(RestortError):
+        write_bytes(path, text.encode(), overwrite=True)

@@ -16,7 +16,7 @@ from restort.errors import RestortError
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY
 from restort.imaging.picture import Picture
-from restort.inference.manifest import Fingerprint, Leftovers, Manifest, Record, State
+from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
 from restort.inference.model import Model, Restored
 from restort.utils.files import check_free
 
@@ -131,7 +131,9 @@ def restore_files(
     summary = Summary(total=len(jobs))
     start = time.perf_counter()
     manifest = None if root is None else Manifest(root)
-    leftovers = None if root is None else Leftovers({job.target.parent for job in jobs} | {root})
+    leftovers = (
+        None if root is None else Leftovers({job.target.parent for job in jobs} | {root, root / FOLDER})
+    )
     run = _Run(model, manifest, options, observer)
     try:
         for result in run.results(jobs):

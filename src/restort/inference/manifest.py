@@ -26,6 +26,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from restort.errors import RestortError
+from restort.utils.files import write_bytes
 
 FOLDER = ".restort"
 CLAIMS = 64  # lock files that claims are spread over; two pictures on one of them only wait for each other
@@ -220,9 +221,8 @@ class Manifest:
     def _compact(self) -> None:
         with self._lock:
             self.refresh()
-            temporary = self._path.with_suffix(".part")
-            temporary.write_bytes(b"".join(record.line() for record in self._records.values()))
-            os.replace(temporary, self._path)
+            lines = b"".join(record.line() for record in self._records.values())
+            write_bytes(self._path, lines, overwrite=True)
 
     def _key(self, target: Path) -> str:
         return Path(os.path.relpath(target, self.root)).as_posix()

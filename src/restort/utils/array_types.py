@@ -1,4 +1,4 @@
-"""The one name this room uses for a NumPy array of any shape and type."""
+"""Names for the types of NumPy arrays."""
 
 from __future__ import annotations
 

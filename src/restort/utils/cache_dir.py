@@ -1,4 +1,4 @@
-"""Where RestoRT keeps what it can fetch or make again: downloaded weights, emitted graphs."""
+"""The cache folder: downloaded weights, ONNX graphs, engines, timings. Everything in it can be made again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 
 
 def cache_root() -> Path:
-    """The folder of the caches: RESTORT_CACHE if set and not empty, else the user's cache folder.
-
-    The folder need not exist; whoever writes into it makes it.
-    """
+    """Return RESTORT_CACHE if it is set, else the cache folder of the user. The folder may not exist yet."""
     chosen = os.environ.get("RESTORT_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -21,5 +18,5 @@ def cache_root() -> Path:
 
 
 def slug(text: str) -> str:
-    """`text` in letters, digits, dots and dashes."""
+    """Make a file name of `text`: lower case, other characters than letters, digits and dots become dashes."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "model"

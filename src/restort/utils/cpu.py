@@ -1,4 +1,4 @@
-"""The processor as backends see it: name, cores that may be used, native bfloat16."""
+"""The CPU of this machine: name, usable cores, native bfloat16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def default_threads() -> int:
-    """Physical cores this process may use: affinity, hyper-threads counted once, control-group quota."""
+    """Count the physical cores this process may use: CPU affinity and the quota of the cgroup limit them."""
     allowed = _allowed()
     if allowed is None:
         import psutil
@@ -25,11 +25,12 @@ def default_threads() -> int:
 
 
 def _allowed() -> set[int] | None:
+    """Logical CPUs in the affinity mask; None on systems without one."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def _siblings(cpu: int) -> str:
-    """A name of the core that logical processor `cpu` belongs to."""
+    """Identify the core of a logical CPU by the list of the logical CPUs (hyper-threads) that share it."""
     for name in ("core_cpus_list", "thread_siblings_list"):
         try:
             return (_TOPOLOGY / f"cpu{cpu}" / "topology" / name).read_text().strip()
@@ -39,7 +40,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quota() -> float | None:
-    """Processors' worth of time that the control group grants (v2, then v1), None where it sets no limit."""
+    """CPU time per second that the cgroup (v2, then v1) grants, in CPUs; None without a limit."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)
@@ -55,7 +56,7 @@ def _quota() -> float | None:
 
 @cache
 def _cpuinfo() -> tuple[str, frozenset[str]]:
-    """Name and feature flags."""
+    """The name and the feature flags in /proc/cpuinfo."""
     fields: dict[str, str] = {}
     try:
         for line in _CPUINFO.read_text("utf-8", "replace").splitlines():
@@ -64,17 +65,17 @@ def _cpuinfo() -> tuple[str, frozenset[str]]:
     except OSError:
         pass
     name = fields.get("model name") or platform.processor() or platform.machine()
-    # A virtual machine may hide the model's name: family, model and stepping still tell processors apart.
+    # A virtual machine may hide the model name: family, model and stepping still tell CPUs apart.
     numbers = [fields[key] for key in ("cpu family", "model", "stepping") if key in fields]
     flags = fields.get("flags") or fields.get("features") or ""
     return " ".join([name, *(["/".join(numbers)] if numbers else [])]), frozenset(flags.split())
 
 
 def processor_name() -> str:
-    """The processor's name, with family, model and stepping where they are known."""
+    """The name of the CPU with family/model/stepping, such as `Intel(R) Xeon(R) 6/143/8`."""
     return _cpuinfo()[0]
 
 
 def native_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; elsewhere it is emulated, slower than float32."""
+    """Whether the CPU has bfloat16 arithmetic; without it bfloat16 is emulated and slower than float32."""
     return bool(_cpuinfo()[1] & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,4 +1,4 @@
-"""Bytes from and to files: errors as sentences, and no half-written file under its final name."""
+"""Whole files as bytes: errors are sentences for the user, and writes are atomic."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 from restort.errors import RestortError
 
 TEMPORARY_PREFIX = ".restort-"
+"""How temporary names begin; restort.inference.manifest removes those that a killed run has left."""
 
 
 def read_bytes(path: Path, limit: int | None = None, *, first: int = -1) -> bytes:
-    """The whole of a regular file, or its `first` bytes. Raises RestortError where there is none or it is larger
-    than `limit` bytes."""
+    """Read a regular file, or its `first` bytes.
+
+    Raises RestortError if it cannot be read, is no regular file, or has more than `limit` bytes.
+    """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -23,8 +26,8 @@ def read_bytes(path: Path, limit: int | None = None, *, first: int = -1) -> byte
                 raise RestortError(f"cannot read {path}: it is not a regular file; give a picture file")
             if limit is not None and status.st_size > limit:
                 raise RestortError(
-                    f"cannot read {path}: its {status.st_size / 1e6:.0f} MB are more than any picture within "
-                    "the limit of pixels needs; raise the limit (--max-pixels) if the file is meant"
+                    f"cannot read {path}: {status.st_size / 1e6:.0f} MB are more than a picture within the limit of "
+                    "pixels can take; raise --max-pixels if you trust the file"
                 )
             return file.read(first)
     except (OSError, ValueError, MemoryError) as error:
@@ -32,7 +35,7 @@ def read_bytes(path: Path, limit: int | None = None, *, first: int = -1) -> byte
 
 
 def _without_waiting(name: str, flags: int) -> int:
-    """Opens without blocking, so that a named pipe is refused instead of waited for."""
+    """Open without blocking: a named pipe is then refused, instead of making the program wait for a writer."""
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -44,11 +47,15 @@ def write_bytes(
     sync: bool = False,
     prefix: str = TEMPORARY_PREFIX,
 ) -> None:
-    """Writes `data` under a temporary name in the folder of `path`, made if need be, then renames it.
+    """Write `data` to a temporary file beside `path` and rename it; the folder is made if it is missing.
 
-    Without `overwrite` an existing file stays as it is, also one that appears during the writing. `sync`
-    waits until the data is on the disk before the renaming. `prefix` begins the temporary name. On any failure nothing
-    is left behind.
+    Readers see the old file or the new one, never a part of it, and a failure leaves nothing behind.
+
+    overwrite   replaces an existing file; without it RestortError, even if the file appears during the write.
+    sync        flushes the data to the disk before the rename.
+    prefix      begins the temporary name.
+
+    Raises RestortError if the file cannot be written.
     """
     check_free(path, overwrite)
     temporary = path.parent / f"{prefix}{secrets.token_hex(8)}.part"
@@ -75,26 +82,31 @@ def _rename(temporary: Path, path: Path, overwrite: bool) -> None:
         os.replace(temporary, path)
         return
     try:
-        os.link(temporary, path)  # unlike a renaming it fails where the name is taken
+        os.link(temporary, path)  # unlike a rename, it fails if the name is taken
     except FileExistsError:
-        raise RestortError(f"{path} exists already; use --overwrite to replace it") from None
-    except OSError:  # a file system without links, or a name it does not take: the renaming will tell
+        raise _exists(path) from None
+    except OSError:  # a file system without hard links, or a name it refuses: the rename reports which
         if os.path.lexists(path):
-            raise RestortError(f"{path} exists already; use --overwrite to replace it") from None
+            raise _exists(path) from None
         os.replace(temporary, path)
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raises RestortError where something is at `path` that must stay; worth asking before long work, too."""
+    """Raise RestortError if `path` must not be written: call it before long work, too."""
     if os.path.isdir(path):
         raise RestortError(f"cannot write {path}: it is a folder; give the name of a file")
     if not overwrite and os.path.lexists(path):
-        raise RestortError(f"{path} exists already; use --overwrite to replace it")
+        raise _exists(path)
+
+
+def _exists(path: Path) -> RestortError:
+    return RestortError(f"{path} already exists; use --overwrite to replace it")
 
 
 def _why(error: Exception, path: Path) -> str:
+    """Put an error of the operating system into words: cause; remedy."""
     if isinstance(error, MemoryError):
-        return "the file does not fit into the memory"
+        return "the file does not fit into memory; close other programs, or use a machine with more"
     code = getattr(error, "errno", None)
     if code == errno.ENOENT:
         found = os.path.isdir(path.parent)
@@ -108,11 +120,11 @@ def _why(error: Exception, path: Path) -> str:
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         if os.path.isdir(path) and os.access(path, os.R_OK):  # Windows opens no folder
             return "it is a folder; give the name of a file"
-        return "no permission; change the permissions or choose another place"
+        return "permission denied; change the permissions or use another path"
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full; free some space or choose another folder"
+        return "the disk is full; free some space or use another folder"
     if code == errno.ENAMETOOLONG:
-        return "the name is too long for the file system; choose a shorter one"
+        return "the name is too long for the file system; use a shorter one"
     if code in (errno.ENOTDIR, errno.EEXIST):
-        return "a part of its path is a file, not a folder"
+        return "a part of its path is a file, not a folder; check the path"
     return (getattr(error, "strerror", None) or str(error)).lower()

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""Free memory of this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes of memory that can be had now without swapping, within the limit of a container if there is
-    one."""
+    """Bytes that can be allocated now without swapping, within the limit of the cgroup (container)."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     free = int(psutil.virtual_memory().available)
@@ -18,7 +17,7 @@ def available_memory() -> int:
 
 
 def _cgroup_left() -> int | None:
-    """What the control group (version 2 or 1) leaves of its limit, or None where there is no limit."""
+    """Bytes left below the memory limit of the cgroup (v2, then v1); None without a limit."""
     for limit_name, usage_name in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

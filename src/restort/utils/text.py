@@ -1,15 +1,16 @@
-"""Words and figures for people."""
+"""Text for terminals: escapes, rates, times."""
 
 from __future__ import annotations
 
 
 def printable(text: object) -> str:
-    """Text that any terminal takes: control characters and broken encodings shown as escapes."""
+    """Escape control characters and invalid encodings, so that any terminal can show the text."""
     safe = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
 
 
 def rate_text(files_per_second: float) -> str:
+    """`2.5 files/s`, or `4.0 s/file` below one file a second."""
     if files_per_second <= 0:
         return "-- s/file"
     if files_per_second >= 1:
@@ -18,6 +19,7 @@ def rate_text(files_per_second: float) -> str:
 
 
 def time_text(seconds: float) -> str:
+    """`m:ss` or `h:mm:ss`; `-:--` for infinity."""
     if seconds == float("inf"):
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)

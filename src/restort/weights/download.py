@@ -16,6 +16,7 @@ from pathlib import Path
 
 from restort.errors import RestortError
 from restort.utils.cache_dir import cache_root
+from restort.utils.files import write_bytes
 from restort.weights.catalogue import WEIGHTS_FOLDER, Entry
 from restort.weights.checkpoint import load_weights
 
@@ -179,10 +180,7 @@ def _recorded(target: Path) -> str | None:
 
 
 def _record(target: Path, digest: str) -> None:
-    path = _record_path(target)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(f"{digest}  {target.name}\n", "utf-8")
-    os.replace(temporary, path)
+    write_bytes(_record_path(target), f"{digest}  {target.name}\n".encode(), overwrite=True)
 
 
 def _sha256(path: Path) -> str:
