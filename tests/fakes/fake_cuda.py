@@ -1,8 +1,7 @@
-"""A stand-in for cuda.bindings.runtime: memory is this process's own, and streams are queues that are worked off late.
+"""A fake cuda.bindings.runtime: memory is of this process, and streams are queues that run late.
 
-Nothing that was put into a stream happens before someone waits; then streams take turns at random, held back by
-events alone. A copy or a computation that lacks an event it should wait for therefore reads what is not there yet
-(fresh memory is full of NaN), and a test sees it.
+Work in a stream runs only when someone waits; then streams take turns at random, ordered by events alone. A copy or a
+computation that does not wait for an event it needs reads fresh memory, which is full of NaN, and the test fails.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The file of a plan: one forward pass at one shape, compiled for one kind of GPU, with its weights.
 
-Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt/plugin/restort_pass.cpp does):
+Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt/csrc/restort_pass.cpp does):
 
     header      96 bytes: magic 'RSTPLAN\\n', uint32 CRC-32 of all bytes from offset 12 on, uint32 version (1),
                 uint64 bytes of the file, uint32 capability (90 for 9.0), uint32 numbers of regions, kernels, launches
