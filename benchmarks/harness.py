@@ -374,7 +374,6 @@ def compile_ahead(launches: Sequence[Any], capability: int) -> dict[int, str]:
     """Compile every kernel of `launches` in processes and threads, without a GPU; {index: why it does not compile}."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from restort.kernels.aot import resources
     from restort.kernels.precompile import default_processes, missing, note, precompile
 
     start = time.monotonic()
@@ -384,7 +383,7 @@ def compile_ahead(launches: Sequence[Any], capability: int) -> dict[int, str]:
 
     def build(i: int) -> None:
         try:
-            resources(launches[i], capability)
+            launches[i].kernel.compile(launches[i].constants, capability)
         except Exception as error:
             failures[i] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
 

@@ -185,6 +185,25 @@ def test_the_same_bits_twice(harness: Any) -> None:
     assert not harness.run_twice(lambda: out.fill_(next(counter)), [out])[1]
 
 
+def test_a_kernel_that_does_not_compile_is_reported(harness: Any, capsys: Any) -> None:
+    pytest.importorskip("triton")
+    compiled: list[int] = []
+
+    class Kernel:
+        def compile(self, constants: dict[str, int], capability: int) -> bytes:
+            if constants["WARPS"] == 3:
+                raise ValueError("no such tile")
+            compiled.append(capability)
+            return b""
+
+    class Launch:
+        def __init__(self, warps: int) -> None:
+            self.kernel, self.constants = Kernel(), {"WARPS": warps}
+
+    assert harness.compile_ahead([Launch(4), Launch(3), Launch(8)], 90) == {1: "ValueError: no such tile"}
+    assert compiled == [90, 90] and "compiled 2 CUDA C++" in capsys.readouterr().out
+
+
 def test_roofline_of_the_published_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     workloads = importlib.import_module("workloads")

@@ -62,3 +62,7 @@ def test_every_variant_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
             launch = tuner.launch(case)
             assert launch.grid and launch.flops > 0 and launch.moved > 0, str(case)
             assert tuner.problem(case).outputs(launch), str(case)
+            usual = tuner.problem(case).launch(case.form, {}).constants
+            assert {name for name in case.constants if name.isupper()} <= usual.keys() or tune.OPS[
+                case.op
+            ].elan
