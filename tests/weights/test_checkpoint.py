@@ -202,6 +202,92 @@ def test_containers_and_prefixes(tmp_path: Path, zipped: bool) -> None:
         load_weights(tmp_path / "a.ckpt")
 
 
+AVERAGED = {  # how trainers keep an average beside the weights, and the name that the note gives it
+    "params_ema": lambda state, other: {"params": other, "params_ema": state},
+    "g_ema": lambda state, other: {"g": other, "d": {"c.weight": state["output.weight"]}, "g_ema": state},
+    "netG_EMA": lambda state, other: {"netG": other, "netG_EMA": state},
+    "state_dict_ema": lambda state, other: {"state_dict": other, "state_dict_ema": state, "epoch": 1},
+    "model_ema.module": lambda state, other: {"model": other, "model_ema": {"module": state}},
+    "state_dict.ema_model.module": lambda state, other: {
+        "state_dict": {f"model.{k}": v for k, v in other.items()}
+        | {f"ema_model.module.{k}": v for k, v in state.items()}
+    },
+    "ema.ema_model": lambda state, other: {
+        "ema": {f"online_model.{k}": v for k, v in other.items()}
+        | {f"ema_model.{k}": v for k, v in state.items()}
+        | {"step": state["output.weight"]}
+    },
+}
+
+
+@pytest.mark.parametrize("label", AVERAGED)
+def test_averaged_weights_are_preferred_and_a_note_says_so(tmp_path: Path, label: str) -> None:
+    torch = pytest.importorskip("torch")
+    plain = arrays(SMALL)
+    state = {k: torch.from_numpy(v) for k, v in plain.items()}
+    torch.save(AVERAGED[label](state, {k: v + 1 for k, v in state.items()}), tmp_path / "a.pth")
+    weights = load_weights(tmp_path / "a.pth")
+    same(weights.state, plain)
+    assert weights.note == f"using the averaged weights {label!r} of the checkpoint"
+
+
+def test_no_note_without_a_choice(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = {k: torch.from_numpy(v) for k, v in arrays(SMALL).items()}
+    for content in (state, {"params": state}, [state, {"epoch": 3}], (state, 5)):
+        torch.save(content, tmp_path / "a.pth")
+        weights = load_weights(tmp_path / "a.pth")
+        same(weights.state, arrays(SMALL))
+        assert weights.note is None
+
+
+def test_averages_without_names(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = {k: torch.from_numpy(v) for k, v in arrays(SMALL).items()}
+    shadow = [v + 1 for v in state.values()]
+    average = {"decay": 0.99, "num_updates": torch.tensor(3), "shadow_params": shadow}
+    torch.save({"model": state, "ema": average}, tmp_path / "a.pth")
+    weights = load_weights(tmp_path / "a.pth")
+    same(weights.state, {k: v + 1 for k, v in arrays(SMALL).items()})
+    assert weights.note == "using the averaged weights 'ema.shadow_params' of the checkpoint"
+    torch.save({"model": state, "ema": {**average, "shadow_params": shadow[1:]}}, tmp_path / "a.pth")
+    weights = load_weights(tmp_path / "a.pth")
+    same(weights.state, arrays(SMALL))
+    assert weights.note is not None
+    assert weights.note.startswith("using 'model': the averaged weights 'ema.shadow_params' have no names")
+
+
+def test_operation_counters_of_thop_are_left_out(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    state = {k: torch.from_numpy(v) for k, v in arrays(SMALL).items()}
+    counters = {
+        f"{prefix}{name}": torch.zeros(1, dtype=torch.float64)
+        for prefix in ("", "encoder_level1.0.", "encoder_level1.0.attn.qkv.")
+        for name in ("total_ops", "total_params")
+    }
+    for content in (state | counters, {f"module.{k}": v for k, v in (state | counters).items()}):
+        torch.save(content, tmp_path / "a.pth")
+        same(load_weights(tmp_path / "a.pth").state, arrays(SMALL))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numpy_arrays(tmp_path: Path, zipped: bool, protocol: int) -> None:
+    torch = pytest.importorskip("torch")
+    plain = arrays(SMALL_ELAN)
+    state = dict(plain)
+    state["head.0.weight"] = np.asfortranarray(plain["head.0.weight"])
+    state["tail.0.bias"] = plain["tail.0.bias"].astype(">f4")
+    state["tail.0.weight"] = plain["tail.0.weight"].astype(np.float64)
+    torch.save(
+        {"params": state, "names": np.array(["a", None], object)},
+        tmp_path / "a.pth",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    same(load_weights(tmp_path / "a.pth").state, plain)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_training_checkpoints_with_objects(tmp_path: Path, zipped: bool) -> None:
     """Options, paths, NumPy numbers and optimiser states lie beside the weights and are passed over."""

@@ -74,7 +74,7 @@ def test_no_such_file_and_no_file(tmp_path: Path) -> None:
     refused(tmp_path / "folder.pth", "folder")
     refused(write(tmp_path / "empty.safetensors", b""), "empty")
     refused(write(tmp_path / "text.pth", b"These are not the weights you are looking for.\n" * 9), "neither")
-    refused(write(tmp_path / "page.safetensors", b"<!DOCTYPE html><html></html>"), "neither")
+    refused(write(tmp_path / "page.safetensors", b"<!DOCTYPE html><html></html>"), "web page")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.pth")
         refused(tmp_path / "pipe.pth", "regular file")
@@ -294,6 +294,78 @@ def test_files_made_to_fill_the_memory(tmp_path: Path) -> None:
     refused(write(path, archive(doubled)))
     cycle = b"\x80\x02}q\x00X\x06\x00\x00\x00paramsh\x00s."
     refused(write(path, archive(cycle)), "no weights")
+
+
+def long(value: int) -> bytes:
+    """The instruction LONG1 for an integer of any size."""
+    digits = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
+    return b"\x8a" + bytes([len(digits)]) + digits
+
+
+def test_integers_of_one_hash_value(tmp_path: Path) -> None:
+    """A dict with n keys of one hash value takes n * n / 2 comparisons: 20,000 keys took 12 s."""
+    prime, count = (1 << 61) - 1, 20_000  # CPython hashes integers modulo this prime
+    keys = [long(k * prime) for k in range(1, count + 1)]
+    path = tmp_path / "a.pth"
+    pairs = b"".join(b"]" + key + b"aNa" for key in keys)  # [key, None]
+    for pickled in (
+        b"}(" + b"".join(key + b"N" for key in keys) + b"u.",
+        b"}" + b"".join(key + b"Ns" for key in keys) + b".",
+        b"(" + b"".join(key + b"N" for key in keys) + b"d.",
+        b"ccollections\nOrderedDict\n](" + pairs + b"e\x85R.",
+        b"N" + b"".join(b"p%d\n" % (k * prime) for k in range(1, count + 1)) + b".",
+    ):
+        start = time.perf_counter()
+        refused(write(path, archive(b"\x80\x02" + pickled)))
+        assert time.perf_counter() - start < 2
+
+
+def test_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from restort.weights import pickle_reader, state_dict, torch_file
+
+    path = tmp_path / "a.pth"
+    refused(write(path, archive(b"\x80\x02N" + b"0N" * 1_100_000 + b".")), "2,000,000 instructions")
+    refused(write(path, archive(b"\x80\x02Np99999999\n.")), "memo")
+    content = torch_bytes({"params": tensors(arrays(SMALL))})
+    load_weights(write(path, content))
+    for module, name, value, expected in (
+        (pickle_reader, "MAX_INSTRUCTIONS", 1000, "more than 1,000 instructions"),
+        (state_dict, "MAX_ENTRIES", 20, "more than 20 tensors"),
+        (torch_file, "MAX_DIRECTORY_BYTES", 1000, "too many entries"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            refused(path, expected)
+
+
+def test_damaged_numpy_arrays(tmp_path: Path) -> None:
+    def array(shape: bytes, data: bytes, code: bytes = b"f4") -> bytes:
+        """The pickle of a NumPy array as protocol 3 has it, with any shape and bytes."""
+        dtype = b"cnumpy\ndtype\n(X" + struct.pack("<I", len(code)) + code + b"\x89\x88tR(K\x03U\x01<NNNtb"
+        return (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR(K\x01"
+            + shape
+            + dtype
+            + b"\x89B"
+            + struct.pack("<I", len(data))
+            + data
+            + b"tb"
+        )
+
+    whole, vast = b"(K\x08K\x03K\x03K\x03t", b"(J\x00\x00\x10\x00K\x03K\x03K\x03t"
+    path, extra = tmp_path / "a.pth", {"data/0": bytes(1 << 22)}
+    load_weights(write(path, archive(whole_state(array(whole, bytes(864))), extra)))
+    refused(write(path, archive(whole_state(array(whole, bytes(860))), extra)), "fewer numbers")
+    refused(write(path, archive(whole_state(array(vast, bytes(864))), extra)))
+    refused(write(path, archive(whole_state(array(whole, bytes(864), b"O8")), extra)), "neither")
+    refused(
+        write(path, archive(whole_state(array(b"J\xff\xff\xff\xff\x85", b"")), extra)), "impossible shape"
+    )
+
+
+def test_lfs_pointer(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+    refused(write(tmp_path / "a.safetensors", pointer), "Git LFS pointer", "git lfs pull")
 
 
 VALID: dict[str, bytes] = {}

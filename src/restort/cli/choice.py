@@ -45,6 +45,8 @@ def choose(args: argparse.Namespace, task: str | None = None) -> tuple[Weights, 
     entry = _entry(args, task)
     if entry is None:
         weights = load_weights(args.weights.expanduser())
+        if weights.note is not None:
+            say(weights.note)
         _check_weights(weights, task, scale)
         return weights, None
     # The licence is told even to those who want quiet: they accept it by fetching the file.

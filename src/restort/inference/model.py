@@ -354,8 +354,11 @@ def load(
     path, entry = locate(model, offline=offline, notice=say or _to_stderr)
     from restort.weights.checkpoint import load_weights
 
+    weights = load_weights(path)
+    if weights.note is not None:
+        (say or _log.info)(weights.note)
     return assemble(
-        load_weights(path),
+        weights,
         entry,
         backend=backend,
         precision=precision,

@@ -1,8 +1,11 @@
-"""Reads a pickle as data: nothing a pickle names is ever imported, called or instantiated.
+"""Read a pickle as data: nothing a pickle names is ever imported, called or instantiated.
 
-`pickle.Unpickler` calls what the stream tells it to call, and even a restricted `find_class` leaves
-BUILD free to write attributes. So the opcodes are decoded by the standard library (`pickletools`) and
-interpreted here on plain lists, tuples and dicts; `restort.weights.pickled` says what names stand for.
+`pickle.Unpickler` calls what the stream tells it to call, and even a restricted `find_class` leaves BUILD free to
+write attributes. So the standard library (`pickletools`) decodes the instructions, and the machine here interprets
+them on plain lists, tuples and dicts; `restort.weights.pickle_names` defines what names stand for.
+
+Time is bounded as well: the number of instructions is limited, and so are the integers used as keys of dicts and of
+the memo, because integers that differ by multiples of 2**61 - 1 share one hash value in CPython.
 """
 
 from __future__ import annotations
@@ -12,7 +15,18 @@ import pickletools
 from collections.abc import Callable
 from typing import IO, Any
 
-from restort.weights.pickled import BadPickle, Opaque, StorageRef, described, named, storage
+from restort.weights.pickle_names import (
+    BadPickle,
+    Opaque,
+    StorageRef,
+    described,
+    is_dict_key,
+    named,
+    set_state,
+    storage,
+)
+
+MAX_INSTRUCTIONS = 2_000_000  # the optimiser state of a full-size Restormer takes about 200,000
 
 
 def _words(text: str) -> frozenset[str]:
@@ -20,10 +34,10 @@ def _words(text: str) -> frozenset[str]:
 
 
 def read_pickle(data: bytes | IO[bytes], storages: dict[str, StorageRef] | None = None) -> Any:
-    """The value of one pickle; a file is left just behind it. Every storage met is noted in `storages`.
+    """Read one pickle and leave a file just behind it; add every storage it names to `storages`.
 
-    Dicts (ordered ones too), lists, tuples, sets, numbers, strings and bytes come back as such, tensors as
-    `TensorRef`, everything else as `Opaque`. Raises BadPickle; never runs anything named in the pickle.
+    Dicts (ordered ones too), lists, tuples, numbers, strings and bytes come back as such, tensors as `TensorRef`,
+    NumPy arrays as `ArrayRef`, everything else as `Opaque`. Raises BadPickle; never runs anything the pickle names.
     """
     try:
         return _Machine({} if storages is None else storages).run(
@@ -31,7 +45,7 @@ def read_pickle(data: bytes | IO[bytes], storages: dict[str, StorageRef] | None 
         )
     except BadPickle:
         raise
-    # pickletools and the interpreter meet arbitrary bytes here; whatever they stumble on is a damaged pickle.
+    # pickletools and the machine meet arbitrary bytes here: any of these errors means a damaged pickle.
     except (
         ValueError,
         IndexError,
@@ -41,7 +55,7 @@ def read_pickle(data: bytes | IO[bytes], storages: dict[str, StorageRef] | None 
         RecursionError,
         OverflowError,
     ) as error:
-        raise BadPickle(f"it is not a readable pickle ({type(error).__name__})") from None
+        raise BadPickle(f"not a readable pickle ({type(error).__name__})") from None
 
 
 _MARK = object()
@@ -57,7 +71,12 @@ class _Machine:
         self.storages = storages
 
     def run(self, stream: IO[bytes]) -> Any:
-        for opcode, arg, _ in pickletools.genops(stream):
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
+            if count >= MAX_INSTRUCTIONS:
+                raise BadPickle(
+                    f"the pickle has more than {MAX_INSTRUCTIONS:,} instructions; "
+                    "save the model's state_dict() by itself"
+                )
             name = opcode.name
             if name == "STOP":
                 return self.stack.pop()
@@ -68,17 +87,17 @@ class _Machine:
             elif name in _ACTIONS:
                 _ACTIONS[name](self, arg)
             else:
-                raise BadPickle(f"it holds the pickle instruction {name}, which no checkpoint needs")
-        raise BadPickle("it ends inside its pickle")
+                raise BadPickle(f"the pickle holds the instruction {name}, which no checkpoint needs")
+        raise BadPickle("the pickle ends early; the file is truncated")
 
     def to_mark(self) -> list[Any]:
-        """Pops everything above the topmost mark, and the mark."""
+        """Pop everything above the topmost mark, and the mark."""
         for i in range(len(self.stack) - 1, -1, -1):
             if self.stack[i] is _MARK:
                 items = self.stack[i + 1 :]
                 del self.stack[i:]
                 return items
-        raise BadPickle("it is not a readable pickle (no mark)")
+        raise BadPickle("not a readable pickle (no mark)")
 
     def mark(self, _: Any) -> None:
         self.stack.append(_MARK)
@@ -93,7 +112,10 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def put(self, arg: Any) -> None:
-        self.memo[len(self.memo) if arg is None else arg] = self.stack[-1]
+        key = len(self.memo) if arg is None else arg
+        if not 0 <= key < MAX_INSTRUCTIONS:  # picklers number their memo from 0
+            raise BadPickle("not a readable pickle (an impossible memo number)")
+        self.memo[key] = self.stack[-1]
 
     def get(self, arg: Any) -> None:
         self.stack.append(self.memo[arg])
@@ -101,7 +123,7 @@ class _Machine:
     def tuple_of(self, count: int) -> None:
         items = tuple(self.stack[-count:])
         if len(items) != count:
-            raise BadPickle("it is not a readable pickle (stack underflow)")
+            raise BadPickle("not a readable pickle (stack underflow)")
         self.stack[-count:] = [items]
 
     def tuple_from_mark(self, _: Any) -> None:
@@ -111,7 +133,7 @@ class _Machine:
         self.stack.append(self.to_mark())
 
     def set_from_mark(self, _: Any) -> None:
-        self.to_mark()  # a set could force costly hashing, and no weights are kept in one
+        self.to_mark()  # hashing a set's items can be made costly, and no weights are kept in one
         self.stack.append(Opaque("set"))
 
     def dict_from_mark(self, _: Any) -> None:
@@ -130,7 +152,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Opaque):
-            raise BadPickle("it is not a readable pickle (append to no list)")
+            raise BadPickle("not a readable pickle (append to no list)")
 
     def set_item(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -143,14 +165,15 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, dict):
             for key, value in zip(items[0::2], items[1::2]):
-                # Only cheap keys are kept: hashing nested tuples can be made to take for ever.
-                if isinstance(key, (str, int, float, bytes)) or key is None:
+                # Other keys, such as nested tuples, can be made to take very long to hash.
+                if is_dict_key(key):
                     target[key] = value
         elif not isinstance(target, Opaque):
-            raise BadPickle("it is not a readable pickle (items for no dict)")
+            raise BadPickle("not a readable pickle (items for no dict)")
 
-    def ignore_state(self, _: Any) -> None:
-        self.stack.pop()  # attributes, such as a state dict's _metadata, are of no use here
+    def build(self, _: Any) -> None:
+        state = self.stack.pop()
+        set_state(self.stack[-1], state)
 
     def find_global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")
@@ -159,7 +182,7 @@ class _Machine:
     def find_stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise BadPickle("it is not a readable pickle (a name that is no string)")
+            raise BadPickle("not a readable pickle (a name that is no string)")
         self.stack.append(named(module, name))
 
     def reduce(self, _: Any) -> None:
@@ -230,7 +253,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPENDS": _Machine.appends,
     "SETITEM": _Machine.set_item,
     "SETITEMS": _Machine.set_items,
-    "BUILD": _Machine.ignore_state,
+    "BUILD": _Machine.build,
     "GLOBAL": _Machine.find_global,
     "STACK_GLOBAL": _Machine.find_stack_global,
     "REDUCE": _Machine.reduce,
