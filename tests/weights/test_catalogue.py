@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +40,7 @@ class Server(ThreadingHTTPServer):
     status: int = 200
     requests: int = 0
     daemon_threads = True
+    closing: threading.Event
 
     @property
     def url(self) -> str:
@@ -180,7 +184,7 @@ def test_shipped_entries_are_read_from_their_files(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="unknown task 'paint'"):
         default_for("paint")
     (folder / "elan-light-x3.safetensors").write_bytes(data[:1000])
-    with pytest.raises(RestortError, match="install restort again"):
+    with pytest.raises(RestortError, match="restore them with: git -C"):
         entries()
     (folder / "elan-light-x3.safetensors").unlink()
     refused(entry, "missing")
@@ -206,7 +210,7 @@ def test_metadata_declares_tasks_and_defaults(tmp_path: Path, monkeypatch: pytes
     own = ship("c-dejpeg", tasks="dejpeg")
     assert default_for("denoise") == both and default_for("dejpeg") == own
     assert ship("b-photo", tasks="denoise,dejpeg", default_for="denoise,dejpeg") == default_for("dejpeg")
-    with pytest.raises(RestortError, match=r"c-dejpeg\.safetensors name no task"):
+    with pytest.raises(RestortError, match=r"no task in their metadata: .*c-dejpeg"):
         ship("c-dejpeg", tasks="painting")
 
 
@@ -266,21 +270,25 @@ def test_damaged_cache(server: Server, verified: Entry, cache: Path) -> None:
         refused(verified, "damaged", str(path), verified.source, offline=True)
         _, said = get(verified)
         assert path.read_bytes() == server.body
-        assert "fetching it again" in said[0]
+        assert "downloading them again" in said[0]
 
 
 def test_wrong_content(server: Server, unverified: Entry, verified: Entry, cache: Path) -> None:
     server.body = b"<html>Please log in to the network</html>"
-    refused(verified, "checksum", verified.source)
-    refused(unverified, "is not restormer-deraining", "neither")
+    refused(verified, f"41 bytes instead of {verified.bytes:,}", verified.source)
+    refused(unverified, "is not restormer-deraining", "web page")
     server.body = save(arrays(SMALL_ELAN))
-    refused(unverified, "elan", "right file")
+    refused(unverified, "kind elan", "right file")
+    body = bytearray(save(arrays(SMALL)))
+    body[-1] ^= 1
+    server.body = bytes(body)
+    refused(verified, "checksum", verified.source)
     assert leftovers(cache) == set()
 
 
 def test_no_network(server: Server, unverified: Entry, cache: Path) -> None:
-    hand = ("fetch " + unverified.source, str(cache / "weights" / "deraining.pth"), "--weights")
-    refused(unverified, "may not be fetched", *hand, offline=True)
+    hand = ("download " + unverified.source, str(cache / "weights" / "deraining.pth"), "--weights")
+    refused(unverified, "--offline forbids a download", *hand, offline=True)
     server.status = 404
     refused(unverified, "404", *hand)
     server.status, server.announced = 200, len(server.body) + 10
@@ -297,6 +305,77 @@ def test_silent_server(unverified: Entry, monkeypatch: pytest.MonkeyPatch) -> No
     with socket.create_server(("127.0.0.1", 0)) as silent:
         slow = replace(unverified, source=f"http://127.0.0.1:{silent.getsockname()[1]}/x.pth")
         refused(slow, "does not answer")
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Sends `piece` every `pause` seconds, without a length and without end."""
+
+    server: Server
+    piece, pause = bytes(1 << 16), 0.0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.closing.wait(self.pause):
+                self.server.requests += len(self.piece)
+                self.wfile.write(self.piece)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def endless(piece: bytes, pause: float) -> Iterator[Server]:
+    handler = type("Handler", (Endless,), {"piece": piece, "pause": pause})
+    with Server(("127.0.0.1", 0), handler) as running:
+        running.closing = threading.Event()
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield running
+        finally:
+            running.closing.set()
+            running.shutdown()
+            thread.join(5)
+
+
+def test_download_without_end(verified: Entry, unverified: Entry, cache: Path) -> None:
+    """The size that the catalogue knows, or twice its estimate, is as much as is ever written."""
+    with endless(bytes(1 << 16), 0) as server:
+        source = f"{server.url}/x.pth"
+        refused(replace(verified, source=source), f"more than the {verified.bytes:,} bytes")
+        small = replace(unverified, source=source, parameters=1000)
+        refused(small, f"more than the {8000 + (1 << 20):,} bytes")
+        assert server.requests < 64 << 20
+    assert leftovers(cache) == set()
+
+
+def test_download_slower_than_the_limit(
+    verified: Entry, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(download, "START_SECONDS", 0.3)
+    monkeypatch.setattr(download, "SLOWEST_BYTES_PER_SECOND", 1e9)
+    start = time.perf_counter()
+    with endless(b"x", 0.02) as server:  # never silent long enough for TIMEOUT_SECONDS
+        refused(replace(verified, source=f"{server.url}/x.pth"), "slower than")
+    assert time.perf_counter() - start < 5
+    assert leftovers(cache) == set()
+
+
+def test_sizes_that_differ_from_the_catalogue(server: Server, verified: Entry, unverified: Entry) -> None:
+    assert verified.bytes is not None
+    refused(replace(verified, bytes=verified.bytes - 1), "offers", f"{verified.bytes - 1:,}")
+    refused(replace(verified, bytes=verified.bytes + 1), "instead of", f"{verified.bytes + 1:,}")
+    refused(replace(unverified, parameters=1, bytes=10), "offers", "more than the 10 of this file")
+
+
+def test_full_disk_is_not_blamed_on_the_network(verified: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "_copy", full)
+    refused(verified, "No space left", "RESTORT_CACHE")
 
 
 def test_file_put_there_by_hand(server: Server, unverified: Entry, cache: Path) -> None:

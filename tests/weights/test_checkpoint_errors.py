@@ -358,9 +358,7 @@ def test_damaged_numpy_arrays(tmp_path: Path) -> None:
     refused(write(path, archive(whole_state(array(whole, bytes(860))), extra)), "fewer numbers")
     refused(write(path, archive(whole_state(array(vast, bytes(864))), extra)))
     refused(write(path, archive(whole_state(array(whole, bytes(864), b"O8")), extra)), "neither")
-    refused(
-        write(path, archive(whole_state(array(b"J\xff\xff\xff\xff\x85", b"")), extra)), "impossible shape"
-    )
+    refused(write(path, archive(whole_state(array(b"J\xff\xff\xff\xff\x85", b"")), extra)), "impossible")
 
 
 def test_lfs_pointer(tmp_path: Path) -> None:

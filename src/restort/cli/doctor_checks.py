@@ -24,7 +24,6 @@ CORE = (
     "pillow",
     "safetensors",
     "platformdirs",
-    "pooch",
     "tqdm",
     "psutil",
     "filelock",

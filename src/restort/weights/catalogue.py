@@ -17,6 +17,7 @@ from typing import Literal
 
 from restort.errors import RestortError, UsageError
 from restort.models.spec import ELAN_WINDOWS, ElanSpec, RestormerSpec, Spec, detect, parameter_shapes
+from restort.utils.extras import reinstall_command
 
 Architecture = Literal["restormer", "elan"]
 Task = Literal["upscale", "denoise", "dejpeg", "deblur", "derain", "defocus"]
@@ -282,12 +283,12 @@ def _read_shipped(path: Path, size: int, changed: int) -> Entry:
         spec = detect(prepared(shapes))  # a shipped file leaves out what training never changes
     except (SafetensorError, RestortError) as error:
         raise RestortError(
-            f"the shipped weights {path} are damaged ({error}); install restort again"
+            f"shipped weights are damaged ({error}): {path}; restore them with: {reinstall_command()}"
         ) from None
     tasks = parse_tasks(metadata, spec.scale)
     if not tasks:
         raise RestortError(
-            f"the shipped weights {path} name no task in their metadata; install restort again"
+            f"shipped weights name no task in their metadata: {path}; restore them with: {reinstall_command()}"
         )
     return Entry(
         name=path.stem,
