@@ -11,7 +11,8 @@ from restort.errors import RestortError
 from restort.imaging.alpha import FLAT_RADIUS, fill_transparent, flat_pixels, resize_alpha
 from restort.imaging.metadata import upright_exif, upright_xmp
 from restort.imaging.picture import Picture
-from restort.tiling.padding import crop, pad_to_multiple, reflect_index, round_up
+from restort.tiling.padding import crop, pad_to_multiple, reflect_index
+from restort.utils.integers import round_up
 
 RNG = np.random.default_rng(3)
 

@@ -57,7 +57,7 @@ def test_alpha_goes_through_the_network(x2: Any, dtype: type, tile: Any) -> None
     seen: list[tuple[int, int]] = []
     with Model(x2, FakeRunner(ELAN[2], "fp32"), name="fake", tile=tile) as model:
         restored = model(picture, progress=lambda done, total: seen.append((done, total)))
-        total = 2 * model.plan(90, 133).count
+        total = 2 * model.tile_layout(90, 133).count
     assert restored.alpha is not None
     assert np.array_equal(restored.alpha, alpha.repeat(2, 0).repeat(2, 1))
     assert np.array_equal(restored.pixels, picture.pixels.repeat(2, 0).repeat(2, 1))

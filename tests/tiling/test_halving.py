@@ -65,9 +65,7 @@ def test_parts_make_the_whole(
 
 def test_there_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ROOM", "1000")
-    with pytest.raises(
-        OutOfMemory, match="not enough for 64x64 pixels, and smaller tiles would be all seams"
-    ):
+    with pytest.raises(OutOfMemory, match="out of memory for a tile of 64x64 pixels, the smallest"):
         Halving(FakeRunner(RESTORMER, "fp32"), RESTORMER)(picture(1, 256, 256))
 
 
@@ -94,7 +92,7 @@ def test_a_model_goes_on(
     want = image.repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(result, want)
     np.testing.assert_allclose(floats, want / np.float32(255), atol=1e-6)
-    assert caplog.records and "going on with tiles of" in caplog.text
+    assert caplog.records and "continuing with tiles of" in caplog.text
 
 
 class Roomy(FakeRunner):
@@ -107,9 +105,9 @@ class Roomy(FakeRunner):
 def test_auto_asks_the_backend_for_its_memory(tmp_path: Path) -> None:
     weights = load_weights(write_weights(tmp_path / "weights.safetensors", RESTORMER))
     with Model(weights, Roomy(RESTORMER, "fp32"), name="fake") as model:
-        assert model.plan(200, 200).whole
-        assert model.plan(200, 208).tile_shape == (192, 192)
-        assert model.plan(200, 200, batch=4).tile_shape == (128, 128)
+        assert model.tile_layout(200, 200).whole
+        assert model.tile_layout(200, 208).tile_shape == (192, 192)
+        assert model.tile_layout(200, 200, batch=4).tile_shape == (128, 128)
 
 
 def test_the_command_line_says_so(tmp_path: Path) -> None:
@@ -125,5 +123,5 @@ def test_the_command_line_says_so(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("going on with tiles of 128x128") == 1
+    assert done.stderr.count("continuing with tiles of 128x128") == 1
     np.testing.assert_array_equal(read(tmp_path / "b.png").pixels, 255 - pixels)

@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 from restort.errors import RestortError, UsageError
 from restort.models.memory_estimate import bytes_per_pixel
 from restort.models.spec import ElanSpec, RestormerSpec
-from restort.tiling.padding import pad_to_multiple, round_up
-from restort.tiling.tiles import DEFAULT_OVERLAP, LADDER, lay_out, plan, run_tiled, stream_tiled
+from restort.tiling.padding import pad_to_multiple
+from restort.tiling.tiles import (
+    AUTO_EDGES,
+    DEFAULT_OVERLAP,
+    run_tiled,
+    stream_tiled,
+    tile_axis,
+    tile_layout,
+)
 from restort.utils import memory
+from restort.utils.integers import round_up
 from restort.utils.memory import available_memory
 
 ELAN = {scale: ElanSpec(scale, 24, 60, 1, 3, (4, 8, 16), 255.0, 2) for scale in (1, 2, 3, 4)}
@@ -40,14 +48,16 @@ class Enlarge:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_pointwise_network_gives_the_same_in_tiles(data: st.DataObject) -> None:
-    """Exactly the same, for any size, tile, overlap and scale; every tile has the planned shape."""
+    """Exactly the same, for any size, tile, overlap and scale; every tile has the shape of the layout."""
     scale = data.draw(st.integers(1, 4))
     spec = data.draw(st.sampled_from((ELAN[scale], RESTORMER) if scale == 1 else (ELAN[scale],)))
     height, width = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300))
     tile = data.draw(st.one_of(st.none(), st.just("auto"), st.integers(64, 200)))
     overlap = data.draw(st.one_of(st.none(), st.integers(0, 32)))
     fixed = data.draw(st.booleans())
-    cut = plan(height, width, spec, tile, overlap, memory_bytes=data.draw(st.integers(1, 10**9)), fixed=fixed)
+    cut = tile_layout(
+        height, width, spec, tile, overlap, memory_bytes=data.draw(st.integers(1, 10**9)), fixed=fixed
+    )
     x = np.random.default_rng(height).random((data.draw(st.integers(1, 2)), 3, height, width), np.float32)
     network, seen = Enlarge(scale, set()), []
     result = run_tiled(network, x, cut, lambda done, total: seen.append((done, total)))
@@ -65,7 +75,7 @@ def test_a_pointwise_network_gives_the_same_in_tiles(data: st.DataObject) -> Non
 def test_the_layout(size: int, tiles: int, overlaps: int, multiple: int, wraps: int) -> None:
     """Aligned, inside, covering; seams apart from each other and well inside both of their tiles."""
     tile, overlap, wrap = tiles * multiple, min(overlaps, tiles // 2) * multiple, wraps * multiple
-    axis = lay_out(size, tile, overlap, multiple, wrap=wrap)
+    axis = tile_axis(size, tile, overlap, multiple, wrap=wrap)
     assert axis.padded == round_up(size, multiple)
     assert axis.tile == min(tile, axis.padded)
     assert axis.starts[0] == 0
@@ -84,7 +94,7 @@ def test_the_layout(size: int, tiles: int, overlaps: int, multiple: int, wraps: 
 
 def test_seams_are_smooth_and_weights_add_up() -> None:
     """Tiles that return different constants go over into each other monotonically, between the two."""
-    cut = plan(32, 192, RESTORMER, 128, 64)
+    cut = tile_layout(32, 192, RESTORMER, 128, 64)
     values = iter((0.0, 1.0))
     result = run_tiled(lambda x: np.full_like(x, next(values)), np.zeros((1, 3, 32, 192), np.float32), cut)
     line = result[0, 0, 0]
@@ -104,7 +114,7 @@ def test_the_whole_picture_is_padded_by_reflection_and_run_once() -> None:
         given_to_network.append(tile)
         return tile
 
-    cut = plan(21, 35, ELAN[1], None)
+    cut = tile_layout(21, 35, ELAN[1], None)
     assert cut.whole
     assert np.array_equal(run_tiled(network, x, cut), x)
     assert np.array_equal(given_to_network[0], pad_to_multiple(x, 16))
@@ -112,7 +122,7 @@ def test_the_whole_picture_is_padded_by_reflection_and_run_once() -> None:
 
 def test_bands_come_from_top_to_bottom() -> None:
     x = np.random.default_rng(0).random((1, 3, 300, 100), np.float32)
-    bands = list(stream_tiled(Enlarge(2, set()), x, plan(300, 100, ELAN[2], 128)))
+    bands = list(stream_tiled(Enlarge(2, set()), x, tile_layout(300, 100, ELAN[2], 128)))
     assert len(bands) > 2
     assert [top for top, _ in bands] == list(np.cumsum([0] + [band.shape[2] for _, band in bands[:-1]]))
     assert np.array_equal(np.concatenate([band for _, band in bands], axis=2), x.repeat(2, 2).repeat(2, 3))
@@ -125,8 +135,8 @@ def test_edges_of_the_picture_see_the_opposite_edge_as_in_the_whole() -> None:
         return 0.5 * (np.roll(x, 8, (2, 3)) + np.roll(x, (-8, -8), (2, 3)))
 
     x = np.random.default_rng(0).random((1, 3, 190, 333), np.float32)
-    whole = run_tiled(rolling, x, plan(190, 333, ELAN[1], None))
-    tiled = run_tiled(rolling, x, plan(190, 333, ELAN[1], 96))
+    whole = run_tiled(rolling, x, tile_layout(190, 333, ELAN[1], None))
+    tiled = run_tiled(rolling, x, tile_layout(190, 333, ELAN[1], 96))
     assert np.allclose(whole, tiled, atol=1e-6)
 
 
@@ -135,52 +145,52 @@ def test_edges_of_the_picture_see_the_opposite_edge_as_in_the_whole() -> None:
 
 def test_auto_takes_the_whole_picture_if_it_fits() -> None:
     need = bytes_per_pixel(RESTORMER)
-    assert plan(1000, 800, RESTORMER, "auto", memory_bytes=need * 1000 * 800).whole
-    assert not plan(1000, 800, RESTORMER, "auto", memory_bytes=need * 1000 * 800 - 1).whole
+    assert tile_layout(1000, 800, RESTORMER, "auto", memory_bytes=need * 1000 * 800).whole
+    assert not tile_layout(1000, 800, RESTORMER, "auto", memory_bytes=need * 1000 * 800 - 1).whole
 
 
 @pytest.mark.parametrize("gigabytes", [0.001, 1, 4, 16, 64, 1000])
 @pytest.mark.parametrize("spec", [ELAN[4], RESTORMER], ids=["elan", "restormer"])
 def test_auto_stays_in_its_budget_and_on_the_ladder(gigabytes: float, spec) -> None:
     budget = int(gigabytes * 1e9)
-    cut = plan(60_000, 4000, spec, "auto", memory_bytes=budget)
-    assert cut.tile_shape[0] in LADDER
+    cut = tile_layout(60_000, 4000, spec, "auto", memory_bytes=budget)
+    assert cut.tile_shape[0] in AUTO_EDGES
     assert cut.tile_shape[0] == cut.tile_shape[1]
-    assert cut.tile_shape[0] == LADDER[0] or cut.tile_shape[0] ** 2 * bytes_per_pixel(spec) <= budget
-    threefold = plan(60_000, 4000, spec, "auto", memory_bytes=budget * 3, batch=3)
+    assert cut.tile_shape[0] == AUTO_EDGES[0] or cut.tile_shape[0] ** 2 * bytes_per_pixel(spec) <= budget
+    threefold = tile_layout(60_000, 4000, spec, "auto", memory_bytes=budget * 3, batch=3)
     assert threefold.tile_shape == cut.tile_shape
 
 
 def test_a_picture_smaller_than_the_tile() -> None:
-    assert plan(50, 300, ELAN[4], 256).tile_shape == (64, 256)
-    assert plan(50, 300, ELAN[4], 256, fixed=True).tile_shape == (256, 256)
+    assert tile_layout(50, 300, ELAN[4], 256).tile_shape == (64, 256)
+    assert tile_layout(50, 300, ELAN[4], 256, fixed=True).tile_shape == (256, 256)
 
 
 def test_numbers_are_rounded_up_to_the_size_multiple() -> None:
-    cut = plan(500, 500, ELAN[4], 100, 20)
+    cut = tile_layout(500, 500, ELAN[4], 100, 20)
     assert (cut.tile_shape, cut.overlap) == ((112, 112), 32)
 
 
 @pytest.mark.parametrize("tile", [0, -5, 63, True, 3.5])
 def test_bad_tiles(tile) -> None:
-    with pytest.raises(UsageError, match="too small for this network; use 64 or more"):
-        plan(500, 500, ELAN[4], tile)
+    with pytest.raises(UsageError, match="too small for this network; use --tile 64 or more"):
+        tile_layout(500, 500, ELAN[4], tile)
 
 
 def test_bad_overlaps() -> None:
     with pytest.raises(UsageError, match="negative"):
-        plan(500, 500, ELAN[4], 128, -1)
-    with pytest.raises(UsageError, match="more than half of a tile of 128; use at most 64"):
-        plan(500, 500, ELAN[4], 128, 80)
-    assert plan(100, 100, ELAN[4], 128, 80).whole  # one tile overlaps nothing
+        tile_layout(500, 500, ELAN[4], 128, -1)
+    with pytest.raises(UsageError, match="more than half of a tile of 128; use --overlap 64 or less"):
+        tile_layout(500, 500, ELAN[4], 128, 80)
+    assert tile_layout(100, 100, ELAN[4], 128, 80).whole  # one tile overlaps nothing
 
 
 def test_a_backend_that_returns_another_shape() -> None:
     x = np.zeros((1, 3, 20, 20), np.float32)
     with pytest.raises(RestortError, match="the backend returned an array of shape"):
-        run_tiled(lambda tile: tile[:, :, 1:], x, plan(20, 20, ELAN[1], None))
-    with pytest.raises(ValueError, match="a plan of 20 x 21"):
-        run_tiled(lambda tile: tile, x, plan(20, 21, ELAN[1], None))
+        run_tiled(lambda tile: tile[:, :, 1:], x, tile_layout(20, 20, ELAN[1], None))
+    with pytest.raises(ValueError, match="a layout of 20 x 21"):
+        run_tiled(lambda tile: tile, x, tile_layout(20, 21, ELAN[1], None))
 
 
 def test_memory_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,9 +241,11 @@ def test_elan_in_tiles_is_elan_on_the_whole_picture(shared: Path) -> None:
     for file, tile, least in cases:
         pixels = np.asarray(Image.open(file).convert("RGB"), np.float32)
         x = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] / 255)
-        cut = plan(*x.shape[2:], spec, tile)
+        cut = tile_layout(*x.shape[2:], spec, tile)
         if cut.whole:
             continue
-        quality = psnr(run_tiled(network, x, cut), run_tiled(network, x, plan(*x.shape[2:], spec, None)))
+        quality = psnr(
+            run_tiled(network, x, cut), run_tiled(network, x, tile_layout(*x.shape[2:], spec, None))
+        )
         print(f"{file.name} {x.shape[2:]} tile {tile} ({cut.count}): {quality:.2f} dB", flush=True)
         assert quality >= least, (file.name, tile, quality)

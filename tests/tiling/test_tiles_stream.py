@@ -9,7 +9,7 @@ import pytest
 
 from restort.errors import OutOfMemory
 from restort.tiling.halving import Halving
-from restort.tiling.tiles import plan, run_tiled, stream_tiled
+from restort.tiling.tiles import run_tiled, stream_tiled, tile_layout
 from tests.fakes.fake_backend import ELAN
 
 SPEC = ELAN[2]
@@ -59,7 +59,7 @@ def picture() -> np.ndarray:
 @pytest.mark.parametrize("fails_at", [1, 2, 5, 1 << 30])
 def test_a_stream_gives_the_same_picture(fails_at: int) -> None:
     x, network = picture(), Streaming(fails_at=fails_at)
-    cut = plan(200, 300, SPEC, 64, 16)
+    cut = tile_layout(200, 300, SPEC, 64, 16)
     done: list[int] = []
     y = run_tiled(Halving(network, SPEC), x, cut, lambda now, total: done.append(now))
     np.testing.assert_allclose(y, x.repeat(2, 2).repeat(2, 3), atol=1e-6)
@@ -69,13 +69,13 @@ def test_a_stream_gives_the_same_picture(fails_at: int) -> None:
 
 def test_tiles_that_are_too_large_are_halved() -> None:
     x, network = picture(), Streaming(room=64 * 64)
-    y = run_tiled(Halving(network, SPEC), x, plan(200, 300, SPEC, 128, 32))
+    y = run_tiled(Halving(network, SPEC), x, tile_layout(200, 300, SPEC, 128, 32))
     np.testing.assert_allclose(y, x.repeat(2, 2).repeat(2, 3), atol=1e-6)
 
 
 def test_a_picture_left_half_way_closes_the_stream() -> None:
     network = Streaming()
-    bands = stream_tiled(network, picture(), plan(200, 300, SPEC, 64, 16))
+    bands = stream_tiled(network, picture(), tile_layout(200, 300, SPEC, 64, 16))
     next(bands)
     bands.close()  # type: ignore[attr-defined]
     assert network.closed

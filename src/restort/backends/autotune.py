@@ -28,6 +28,7 @@ from restort.runner import Array, Runner
 from restort.utils.cache_dir import cache_root
 from restort.utils.cpu import default_threads, native_bfloat16, processor_name
 from restort.utils.files import write_bytes
+from restort.utils.integers import round_up
 from restort.weights.checkpoint import Weights
 
 Pair = tuple[str, str]
@@ -168,7 +169,7 @@ class _Trial:
 def sample(spec: Spec) -> Array:
     """A picture to time and compare on: (1, C, TILE, TILE) float32 in [0, 1], smooth shades, edges and noise."""
     rng = np.random.default_rng(0)
-    side = -(-TILE // spec.size_multiple) * spec.size_multiple
+    side = round_up(TILE, spec.size_multiple)
     y, x = np.mgrid[:side, :side] / side
     shades = 0.5 + 0.2 * np.sin(7 * x + 3 * y) + 0.1 * np.cos(23 * y * x)
     edges = 0.25 * ((np.floor(9 * x) + np.floor(9 * y)) % 2 - 0.5)

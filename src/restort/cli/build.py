@@ -195,6 +195,7 @@ def _default_profile(weights: Weights | None, graph: onnx.ModelProto | None) -> 
     from restort.backends.tensorrt.network import input_shape
     from restort.backends.tensorrt.options import Profile
     from restort.backends.tensorrt.provider import LARGEST, USUAL
+    from restort.utils.integers import round_up
 
     multiple, own = 1, (1, -1, -1)
     if weights is not None:
@@ -206,7 +207,7 @@ def _default_profile(weights: Weights | None, graph: onnx.ModelProto | None) -> 
         multiple = int(about.get("restort.size_multiple", 1))
 
     def size(height: int, width: int) -> tuple[int, int, int]:
-        rounded = (1, *(-(-side // multiple) * multiple for side in (height, width)))
+        rounded = (1, *(round_up(side, multiple) for side in (height, width)))
         b, h, w = (fixed if fixed > 0 else free for fixed, free in zip(own, rounded, strict=True))
         return b, h, w
 

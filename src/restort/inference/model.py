@@ -27,7 +27,7 @@ from restort.imaging.encode import QUALITY, check_output, write
 from restort.imaging.picture import Bands, Picture
 from restort.inference.exact import check_exact, run_exact, settle, stream_exact
 from restort.tiling.halving import Halving
-from restort.tiling.tiles import Network, TileOption, TilePlan, plan, run_tiled, stream_tiled
+from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -144,14 +144,16 @@ class Model:
             recipe["strength"] = self.strength
         return recipe
 
-    def plan(self, height: int, width: int, batch: int = 1) -> TilePlan:
+    def tile_layout(self, height: int, width: int, batch: int = 1) -> TileLayout:
         """How a picture of that size would be cut."""
-        return self._plan(self._runner, height, width, batch)
+        return self._layout(self._runner, height, width, batch)
 
-    def _plan(self, runner: Runner, height: int, width: int, batch: int) -> TilePlan:
+    def _layout(self, runner: Runner, height: int, width: int, batch: int) -> TileLayout:
         memory = getattr(runner, "tile_memory", None)
         room, each = memory() if memory is not None and self.tile == "auto" else (None, None)
-        return plan(height, width, self.spec, self.tile, self.overlap, room, batch=batch, pixel_bytes=each)
+        return tile_layout(
+            height, width, self.spec, self.tile, self.overlap, room, batch=batch, pixel_bytes=each
+        )
 
     def _runner_for(self, bits: int) -> Runner:
         """The backend for a picture of `bits` bits a channel.
@@ -214,7 +216,7 @@ class Model:
             with closing(stream_exact(runner, x, progress)) as bands:
                 return picture.from_bands(self._blended(bands, x), self.scale), "exact"
         alpha = picture.alpha_to_unit(self.spec.in_channels, self.scale)
-        cut = self._plan(runner, picture.height, picture.width, len(x))
+        cut = self._layout(runner, picture.height, picture.width, len(x))
         network = self._network(runner)
         total = cut.count * (1 if alpha is None else 2)
 
@@ -290,7 +292,7 @@ class Model:
         runner = self._runner_for(bits)
         if self.tile == "exact":
             return run_exact(runner, x, progress)
-        cut = self._plan(runner, x.shape[2], x.shape[3], x.shape[0])
+        cut = self._layout(runner, x.shape[2], x.shape[3], x.shape[0])
         try:
             return run_tiled(self._network(runner), x, cut, progress)
         except MemoryError as error:
@@ -386,7 +388,9 @@ def assemble(
     from restort.backends.registry import create
 
     edge = tile if isinstance(tile, int) else 1024
-    plan(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)  # a wrong tile or overlap is told at once
+    tile_layout(
+        4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30
+    )  # a wrong tile or overlap is told at once
     used = settle(weights.spec, backend, precision, overlap) if tile == "exact" else (backend, precision)
     check_strength(strength)
     if strength != 1 and weights.spec.in_channels not in (1, 3):

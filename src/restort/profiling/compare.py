@@ -19,7 +19,7 @@ from restort.profiling.sides import Side
 from restort.profiling.tensor_error import EPSILON, Spread, TensorError, definitions, tensor_error
 from restort.runner import Array, Runner
 from restort.tiling.padding import crop, pad_to_multiple
-from restort.tiling.tiles import plan
+from restort.tiling.tiles import tile_layout
 from restort.weights.checkpoint import Weights
 
 FORMAT = 1
@@ -154,7 +154,7 @@ def _one(
     spec = weights.spec
     batch, _, height, width = sample.x.shape
     x = np.ascontiguousarray(pad_to_multiple(sample.x, spec.size_multiple), np.float32)
-    if not plan(height, width, spec, batch=batch).whole:
+    if not tile_layout(height, width, spec, batch=batch).whole:
         raise UsageError(
             f"{sample.name} ({batch}x{height}x{width}) is too large to be compared whole in the memory that is "
             "free; take a part of it with --size"

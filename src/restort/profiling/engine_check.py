@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from restort.profiling.pairs import EDGE, pairs
 from restort.profiling.sensitivity import Budget, Cost, Search
+from restort.utils.integers import round_up
 
 if TYPE_CHECKING:
     from restort.runner import Runner
@@ -47,7 +48,7 @@ def of_engine(
     """(whether nothing speaks against it, the outcome in words) of the mixed engine in the cache, run here."""
     from restort.backends.tensorrt.runner import TensorrtRunner
 
-    size = -(-EDGE // weights.spec.size_multiple) * weights.spec.size_multiple
+    size = round_up(EDGE, weights.spec.size_multiple)
     if not profile.covers((1, size, size)):
         return (
             True,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from restort.profiling.synthetic import dead_leaves
-from restort.tiling.padding import round_up
+from restort.utils.integers import round_up
 from restort.weights.checkpoint import Weights
 
 Array: TypeAlias = NDArray[Any]

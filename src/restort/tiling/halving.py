@@ -1,4 +1,4 @@
-"""Going on where a backend's memory runs out: the same array in smaller parts."""
+"""Recovery when a backend runs out of memory: smaller batches, then smaller tiles."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import numpy as np
 
 from restort.errors import OutOfMemory
 from restort.models.spec import Spec
-from restort.tiling.padding import round_up
-from restort.tiling.tiles import DEFAULT_OVERLAP, Network, plan, run_tiled
+from restort.tiling.tiles import DEFAULT_OVERLAP, Network, run_tiled, tile_layout
 from restort.utils.array_types import Float32
+from restort.utils.integers import cdiv, round_up
 
 LEAST_EDGE = 64
-"""Tiles are not halved below this: such results would be made of seams, and memory that short is another's fault."""
+"""Smallest edge of a tile in pixels. Below it a result would consist of seams, and other programs use up the memory."""
 
 
 class Halving:
-    """A network for tiles that never runs out of memory while halving a tile can help.
+    """A network that divides its input when the wrapped network runs out of memory.
 
-    Where `network` raises MemoryError (restort.errors.OutOfMemory is one), the images of a batch are run one by one,
-    and an image is run in tiles of half the longer edge, blended as tiles are (restort.tiling.tiles); where that is
-    not enough, in halves of these. Sizes that failed are not tried again, so one object serves one picture.
+    When `network` raises MemoryError (restort.errors.OutOfMemory is one), the pictures of a batch run one by one. When
+    that is not enough, a picture runs in blended tiles of half its longer edge, these again in halves, and so on. A
+    size that failed is not tried again: make one object per picture.
 
-    Raises OutOfMemory when tiles of LEAST_EDGE do not fit either. `tell` gets a sentence for every size that failed.
+    tell   called with a sentence for every size that failed.
+
+    Raises OutOfMemory when tiles of LEAST_EDGE do not fit.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Halving:
         self._told: set[int] = set()  # edges of tiles
 
     def stream(self, tiles: Iterable[Float32]) -> Generator[Float32, None, None]:
-        """The results of `tiles` in their order: through the network's own `stream` while the memory is enough."""
+        """Yield the results of `tiles` in order, through the `stream` of the network until memory runs out."""
         own = getattr(self._network, "stream", None)
         sent: deque[Float32] = deque()
         rest = iter(tiles)
@@ -59,32 +61,32 @@ class Halving:
             yield self(x)
 
     def __call__(self, x: Float32, /) -> Float32:
+        """Run the network: (N, C, H, W) -> (N, C', H * scale, W * scale)."""
         n, _, height, width = x.shape
         if n * height * width < self._too_many:
             try:
                 return self._network(x)
             except MemoryError:
                 self._too_many = n * height * width
-        # Outside of the handler: there the error keeps alive what it was raised over.
+        # After the handler, not in it: there the error keeps the frames, and so the arrays, of the failed run alive.
         if n > 1:
             return np.concatenate([self(np.ascontiguousarray(x[i : i + 1])) for i in range(n)])
-        edge = round_up(-(-max(height, width) // 2), self._spec.size_multiple)
+        edge = round_up(cdiv(max(height, width), 2), self._spec.size_multiple)
         if edge < LEAST_EDGE:
             raise OutOfMemory(
-                f"the memory is not enough for {width}x{height} pixels, and smaller tiles would be all seams; free some"
+                f"out of memory for a tile of {width}x{height} pixels, the smallest; close other programs"
             )
         if self._tell is not None and edge not in self._told:
             self._told.add(edge)
-            self._tell(
-                f"the memory is not enough for {width}x{height} pixels at once; going on with tiles of {edge}x{edge}"
-            )
+            self._tell(f"out of memory for {width}x{height} pixels; continuing with tiles of {edge}x{edge}")
         wanted = DEFAULT_OVERLAP[self._spec.architecture] if self._overlap is None else self._overlap
         multiple = self._spec.size_multiple
         overlap = min(wanted, edge // 2 // multiple * multiple)
-        return run_tiled(self, x, plan(height, width, self._spec, edge, overlap))
+        return run_tiled(self, x, tile_layout(height, width, self._spec, edge, overlap))
 
 
 def _noted(tiles: Iterator[Float32], sent: deque[Float32]) -> Iterator[Float32]:
+    """Pass tiles on and keep each in `sent` until its result has come."""
     for x in tiles:
         sent.append(x)
         yield x

@@ -1,9 +1,8 @@
-"""Padding to a size multiple by reflection, for any size down to 1x1.
+"""Reflect padding to a size multiple, for any size down to 1x1.
 
-Networks take heights and widths that are multiples of a number (8 for Restormer, 16 for ELAN). The missing
-rows and columns are added at the bottom and on the right by mirroring the picture without repeating its
-border, as `reflect` means in NumPy and PyTorch; where a picture is smaller than the padding the mirror image
-is mirrored again, which PyTorch refuses to do.
+Networks take heights and widths that are multiples of a number (8 for Restormer, 16 for ELAN). Padding adds the missing
+rows and columns at the bottom and on the right, mirrored without repeating the border, like `reflect` in NumPy and
+PyTorch. If the picture is smaller than the padding, the mirror image is mirrored again (PyTorch refuses that).
 """
 
 from __future__ import annotations
@@ -11,15 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from restort.utils.array_types import Array
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is not below `value`."""
-    return -(-value // multiple) * multiple
+from restort.utils.integers import round_up
 
 
 def reflect_index(size: int, padded: int) -> Array:
-    """(padded,) int: which of `size` rows each row of the padded picture is.
+    """Source row of each row of the padded picture: (padded,) int in [0, size).
 
     The rows run 0, 1, ..., size - 1, size - 2, ..., 1, 0, 1, ...: a triangle wave of period 2 * (size - 1).
     """
@@ -33,14 +28,13 @@ def reflect_index(size: int, padded: int) -> Array:
 
 
 def pad_to_multiple(x: Array, multiple: int) -> Array:
-    """(..., H, W) -> (..., H', W') with H' and W' rounded up to `multiple`; `x` itself where nothing is
-    missing."""
+    """Pad (..., H, W) so that both are multiples of `multiple`; return `x` itself if they are."""
     height, width = x.shape[-2:]
     return pad_to(x, round_up(height, multiple), round_up(width, multiple))
 
 
 def pad_to(x: Array, height: int, width: int) -> Array:
-    """(..., H, W) -> (..., height, width), mirrored at the bottom and on the right."""
+    """Pad (..., H, W) -> (..., height, width) at the bottom and on the right."""
     if x.shape[-2] != height:
         x = x.take(reflect_index(x.shape[-2], height), axis=-2)
     if x.shape[-1] != width:
@@ -49,5 +43,5 @@ def pad_to(x: Array, height: int, width: int) -> Array:
 
 
 def crop(x: Array, height: int, width: int) -> Array:
-    """(..., H, W) -> (..., height, width): the top left part, a view; the inverse of padding."""
+    """Undo the padding: (..., H, W) -> (..., height, width), a view of the top left part."""
     return x[..., :height, :width]

@@ -18,7 +18,7 @@ from restort.backends.tensorrt.options import Built, Profile
 from restort.backends.tensorrt.provider import EngineProvider, profile_for, report_seldom
 from restort.backends.tensorrt.runner import TensorrtRunner, is_finite
 from restort.errors import OutOfMemory, RestortError
-from restort.tiling.tiles import plan, run_tiled
+from restort.tiling.tiles import run_tiled, tile_layout
 from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes.fake_backend import RESTORMER, write_weights
@@ -155,7 +155,7 @@ def test_streams_check_every_result(world: World, weights: Weights) -> None:
 def test_tiles_flow_through_the_stream(world: World, weights: Weights) -> None:
     first, _ = made(weights)
     x = picture(300, 500)
-    y = run_tiled(first, x, plan(300, 500, weights.spec, 128))
+    y = run_tiled(first, x, tile_layout(300, 500, weights.spec, 128))
     np.testing.assert_allclose(y, enlarged(x), atol=1e-6)
     room, each = first.tile_memory()
     assert 0 < room <= 1280 * 1280 * each

@@ -29,6 +29,7 @@ from restort.backends.strips.workers import Workers
 from restort.models.restormer import Restormer
 from restort.models.spec import RestormerSpec
 from restort.runner import Array
+from restort.utils.integers import cdiv, round_up
 
 Progress = Callable[[int, int], None]
 
@@ -91,8 +92,8 @@ def cut_levels(
             high = max(4, round((pixels / 2) ** 0.5), pixels // w)
             high = min(high, max(2, STRIP_CELLS * cell_bytes // (4 * n * w * channels)))
         high = min(high, h)
-        parts = -(-w // max(4, pixels // high))
-        even = -(-parts // threads) * threads
+        parts = cdiv(w, max(4, pixels // high))
+        even = round_up(parts, threads)
         cuts.append(Cut(h, w, high, even if w >= LEAST_COLUMNS * even else parts))
     return cuts
 

@@ -22,9 +22,9 @@ from restort.errors import RestortError, UsageError
 from restort.export.form import TYPED, WEAKLY_TYPED
 from restort.export.typed import typed_graph
 from restort.models.spec import Spec
-from restort.tiling.padding import round_up
 from restort.utils.cache_dir import cache_root, slug
 from restort.utils.gpu import Gpu, Unavailable, query_gpu
+from restort.utils.integers import round_up
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.library import Flavour
