@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -21,6 +22,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, help="stop and save after so many seconds of training")
     parser.add_argument("--steps", type=int, help="change the number of steps, and with it the schedule")
+    parser.add_argument("--fit", type=float, metavar="SECONDS", help="as many steps as fit into so many seconds, measured at the start")
+    parser.add_argument("--after", type=Path, metavar="FILE", help="compile, then wait for FILE (the `done` of another run) and train")
+    parser.add_argument("--not-after", type=float, metavar="TIME", help="with --fit: end by this time (seconds since 1970)")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--start-from", help="safetensors whose parameters to begin with")
@@ -28,6 +32,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plain", action="store_true", help="without compilation and fused training kernels")
     args = parser.parse_args()
+    start = time.perf_counter()
 
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
@@ -42,8 +47,23 @@ def main() -> None:
     device = torch.device(args.device)
     task = make_task(config, args.data, device, args.limit)
     out = args.out or Path("runs") / config.name
-    trainer = Trainer(config, task, out, device, fast=device.type == "cuda" and not args.plain)
-    done = trainer.run(args.seconds)
+    fast = device.type == "cuda" and not args.plain
+    trainer = Trainer(config, task, out, device, fast=fast, fitted=args.fit is not None)
+    (out / "done").unlink(missing_ok=True)
+    if fast:
+        trainer.warm_up()
+        print(f"{config.name}: compiled after {time.perf_counter() - start:.0f} s", flush=True)
+    while args.after and not args.after.is_file():
+        time.sleep(0.2)
+    if args.fit is not None:
+        left = args.fit if args.not_after is None else min(args.fit, args.not_after - time.time())
+        trainer.fit(max(5.0, left))
+        config = trainer.config
+        print(f"{config.name}: {config.steps} steps fit into {left:.0f} s", flush=True)
+    try:
+        done = trainer.run(args.seconds)
+    finally:
+        (out / "done").touch()
     print(
         f"{config.name}: {'complete' if done else 'stopped'} at step {trainer.step} of {config.steps}, in {out}"
     )

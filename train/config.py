@@ -20,7 +20,7 @@ class Config:
     """Settings of one run. Patch sizes are in pixels of the network's input."""
 
     name: str
-    task: str  # upscale, denoise or deblur
+    task: str  # upscale, denoise or deblur: what the shipped model is for
     spec: Spec
     steps: int
     batch: int
@@ -42,11 +42,19 @@ class Config:
     checkpoint_seconds: float = 60.0
     validate_every: int = 2000
     exclude: tuple[str, ...] = ()  # names of photographs to keep out altogether
+    recipe: str = "classic"  # classic: bicubic, white noise, motion blur; photo: train.degradations.recipes
+    reduce: tuple[float, ...] = (1.0,)  # the photographs are used at each of these sizes, made smaller first
+    drawings: int = 0  # pages of rendered text and shapes among the photographs
+    loss_floor: float = 1e-8  # mean square error that the loss "psnr" adds: no gain from pictures better than that
+
+    def stages(self) -> list[tuple[float, int, int]]:
+        """(share of the steps at which it begins, patch, batch) of every stage, in order."""
+        return [(0.0, self.patch, self.batch), *self.progressive]
 
     def stage(self, step: int) -> tuple[int, int]:
         """(patch, batch) of a step."""
         patch, batch = self.patch, self.batch
-        for share, later_patch, later_batch in self.progressive:
+        for share, later_patch, later_batch in self.stages():
             if step >= share * self.steps:
                 patch, batch = later_patch, later_batch
         return patch, batch
@@ -69,7 +77,7 @@ def read_config(path: Path, **changes: Any) -> Config:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     table["spec"] = _spec(table.pop("network"))
     table.setdefault("name", path.stem)
-    for name in ("sigma", "progressive", "exclude"):
+    for name in ("sigma", "progressive", "exclude", "reduce"):
         if name in table:
             table[name] = tuple(tuple(v) if isinstance(v, list) else v for v in table[name])
     known = {f.name for f in dataclasses.fields(Config)}

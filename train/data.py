@@ -31,9 +31,18 @@ def photographs(folder: Path, exclude: Collection[str] = ()) -> tuple[list[Path]
     return [p for p in names if p not in held], held
 
 
-def load_all(paths: list[Path]) -> list[np.ndarray]:
+def load_all(paths: list[Path], reduce: float = 1.0) -> list[np.ndarray]:
+    """The photographs as (H, W, 3) uint8, made smaller by `reduce` (Lanczos) so that their own JPEG does not show."""
+
+    def load(path: Path) -> np.ndarray:
+        picture = decode(path)
+        if reduce == 1.0:
+            return picture
+        height, width = (max(1, round(n * reduce)) for n in picture.shape[:2])
+        return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(decode, paths))
+        return list(pool.map(load, paths))
 
 
 class Bank:
@@ -41,9 +50,10 @@ class Bank:
 
     def __init__(self, images: list[np.ndarray] | list[Tensor], device: torch.device) -> None:
         tensors = [
-            torch.as_tensor(np.ascontiguousarray(i) if isinstance(i, np.ndarray) else i) for i in images
+            torch.as_tensor(np.array(i) if isinstance(i, np.ndarray) else i) for i in images
         ]
         self.sizes = torch.tensor([t.shape[:2] for t in tensors], device=device)
+        self.smallest = min(min(t.shape[:2]) for t in tensors)  # crops must fit into every picture
         starts = np.concatenate([[0], np.cumsum([t.shape[0] * t.shape[1] for t in tensors])[:-1]])
         self.starts = torch.tensor(starts, device=device)
         self.pixels = torch.cat([t.reshape(-1, 3).to(device) for t in tensors])
@@ -76,7 +86,9 @@ class Bank:
     def positions(
         self, image: Tensor, size: int, generator: torch.Generator, step: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Random (top, left), multiples of `step`, of crops that lie inside."""
+        """Random (top, left), multiples of `step`, of crops that lie inside; every picture must be as large as the crop."""
+        if size > self.smallest:
+            raise ValueError(f"crops of {size} pixels do not fit into a picture whose shorter side is {self.smallest}")
         u = torch.rand(2, len(image), generator=generator, device=self.pixels.device, dtype=torch.float64)
         room = (self.sizes[image].T - size) // step + 1
         top, left = (u * room).long().minimum(room - 1).clamp(min=0) * step

@@ -6,13 +6,14 @@ kernels of `triton_ops`, and the repeated blocks are compiled, one compilation f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from restort.models import elan, restormer
+from train.config import Config
 
 
 class MatrixConv(nn.Conv2d):
@@ -92,10 +93,19 @@ def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
     return torch.sqrt((a - b) ** 2 + epsilon**2).mean()
 
 
-def negative_psnr(a: Tensor, b: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """-PSNR in dB for values in [0, 1], mean over the pictures of a batch: what the scores are made of."""
+def negative_psnr(a: Tensor, b: Tensor, floor: float = 1e-8) -> Tensor:
+    """-PSNR in dB for values in [0, 1], mean over the pictures of a batch: what the scores are made of.
+
+    `floor` is added to the mean square error: pictures that are nearer than that have little more to gain.
+    """
     squares = (a - b).square().mean((1, 2, 3))
-    return 10 * torch.log10(squares + epsilon).mean()
+    return 10 * torch.log10(squares + floor).mean()
 
 
-LOSSES = {"l1": F.l1_loss, "charbonnier": charbonnier, "psnr": negative_psnr}
+def losses(config: Config) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The losses that a configuration may name."""
+    return {
+        "l1": F.l1_loss,
+        "charbonnier": charbonnier,
+        "psnr": lambda a, b: negative_psnr(a, b, config.loss_floor),
+    }

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from restort.models.build import build
 from train.config import Config
-from train.fast import LOSSES, forward, speed_up
+from train.fast import forward, losses, speed_up
+from train.start import starting_weights
 from train.tasks import Task
 
 COLUMNS = ("step", "seconds", "loss", "learning_rate", "images_per_second", "validation_psnr")
+VALIDATION_COLUMNS = ("step", "set", "input", "output", "worst_gain")
 LOG_EVERY = 50
+EAGER_STEPS = 4  # of a shape before its update is captured
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -30,16 +35,39 @@ def learning_rate(config: Config, step: int) -> float:
     return low + (config.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB of values in [0, 1], `a` clipped; at most 80."""
+    return -10 * math.log10(max((a.clamp(0, 1) - b).square().mean().item(), 1e-8))
+
+
+class Graphed(NamedTuple):
+    """A captured update: copy into `inputs`, replay, read `loss`."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, Tensor]
+    loss: Tensor
+
+
 class Trainer:
     """One run in folder `out`: checkpoint.pt, log.csv, and ema.safetensors (float32 weights to ship or start from)."""
 
-    def __init__(self, config: Config, task: Task, out: Path, device: torch.device, *, fast: bool) -> None:
-        self.config, self.task, self.out, self.device = config, task, out, device
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        out: Path,
+        device: torch.device,
+        *,
+        fast: bool,
+        fitted: bool = False,
+    ) -> None:
+        """`fitted`: the number of steps is found by `fit` when the run begins, and kept in its checkpoint."""
+        self.config, self.task, self.out, self.device, self.fitted = config, task, out, device, fitted
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         self.model = build(config.spec).to(device).train()
         if config.start_from:
-            self._start_from(Path(config.start_from))
+            self.model.load_state_dict(starting_weights(Path(config.start_from), self.model, config.spec))
         self.dtype = {"bf16": torch.bfloat16, "fp32": None}[config.precision]
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -54,20 +82,15 @@ class Trainer:
             fused=on_gpu,
             capturable=on_gpu,
         )
-        self.fast, self.graph, self.eager_steps = fast, None, 0
+        self.loss = losses(config)[config.loss]
+        self.fast = fast
+        self.graphs: dict[torch.Size, Graphed] = {}  # by the shape of the input
+        self.eager_steps: dict[torch.Size, int] = {}
         self.step = 0
         self.seconds = 0.0
         self._resume()
         if fast:
             speed_up(self.model, self.dtype or torch.float32)
-
-    def _start_from(self, path: Path) -> None:
-        """Take over every parameter whose name and shape agree; a tail of another scale starts anew."""
-        own = self.model.state_dict()
-        given = load_file(path, device=str(self.device))
-        self.model.load_state_dict(
-            {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}, strict=False
-        )
 
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
@@ -80,6 +103,8 @@ class Trainer:
             group["lr"] = self.rate
         self.ema = saved["ema"]
         self.step, self.seconds = saved["step"], saved["seconds"]
+        if self.fitted:  # the schedule that the first part of the run was fitted to
+            self.config = dataclasses.replace(self.config, steps=saved["steps"])
         log = self.out / "log.csv"
         if log.is_file():  # rows after the checkpoint will be written again
             with log.open(newline="") as file:
@@ -97,6 +122,7 @@ class Trainer:
             "ema": self.ema,
             "step": self.step,
             "seconds": self.seconds,
+            "steps": self.config.steps,
         }
         torch.save(state, self.out / "checkpoint.tmp")
         (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
@@ -107,16 +133,18 @@ class Trainer:
         """One step; the loss stays on the device."""
         degraded, clean = self.task.batch(self.step)
         self.rate.fill_(learning_rate(self.config, self.step))
-        update = self._graphed_update if self.fast else self._update
-        loss = update(degraded, clean)
+        loss = self._advance(degraded, clean)
         self._update_ema()
         self.step += 1
         return loss
 
+    def _advance(self, degraded: Tensor, clean: Tensor) -> Tensor:
+        return (self._graphed_update if self.fast else self._update)(degraded, clean)
+
     def _update(self, degraded: Tensor, clean: Tensor) -> Tensor:
         """Forward, backward and the optimiser."""
         config = self.config
-        loss: Tensor = LOSSES[config.loss](forward(self.model, degraded, self.dtype), clean)
+        loss: Tensor = self.loss(forward(self.model, degraded, self.dtype), clean)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip is not None:
@@ -125,22 +153,23 @@ class Trainer:
         return loss.detach()
 
     def _graphed_update(self, degraded: Tensor, clean: Tensor) -> Tensor:
-        """The same as one CUDA graph, captured anew for each shape after a few steps that run as they are."""
-        if self.graph is None or self.graph_inputs[0].shape != degraded.shape:
-            if self.graph is not None:
-                self.graph, self.eager_steps = None, 0
-            if self.eager_steps < 4:
-                self.eager_steps += 1
+        """`_update` as one CUDA graph for each shape, captured after a few steps that run without."""
+        shape = degraded.shape
+        if shape not in self.graphs:
+            self.eager_steps[shape] = self.eager_steps.get(shape, 0) + 1
+            if self.eager_steps[shape] <= EAGER_STEPS:
                 return self._update_on_side_stream(degraded, clean)
-            self.graph_inputs = (degraded.clone(), clean.clone())
-            self.graph = torch.cuda.CUDAGraph()
+            inputs = degraded.clone(), clean.clone()
+            graph = torch.cuda.CUDAGraph()
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.cuda.graph(self.graph):
-                self.graph_loss = self._update(*self.graph_inputs)
-        for static, given in zip(self.graph_inputs, (degraded, clean), strict=True):
+            with torch.cuda.graph(graph):
+                loss = self._update(*inputs)
+            self.graphs[shape] = Graphed(graph, inputs, loss)
+        graphed = self.graphs[shape]
+        for static, given in zip(graphed.inputs, (degraded, clean), strict=True):
             static.copy_(given)
-        self.graph.replay()
-        return self.graph_loss.clone()
+        graphed.graph.replay()
+        return graphed.loss.clone()
 
     def _update_on_side_stream(self, degraded: Tensor, clean: Tensor) -> Tensor:
         """What capture asks of the steps before it."""
@@ -160,20 +189,81 @@ class Trainer:
             self._pairs = [self.ema[k] for k in floats], [own[k] for k in floats]
         torch._foreach_lerp_(*self._pairs, 1 - decay)
 
+    def warm_up(self) -> None:
+        """Compile and capture the update of every stage, leaving weights, statistics and optimiser as they were."""
+        weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        moments = {p: {k: v.clone() for k, v in s.items()} for p, s in self.optimizer.state.items()}
+        self.rate.zero_()
+        for share, _, _ in self.config.stages():
+            for _ in range(EAGER_STEPS + 2):
+                self._advance(*self.task.batch(math.ceil(share * self.config.steps)))
+        self.model.load_state_dict(weights)
+        with torch.no_grad():
+            for p, state in self.optimizer.state.items():  # in place: captured graphs hold these tensors
+                for k, v in state.items():
+                    v.copy_(moments[p][k]) if p in moments else v.zero_()
+
+    def fit(self, seconds: float, trial: int = 12) -> None:
+        """Set the number of steps so that the whole schedule takes about `seconds`; call it after `warm_up`."""
+        if self.step:
+            return  # a continued run keeps the schedule it has
+        weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.rate.zero_()
+        stages = self.config.stages()
+        ends = [share for share, _, _ in stages[1:]] + [1.0]
+        cost = 0.0
+        for (share, _, _), end in zip(stages, ends, strict=True):
+            step = math.ceil(share * self.config.steps)
+            self._advance(*self.task.batch(step)).item()
+            begin = time.perf_counter()
+            for i in range(trial):
+                self._advance(*self.task.batch(step + i))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            cost += (end - share) * (time.perf_counter() - begin) / trial
+        self.model.load_state_dict(weights)
+        with torch.no_grad():
+            for state in self.optimizer.state.values():
+                for v in state.values():
+                    v.zero_()
+        self.config = dataclasses.replace(self.config, steps=max(self.config.warmup + 1, int(seconds / cost)))
+
     @torch.no_grad()
-    def validate(self) -> float:
-        """Mean PSNR (RGB, peak 1) of the EMA weights in float32 over the held-out photographs."""
+    def validate(self) -> dict[str, tuple[float, float, float]]:
+        """Of every validation set: mean PSNR of input and output, and the least gain of a picture, in dB (RGB, peak 1).
+
+        With the EMA weights, in float32. PSNR ends at 80 dB, where the pictures are equal for any file.
+        """
         kept = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.ema)
         self.model.eval()
-        scores = []
+        result = {}
         with torch.compiler.set_stance("force_eager"):
-            for degraded, clean in self.task.validation:
-                result = forward(self.model, degraded, None).clamp(0, 1)
-                scores.append(-10 * math.log10(max((result - clean).square().mean().item(), 1e-12)))
+            for name, pairs in self.task.validation.items():
+                before, after = [], []
+                for degraded, clean in pairs:
+                    enlarged = F.interpolate(degraded, clean.shape[-2:], mode="bicubic")
+                    before.append(psnr(enlarged, clean))
+                    after.append(psnr(forward(self.model, degraded, None), clean))
+                gains = [a - b for a, b in zip(after, before, strict=True)]
+                result[name] = (sum(before) / len(before), sum(after) / len(after), min(gains))
         self.model.load_state_dict(kept)
         self.model.train()
-        return sum(scores) / max(1, len(scores))
+        return result
+
+    def _validated(self) -> float:
+        """Validate, append a row for each set to validation.csv, and give the mean PSNR over the sets."""
+        scores = self.validate()
+        path = self.out / "validation.csv"
+        new = not path.is_file()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(VALIDATION_COLUMNS)
+            for name, values in scores.items():
+                writer.writerow([self.step, name, *(f"{v:.3f}" for v in values)])
+                print(f"  {name}: {values[0]:.2f} -> {values[1]:.2f} dB, worst gain {values[2]:+.2f}", flush=True)
+        return sum(v[1] for v in scores.values()) / max(1, len(scores))
 
     def run(self, seconds: float | None = None) -> bool:
         """Train until the last step, or for `seconds`; True when the run is complete. Saves before it returns."""
@@ -202,7 +292,7 @@ class Trainer:
                         "validation_psnr": "",
                     }
                     if self.step % self.config.validate_every == 0 or last:
-                        row["validation_psnr"] = f"{self.validate():.4f}"
+                        row["validation_psnr"] = f"{self._validated():.4f}"
                     writer.writerow(row)
                     file.flush()
                     print(self.config.name, *(f"{k}={v}" for k, v in row.items() if v != ""), flush=True)

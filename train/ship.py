@@ -22,9 +22,10 @@ from train.config import Config, read_config
 
 LIMIT = 8 * 2**20
 FIXED = ("sub_mean.", "add_mean.")
+SHIPPED_RANGE = 255.0  # values inside of a shipped ELAN, as published ones have them
 
 
-def rescale(state: dict[str, Tensor], spec: ElanSpec, target: float = 255.0) -> dict[str, Tensor]:
+def rescale(state: dict[str, Tensor], spec: ElanSpec, target: float = SHIPPED_RANGE) -> dict[str, Tensor]:
     """The same ELAN for values in [0, target] instead of [0, spec.rgb_range].
 
     Only the two ends change: between them everything stays as it is, biases and statistics included.
@@ -67,7 +68,7 @@ def main() -> None:
     config = read_config(args.config)
     folder = Path(__file__).resolve().parents[1] / "src/restort/weights/shipped"
     target = args.output or folder / f"{config.name}.safetensors"
-    spec = replace(config.spec, rgb_range=255.0) if isinstance(config.spec, ElanSpec) else config.spec
+    spec = replace(config.spec, rgb_range=SHIPPED_RANGE) if isinstance(config.spec, ElanSpec) else config.spec
     metadata = {
         "model": config.name,
         "tasks": args.tasks or config.task,

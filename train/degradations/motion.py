@@ -1,9 +1,4 @@
-"""How a clean photograph is spoilt for training: bicubic shrinking, Gaussian noise, motion blur.
-
-Everything is batched, runs on the device of its input without waiting for it, and draws from a given
-`torch.Generator` only, so that the same seed on the same kind of device gives the same numbers again (nothing
-here adds atomically). Random numbers of a CPU and a GPU generator differ, as PyTorch says.
-"""
+"""Camera shake: random point-spread functions of hand motion, and blurring each picture by its own kernel."""
 
 from __future__ import annotations
 
@@ -12,8 +7,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-
-from restort.evaluation.resize import resize_matrix
 
 # How the three motions share a path of unit extent, by kind of camera motion: (least, most) of drift, shake
 # and jitter, and the share of kernels that are of this kind.
@@ -25,47 +18,6 @@ MOTIONS = (
     (0.25, (0.2, 1.0), (0.3, 1.0), (0.1, 0.35)),  # a nervous hand
 )
 POINTS = 384  # of a path; at 27 px extent they lie about 0.2 px apart
-
-
-@lru_cache(maxsize=32)
-def _shrinker(length: int, scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(resize_matrix(length, 1 / scale)).to(device, dtype)
-
-
-def bicubic_downscale(x: Tensor, scale: int, *, peak: float = 255.0, eight_bit: bool = True) -> Tensor:
-    """Pictures (N, C, H, W) in [0, peak], made `scale` times smaller as MATLAB's `imresize` does to 8-bit
-    pixels.
-
-    Cubic kernel with a = -0.5, widened by `scale`, symmetric borders (see restort.evaluation.resize). MATLAB
-    rounds to 8 bits after the rows and again after the columns, so `eight_bit` does the same and returns
-    multiples of peak / 255; in float64 the LR_bicubic images of Set5, Set14 and BSD100 are met to the bit.
-    Without it nothing is rounded or clipped. Crop H and W to multiples of `scale` beforehand, as the test
-    sets do.
-    """
-    for axis in (-2, -1):
-        matrix = _shrinker(x.shape[axis], scale, x.dtype, x.device)
-        x = matrix @ x if axis == -2 else x @ matrix.T
-        if eight_bit:
-            step = peak / 255
-            x = torch.floor(x / step + 0.5).clamp_(0, 255) * step
-    return x
-
-
-def gaussian_noise(
-    x: Tensor, sigma: Tensor | float | tuple[float, float], generator: torch.Generator
-) -> Tensor:
-    """`x` (N, ...) with white Gaussian noise, neither clipped nor rounded.
-
-    `sigma`, in units of x: one number, one per sample (a tensor of N), or a range that each sample draws from
-    uniformly.
-    """
-    n, device = len(x), x.device
-    if isinstance(sigma, tuple):
-        low, high = sigma
-        sigma = low + (high - low) * torch.rand(n, generator=generator, device=device)
-    if isinstance(sigma, Tensor):
-        sigma = sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    return x + sigma * torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
 
 
 def motion_kernels(
@@ -200,3 +152,14 @@ def _quick(n: int) -> int:
         if rest == 1:
             return n
         n += 2
+
+
+def blur_varying(x: Tensor, first: Tensor, second: Tensor, angle: Tensor) -> Tensor:
+    """`blur` by a kernel that turns from `first` into `second` across the picture, in the direction `angle` (N,) in radians."""
+    a, b = blur(x, first), blur(x, second)
+    height, width = a.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=x.device).view(1, 1, -1, 1)
+    across = torch.linspace(-1, 1, width, device=x.device).view(1, 1, 1, -1)
+    angle = angle.view(-1, 1, 1, 1)
+    share = torch.sigmoid(4 * (y * angle.sin() + across * angle.cos()))
+    return a + (b - a) * share

@@ -1,0 +1,74 @@
+"""Noise of pictures as they come: white, correlated over several scales, stronger in colour, film grain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from train.degradations.colour import eight_bit, to_rgb, to_ycc
+from train.degradations.draw import Draw
+from train.degradations.filters import correlated, gaussian_blur
+
+
+def gaussian_noise(x: Tensor, sigma: Tensor | float | tuple[float, float], generator: torch.Generator) -> Tensor:
+    """`x` (N, ...) with white Gaussian noise, neither clipped nor rounded.
+
+    `sigma`, in units of x: one number, one per sample (a tensor of N), or a range that each sample draws from
+    uniformly.
+    """
+    n, device = len(x), x.device
+    if isinstance(sigma, tuple):
+        low, high = sigma
+        sigma = low + (high - low) * torch.rand(n, generator=generator, device=device)
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return x + sigma * torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
+
+
+def white(x: Tensor, low: float, high: float, draw: Draw) -> Tensor:
+    """White noise, sigma uniform in [low, high] of 255, as a file holds it: clipped and rounded to 8 bits in half of the samples."""
+    y = x + draw.uniform(len(x), low, high) / 255 * draw.normal(*x.shape)
+    return torch.where(draw.chance(len(x), 0.5), eight_bit(y), y)
+
+
+def _scales(n: int, channels: int, side: int, sigmas: tuple[tuple[float, float], ...], draw: Draw) -> Tensor:
+    """Noise of unit standard deviation: a random mixture of white noise blurred by each of `sigmas`, (low, high) in pixels."""
+    shares = torch.stack([draw.uniform(n) ** 2 for _ in sigmas])
+    shares = shares / shares.square().sum(0).sqrt().clamp_min(1e-6)
+    total = torch.zeros(n, channels, side, side, device=draw.device)
+    for share, (low, high) in zip(shares, sigmas, strict=True):
+        total = total + share * correlated(draw.normal(n, channels, side, side), draw.uniform(n, low, high))
+    return total
+
+
+def processed(x: Tensor, draw: Draw, low: float = 1.0, high: float = 30.0) -> Tensor:
+    """Noise as cameras and phones leave it after their own noise reduction, by its statistics alone.
+
+    Luma and chroma hold noise of several scales (chroma the coarser ones), so that the autocorrelation reaches as far
+    as real noise's (0.7, 0.5, 0.25 at lags 1, 2, 4). Its strength follows brightness, and edges, where noise reduction
+    holds back, or flat parts. The standard deviation is log-uniform in [low, high] of 255. Neither clipped nor rounded.
+    """
+    n, _, side, _ = x.shape
+    luma = _scales(n, 1, side, ((0.05, 0.4), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0)), draw)
+    chroma = _scales(n, 2, side, ((0.05, 0.8), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0)), draw)
+    coloured = draw.log_uniform(n, 0.1, 1.6)
+    y = to_ycc(x)[:, :1].clamp(0, 1)
+    smooth = gaussian_blur(y, torch.full_like(coloured, 1.0))
+    dark, bright = draw.uniform(n, 0.3, 1.5), draw.uniform(n, 0.3, 1.5)
+    strength = dark + (bright - dark) * smooth
+    edges = ((y - gaussian_blur(y, torch.full_like(coloured, 2.0))).abs() * 12).clamp(max=1)
+    edges = gaussian_blur(edges, torch.full_like(coloured, 1.5))
+    strength = strength * (1 + draw.where(n, 0.4, draw.uniform(n, -0.7, 1.5)) * edges)
+    noise = to_rgb(torch.cat((luma, chroma * coloured), 1)) * strength
+    sigma = draw.log_uniform(n, low, high) / 255
+    return x + noise * sigma / noise.std((1, 2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def grain(x: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    """(grained, clean): film grain in brightness, strongest in the middle tones; a third of the pictures gray."""
+    n, _, side, _ = x.shape
+    gray = to_ycc(x)[:, :1].clamp(0, 1)
+    x = torch.where(draw.chance(n, 0.33), gray.expand_as(x), x)
+    noise = correlated(draw.normal(n, 1, side, side), draw.uniform(n, 0.3, 1.6)) * draw.log_uniform(n, 3, 25) / 255
+    middle = 0.4 + 0.6 * (4 * gray * (1 - gray))
+    return x + noise * middle, x
