@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use only so many photographs (for trying things out)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plain", action="store_true", help="without compilation and fused training kernels")
+    parser.add_argument("--eager-batches", action="store_true", help="make batches without a CUDA graph")
     args = parser.parse_args()
     start = time.perf_counter()
 
@@ -46,6 +47,8 @@ def main() -> None:
     )
     device = torch.device(args.device)
     task = make_task(config, args.data, device, args.limit)
+    if args.eager_batches:
+        task.make = None
     out = args.out or Path("runs") / config.name
     fast = device.type == "cuda" and not args.plain
     trainer = Trainer(config, task, out, device, fast=fast, fitted=args.fit is not None)

@@ -18,7 +18,7 @@ from restort.models.build import build
 from train.config import Config
 from train.fast import forward, losses, speed_up
 from train.start import starting_weights
-from train.tasks import Task
+from train.tasks import Task, seed_of
 
 COLUMNS = ("step", "seconds", "loss", "learning_rate", "images_per_second", "validation_psnr")
 VALIDATION_COLUMNS = ("step", "set", "input", "output", "worst_gain")
@@ -46,6 +46,14 @@ class Graphed(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, Tensor]
     loss: Tensor
+
+
+class GraphedBatch(NamedTuple):
+    """A captured batch: seed `generator`, replay, read `pair`."""
+
+    graph: torch.cuda.CUDAGraph
+    generator: torch.Generator
+    pair: tuple[Tensor, Tensor]
 
 
 class Trainer:
@@ -86,6 +94,7 @@ class Trainer:
         self.fast = fast
         self.graphs: dict[torch.Size, Graphed] = {}  # by the shape of the input
         self.eager_steps: dict[torch.Size, int] = {}
+        self.batches: dict[tuple[int, int], GraphedBatch | int] = {}  # by (patch, n); a number counts batches before capture
         self.step = 0
         self.seconds = 0.0
         self._resume()
@@ -131,12 +140,33 @@ class Trainer:
 
     def train_step(self) -> Tensor:
         """One step; the loss stays on the device."""
-        degraded, clean = self.task.batch(self.step)
+        degraded, clean = self._batch(self.step)
         self.rate.fill_(learning_rate(self.config, self.step))
         loss = self._advance(degraded, clean)
         self._update_ema()
         self.step += 1
         return loss
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The pairs of a step; on a GPU from a CUDA graph, since a recipe launches about a thousand small kernels."""
+        if self.task.make is None or not self.fast:
+            return self.task.batch(step)
+        stage = self.config.stage(step)
+        known = self.batches.get(stage, 0)
+        if isinstance(known, int):
+            if known < EAGER_STEPS - 1:  # fills the caches of constants, which capture could not
+                self.batches[stage] = known + 1
+                return self.task.batch(step)
+            generator = torch.Generator(self.device)
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(generator)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph):
+                pair = self.task.make(generator, *stage)
+            known = self.batches[stage] = GraphedBatch(graph, generator, pair)
+        known.generator.manual_seed(seed_of(self.config, step))
+        known.graph.replay()
+        return known.pair
 
     def _advance(self, degraded: Tensor, clean: Tensor) -> Tensor:
         return (self._graphed_update if self.fast else self._update)(degraded, clean)
@@ -196,7 +226,7 @@ class Trainer:
         self.rate.zero_()
         for share, _, _ in self.config.stages():
             for _ in range(EAGER_STEPS + 2):
-                self._advance(*self.task.batch(math.ceil(share * self.config.steps)))
+                self._advance(*self._batch(math.ceil(share * self.config.steps)))
         self.model.load_state_dict(weights)
         with torch.no_grad():
             for p, state in self.optimizer.state.items():  # in place: captured graphs hold these tensors
@@ -214,10 +244,10 @@ class Trainer:
         cost = 0.0
         for (share, _, _), end in zip(stages, ends, strict=True):
             step = math.ceil(share * self.config.steps)
-            self._advance(*self.task.batch(step)).item()
+            self._advance(*self._batch(step)).item()
             begin = time.perf_counter()
             for i in range(trial):
-                self._advance(*self.task.batch(step + i))
+                self._advance(*self._batch(step + i))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             cost += (end - share) * (time.perf_counter() - begin) / trial

@@ -26,16 +26,25 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @dataclass
 class Task:
-    """`batch(step)` gives training pairs; `validation` holds named sets of fixed pairs of held-out photographs."""
+    """`batch(step)` gives training pairs; `validation` holds named sets of fixed pairs of held-out photographs.
+
+    `make(generator, patch, n)`, where there is one, is what `batch` calls: it never waits for the device and its shapes
+    follow from patch and n alone, so that a CUDA graph can hold it.
+    """
 
     batch: Callable[[int], tuple[Tensor, Tensor]]
     validation: dict[str, Pairs] = field(default_factory=dict)
+    make: Callable[[torch.Generator, int, int], tuple[Tensor, Tensor]] | None = None
+
+
+def seed_of(config: Config, step: int) -> int:
+    """The seed of a step's random numbers: a continued run draws what it would have drawn."""
+    return config.seed * 1_000_003 + step
 
 
 def _generator(config: Config, step: int, device: torch.device) -> torch.Generator:
-    """Random numbers that depend on the seed and the step alone, so that a continued run draws what it would have."""
     generator = torch.Generator(device)
-    generator.manual_seed(config.seed * 1_000_003 + step)
+    generator.manual_seed(seed_of(config, step))
     return generator
 
 
@@ -101,15 +110,16 @@ def _photo(config: Config, training: list[Path], held: list[Path], device: torch
             crop, patch, n, draw, config.kernel_size, config.kernel_spread
         ),
     }
-    make = makers[config.task]
+    recipe = makers[config.task]
+
+    def make(generator: torch.Generator, patch: int, n: int) -> tuple[Tensor, Tensor]:
+        return recipe(_cropper(bank, generator), patch, n, Draw(generator))
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        g = _generator(config, step, device)
-        patch, n = config.stage(step)
-        return make(_cropper(bank, g), patch, n, Draw(g))
+        return make(_generator(config, step, device), *config.stage(step))
 
     clean = _held_out(held, device, PHOTO_VALIDATION_SIDE, min(0.8, *config.reduce, 1.0))
-    return Task(batch, _photo_sets(config, clean, Draw(_generator(config, -1, device))))
+    return Task(batch, _photo_sets(config, clean, Draw(_generator(config, -1, device))), make)
 
 
 def _photo_sets(config: Config, clean: list[Tensor], draw: Draw) -> dict[str, Pairs]:

@@ -12,7 +12,7 @@ RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0
 YCC_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=None)  # never dropped: captured graphs hold the tensors
 def constant(values: tuple, device: torch.device) -> Tensor:  # type: ignore[type-arg]
     """A table of numbers as a float32 tensor, copied to the device once. Do not write to it."""
     return torch.tensor(values, dtype=torch.float32).to(device)

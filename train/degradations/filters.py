@@ -63,7 +63,7 @@ def disc_kernels(n: int, size: int, low: float, high: float, draw: Draw) -> Tens
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=None)  # never dropped: captured graphs hold the tensors
 def _bicubic(length: int, scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(resize_matrix(length, 1 / scale)).to(device, dtype)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from train.degradations import camera, filters, motion, noise
-from train.degradations.colour import eight_bit
+from train.degradations.colour import constant, eight_bit
 from train.degradations.draw import Draw, random_windows, windows
 from train.degradations.jpeg import draw_sampling, jpeg
 
@@ -27,9 +27,9 @@ def counts(n: int, shares: tuple[float, ...]) -> list[int]:
 
 
 def per_sample(values: list[float], sizes: list[int], device: torch.device) -> Tensor:
-    """(N, 1, 1, 1): one of `values` for each group of `sizes` samples."""
-    flat = [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
-    return torch.tensor(flat).to(device, non_blocking=True).view(-1, 1, 1, 1)
+    """(N, 1, 1, 1): one of `values` for each group of `sizes` samples. Kept on the device: do not write to it."""
+    flat = tuple(value for value, size in zip(values, sizes, strict=True) for _ in range(size))
+    return constant(flat, device).view(-1, 1, 1, 1)
 
 
 def _coded(x: Tensor, share: Tensor, low: Tensor, high: Tensor, draw: Draw, bend: Tensor | float = 1.0) -> Tensor:
