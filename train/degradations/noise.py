@@ -25,10 +25,17 @@ def gaussian_noise(x: Tensor, sigma: Tensor | float | tuple[float, float], gener
     return x + sigma * torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
 
 
-def white(x: Tensor, low: float, high: float, draw: Draw) -> Tensor:
-    """White noise, sigma uniform in [low, high] of 255, as a file holds it: clipped and rounded to 8 bits in half of the samples."""
-    y = x + draw.uniform(len(x), low, high) / 255 * draw.normal(*x.shape)
-    return torch.where(draw.chance(len(x), 0.5), eight_bit(y), y)
+def white(x: Tensor, low: float, high: float, draw: Draw) -> tuple[Tensor, Tensor]:
+    """(noisy, clean): white noise, sigma uniform in [low, high] of 255; a tenth of the pictures gray, their noise too.
+
+    Half of the samples are as a file holds them, clipped and rounded to 8 bits.
+    """
+    n = len(x)
+    noise = draw.normal(*x.shape)
+    gray = draw.chance(n, 0.1)
+    x = torch.where(gray, to_ycc(x)[:, :1].clamp(0, 1), x)
+    y = x + draw.uniform(n, low, high) / 255 * torch.where(gray, noise[:, :1], noise)
+    return torch.where(draw.chance(n, 0.5), eight_bit(y), y), x
 
 
 def _scales(n: int, channels: int, side: int, sigmas: tuple[tuple[float, float], ...], draw: Draw) -> Tensor:

@@ -41,12 +41,12 @@ def _coded(x: Tensor, share: Tensor, low: Tensor, high: Tensor, draw: Draw, bend
 
 #                 share  1st JPEG: share, quality   2nd JPEG: share
 PHOTO_GROUPS = {
-    "camera":    (0.20, (0.85, 60, 98), 0.15),
-    "resized":   (0.13, (0.85, 50, 98), 0.15),
-    "processed": (0.20, (0.75, 50, 98), 0.15),
-    "white":     (0.20, (0.40, 50, 98), 0.05),
-    "grain":     (0.05, (0.70, 40, 98), 0.10),
-    "jpeg":      (0.16, (1.00, 8, 96), 0.30),
+    "camera":    (0.19, (0.85, 60, 98), 0.15),
+    "resized":   (0.12, (0.85, 50, 98), 0.15),
+    "processed": (0.19, (0.75, 50, 98), 0.15),
+    "white":     (0.22, (0.50, 50, 98), 0.05),
+    "grain":     (0.04, (0.70, 40, 98), 0.10),
+    "jpeg":      (0.18, (1.00, 8, 96), 0.30),
     "clean":     (0.06, (0.00, 90, 98), 0.00),
 }  # fmt: skip
 
@@ -72,7 +72,7 @@ def photo(crop: Crop, patch: int, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
         else:
             x = y = crop(k, wide)
         if name == "white":
-            y = noise.white(x, 0, 55, draw)
+            y, x = noise.white(x, 0, 55, draw)
         else:
             y = eight_bit(y)
         parts.append((y, x))
