@@ -22,9 +22,21 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, help="stop and save after so many seconds of training")
     parser.add_argument("--steps", type=int, help="change the number of steps, and with it the schedule")
-    parser.add_argument("--fit", type=float, metavar="SECONDS", help="as many steps as fit into so many seconds, measured at the start")
-    parser.add_argument("--after", type=Path, metavar="FILE", help="compile, then wait for FILE (the `done` of another run) and train")
-    parser.add_argument("--not-after", type=float, metavar="TIME", help="with --fit: end by this time (seconds since 1970)")
+    parser.add_argument(
+        "--fit",
+        type=float,
+        metavar="SECONDS",
+        help="as many steps as fit into so many seconds, measured at the start",
+    )
+    parser.add_argument(
+        "--after",
+        type=Path,
+        metavar="FILE",
+        help="compile, then wait for FILE (the `done` of another run) and train",
+    )
+    parser.add_argument(
+        "--not-after", type=float, metavar="TIME", help="with --fit: end by this time (seconds since 1970)"
+    )
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--start-from", help="safetensors whose parameters to begin with")

@@ -45,7 +45,9 @@ class Config:
     recipe: str = "classic"  # classic: bicubic, white noise, motion blur; photo: train.degradations.recipes
     reduce: tuple[float, ...] = (1.0,)  # the photographs are used at each of these sizes, made smaller first
     drawings: int = 0  # pages of rendered text and shapes among the photographs
-    loss_floor: float = 1e-8  # mean square error that the loss "psnr" adds: no gain from pictures better than that
+    loss_floor: float = (
+        1e-8  # mean square error that the loss "psnr" adds: no gain from pictures better than that
+    )
 
     def stages(self) -> list[tuple[float, int, int]]:
         """(share of the steps at which it begins, patch, batch) of every stage, in order."""

@@ -49,9 +49,7 @@ class Bank:
     """Images of different sizes in one (pixels, 3) uint8 tensor; crops are gathered on the device."""
 
     def __init__(self, images: list[np.ndarray] | list[Tensor], device: torch.device) -> None:
-        tensors = [
-            torch.as_tensor(np.array(i) if isinstance(i, np.ndarray) else i) for i in images
-        ]
+        tensors = [torch.as_tensor(np.array(i) if isinstance(i, np.ndarray) else i) for i in images]
         self.sizes = torch.tensor([t.shape[:2] for t in tensors], device=device)
         self.smallest = min(min(t.shape[:2]) for t in tensors)  # crops must fit into every picture
         starts = np.concatenate([[0], np.cumsum([t.shape[0] * t.shape[1] for t in tensors])[:-1]])
@@ -86,9 +84,14 @@ class Bank:
     def positions(
         self, image: Tensor, size: int, generator: torch.Generator, step: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Random (top, left), multiples of `step`, of crops that lie inside; every picture must be as large as the crop."""
+        """Random (top, left), multiples of `step`, of crops that lie inside.
+
+        Every picture must be as large as the crop.
+        """
         if size > self.smallest:
-            raise ValueError(f"crops of {size} pixels do not fit into a picture whose shorter side is {self.smallest}")
+            raise ValueError(
+                f"crops of {size} pixels do not fit into a picture whose shorter side is {self.smallest}"
+            )
         u = torch.rand(2, len(image), generator=generator, device=self.pixels.device, dtype=torch.float64)
         room = (self.sizes[image].T - size) // step + 1
         top, left = (u * room).long().minimum(room - 1).clamp(min=0) * step

@@ -51,7 +51,9 @@ def _colours(random: np.random.Generator) -> tuple[Colour, Colour]:
 
 def _words(random: np.random.Generator, length: int) -> str:
     letters = string.ascii_lowercase * 3 + string.ascii_uppercase + string.digits + ".,:;-()%/"
-    words = ("".join(random.choice(list(letters), int(random.integers(1, 10)))) for _ in range(length // 3 + 1))
+    words = (
+        "".join(random.choice(list(letters), int(random.integers(1, 10)))) for _ in range(length // 3 + 1)
+    )
     return " ".join(words)
 
 

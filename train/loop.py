@@ -94,7 +94,9 @@ class Trainer:
         self.fast = fast
         self.graphs: dict[torch.Size, Graphed] = {}  # by the shape of the input
         self.eager_steps: dict[torch.Size, int] = {}
-        self.batches: dict[tuple[int, int], GraphedBatch | int] = {}  # by (patch, n); a number counts batches before capture
+        self.batches: dict[
+            tuple[int, int], GraphedBatch | int
+        ] = {}  # by (patch, n); a number counts batches before capture
         self.step = 0
         self.seconds = 0.0
         self._resume()
@@ -292,7 +294,10 @@ class Trainer:
                 writer.writerow(VALIDATION_COLUMNS)
             for name, values in scores.items():
                 writer.writerow([self.step, name, *(f"{v:.3f}" for v in values)])
-                print(f"  {name}: {values[0]:.2f} -> {values[1]:.2f} dB, worst gain {values[2]:+.2f}", flush=True)
+                print(
+                    f"  {name}: {values[0]:.2f} -> {values[1]:.2f} dB, worst gain {values[2]:+.2f}",
+                    flush=True,
+                )
         return sum(v[1] for v in scores.values()) / max(1, len(scores))
 
     def run(self, seconds: float | None = None) -> bool:

@@ -123,7 +123,7 @@ def _photo(config: Config, training: list[Path], held: list[Path], device: torch
 
 
 def _photo_sets(config: Config, clean: list[Tensor], draw: Draw) -> dict[str, Pairs]:
-    """One set for each kind of damage that the model is for, and the undamaged pictures, which it should leave alone."""
+    """One set for each kind of damage that the model is for, and undamaged pictures, which it should leave alone."""
 
     def saved(x: Tensor, quality: float) -> Tensor:
         n = len(x)
@@ -170,7 +170,9 @@ def _photo_sets(config: Config, clean: list[Tensor], draw: Draw) -> dict[str, Pa
 
         kinds = {
             "shake": lambda x: blurred(x, shake(len(x)), 2.55),
-            "disc": lambda x: blurred(x, filters.disc_kernels(len(x), config.kernel_size, 2.5, 2.5, draw), 1.0),
+            "disc": lambda x: blurred(
+                x, filters.disc_kernels(len(x), config.kernel_size, 2.5, 2.5, draw), 1.0
+            ),
             "jpeg75": lambda x: (saved(x, 75), x),
             "clean": lambda x: (x, x),
         }
@@ -234,9 +236,7 @@ def _deblur(config: Config, images: list, clean: list[Tensor], device: torch.dev
     margin = size // 2
 
     def blurred(x: Tensor, sigma: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-        kernels = motion.motion_kernels(
-            len(x), size, generator=g, device=device, spread=config.kernel_spread
-        )
+        kernels = motion.motion_kernels(len(x), size, generator=g, device=device, spread=config.kernel_spread)
         sharp = x[..., margin:-margin, margin:-margin]
         return noise.gaussian_noise(motion.blur(x, kernels), sigma / 255, generator=g), sharp
 

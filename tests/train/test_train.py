@@ -51,7 +51,13 @@ def config(task: str, steps: int = 6) -> Config:
 
 def photo_config(task: str, steps: int = 6) -> Config:
     return dataclasses.replace(
-        config(task, steps), recipe="photo", batch=7, patch=16, drawings=1, progressive=((0.5, 32, 4),), loss="psnr"
+        config(task, steps),
+        recipe="photo",
+        batch=7,
+        patch=16,
+        drawings=1,
+        progressive=((0.5, 32, 4),),
+        loss="psnr",
     )
 
 
@@ -120,7 +126,9 @@ def test_a_deeper_network_begins_as_the_one_it_starts_from(tmp_path: Path) -> No
         deeper.load_state_dict(starting_weights(path, deeper, large))
         x = torch.rand(1, 3, 32, 32)
         with torch.inference_mode():
-            torch.testing.assert_close(forward(deeper.eval(), x, None), forward(first, x, None), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                forward(deeper.eval(), x, None), forward(first, x, None), atol=1e-5, rtol=0
+            )
 
 
 def test_a_run_starts_from_a_shipped_file_of_another_range(tmp_path: Path) -> None:
@@ -211,7 +219,9 @@ def test_excluded_photographs_are_in_neither_part(photographs: Path) -> None:
 
 def test_every_configuration_reads() -> None:
     names = {read_config(path).name for path in CONFIGS.glob("*.toml")}
-    assert len(names) == len(list(CONFIGS.glob("*.toml"))) - 1, "elan-light-x4 alone has two stages of one name"
+    assert len(names) == len(list(CONFIGS.glob("*.toml"))) - 1, (
+        "elan-light-x4 alone has two stages of one name"
+    )
 
 
 def test_a_forecast_finds_the_curve_it_was_drawn_from() -> None:

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.degradations.colour import apply_matrix, constant, from_linear, to_linear, to_rgb, to_ycc, tone_curve
+from train.degradations.colour import (
+    apply_matrix,
+    constant,
+    from_linear,
+    to_linear,
+    to_rgb,
+    to_ycc,
+    tone_curve,
+)
 from train.degradations.draw import Draw
 from train.degradations.filters import gaussian_blur, unsharp
 from train.degradations.jpeg import full_precision
@@ -35,7 +43,7 @@ _GRADIENT_CORRECTED = (
 
 
 def demosaic(mosaic: Tensor, corrected: Tensor) -> Tensor:
-    """(N, 1, H, W) samples of an RGGB mosaic to (N, 3, H, W); `corrected` chooses the filters per sample: bilinear or Malvar's."""
+    """(N, 1, H, W) samples of an RGGB mosaic to (N, 3, H, W), bilinear or, where `corrected`, by Malvar's filters."""
     height, width = mosaic.shape[-2:]
     odd_row = (torch.arange(height, device=mosaic.device) % 2 == 1).view(1, 1, -1, 1)
     odd_column = (torch.arange(width, device=mosaic.device) % 2 == 1).view(1, 1, 1, -1)
@@ -46,7 +54,9 @@ def demosaic(mosaic: Tensor, corrected: Tensor) -> Tensor:
     at_red, at_blue = ~odd_row & ~odd_column, odd_row & odd_column
     at_green = odd_row ^ odd_column
     red = torch.where(at_red, mosaic, torch.where(at_blue, across, torch.where(odd_row, other_row, same_row)))
-    blue = torch.where(at_blue, mosaic, torch.where(at_red, across, torch.where(odd_row, same_row, other_row)))
+    blue = torch.where(
+        at_blue, mosaic, torch.where(at_red, across, torch.where(odd_row, same_row, other_row))
+    )
     return torch.cat((red, torch.where(at_green, mosaic, green), blue), 1)
 
 
@@ -60,18 +70,18 @@ def mosaic(x: Tensor) -> Tensor:
 
 
 def _colour_matrices(n: int, draw: Draw) -> tuple[Tensor, Tensor]:
-    """(sRGB to sensor, sensor to sRGB), (N, 3, 3): channels overlap by random shares, rows have sum 1 so that gray stays gray."""
+    """(sRGB to sensor, sensor to sRGB), (N, 3, 3): channels overlap at random; rows have sum 1, so gray stays gray."""
     low = ((0.10, 0.0), (0.06, 0.04), (0.0, 0.10))
     high = ((0.38, 0.10), (0.24, 0.20), (0.08, 0.38))
-    a, b, c, d, e, f = (
-        draw.uniform(n, low[i][j], high[i][j]).view(n) for i in range(3) for j in range(2)
-    )
+    a, b, c, d, e, f = (draw.uniform(n, low[i][j], high[i][j]).view(n) for i in range(3) for j in range(2))
     rows = (
         torch.stack((1 - a - b, a, b), 1),
         torch.stack((c, 1 - c - d, d), 1),
         torch.stack((e, f, 1 - e - f), 1),
     )
-    crossed = [torch.linalg.cross(rows[i - 2], rows[i - 1]) for i in range(3)]  # Cramer's rule: no solver, no wait
+    crossed = [
+        torch.linalg.cross(rows[i - 2], rows[i - 1]) for i in range(3)
+    ]  # Cramer's rule: no solver, no wait
     determinant = (rows[0] * crossed[0]).sum(1).view(n, 1, 1)
     return torch.stack(rows, 1), torch.stack(crossed, 2) / determinant
 
@@ -113,7 +123,7 @@ def camera(x: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
 
 
 def _reduced(noise: Tensor, draw: Draw) -> Tensor:
-    """Noise after a camera's own noise reduction: a blend of itself and two blurs, coarser in colour than in brightness.
+    """Noise after a camera's own noise reduction: itself blended with two blurs, coarser in colour than in brightness.
 
     Blurring weakens it; most of that is given back, since what is left after strong noise reduction of a high ISO is
     as visible as untouched noise of a low one. At most about sigma 40 of 255.

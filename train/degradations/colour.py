@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ RGB_TO_YCC = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0
 YCC_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
 
 
-@lru_cache(maxsize=None)  # never dropped: captured graphs hold the tensors
+@cache  # never dropped: captured graphs hold the tensors
 def constant(values: tuple, device: torch.device) -> Tensor:  # type: ignore[type-arg]
     """A table of numbers as a float32 tensor, copied to the device once. Do not write to it."""
     return torch.tensor(values, dtype=torch.float32).to(device)
 
 
 def apply_matrix(x: Tensor, matrix: Tensor) -> Tensor:
-    """(N, 3, H, W) pixels times a colour matrix, (3, 3) or (N, 3, 3), as sums of planes: exact in float32 whatever TF32 says."""
+    """(N, 3, H, W) pixels times a colour matrix, (3, 3) or (N, 3, 3), as sums of planes, so without TF32."""
     matrix = matrix.view(-1, 3, 3, 1, 1)
     planes = [sum(matrix[:, i, j] * x[:, j] for j in range(3)) for i in range(3)]
     return torch.stack(planes, 1)
@@ -46,7 +46,10 @@ def from_linear(x: Tensor) -> Tensor:
 
 
 def tone_curve(x: Tensor, power: Tensor) -> Tensor:
-    """An S-shaped curve through (0, 0), (0.5, 0.5) and (1, 1), steeper in the middle for power > 1; 1 / power undoes it."""
+    """An S-shaped curve through (0, 0), (0.5, 0.5) and (1, 1), steeper in the middle for power > 1.
+
+    1 / power undoes it.
+    """
     a, b = x.clamp(1e-4, 1 - 1e-4) ** power, (1 - x).clamp(1e-4, 1 - 1e-4) ** power
     return a / (a + b)
 

@@ -1,15 +1,15 @@
-"""Gaussian blur of pictures and of noise, sharpening, and resizing: products with one small matrix per axis and sample."""
+"""Gaussian blur of pictures and of noise, sharpening and resizing, as products with one small matrix per axis."""
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from restort.measure.resize import resize_matrix
+from restort.evaluation.resize import resize_matrix
 from train.degradations.draw import Draw
 from train.degradations.jpeg import full_precision
 
@@ -45,7 +45,9 @@ def unsharp(x: Tensor, amount: Tensor, sigma: Tensor) -> Tensor:
 def gaussian_kernels(n: int, size: int, low: float, high: float, draw: Draw) -> Tensor:
     """(N, size, size) Gaussian kernels of sum 1: half of them round, half stretched in a random direction."""
     long = draw.uniform(n, low, high).view(n, 1, 1)
-    ratio = torch.where(draw.chance(n, 0.5), torch.ones(1, device=draw.device), draw.uniform(n, 0.35, 1.0)).view(n, 1, 1)
+    ratio = torch.where(
+        draw.chance(n, 0.5), torch.ones(1, device=draw.device), draw.uniform(n, 0.35, 1.0)
+    ).view(n, 1, 1)
     angle = draw.uniform(n, 0, math.pi).view(n, 1, 1)
     i = torch.arange(size, device=draw.device) - (size - 1) / 2
     y, x = i[:, None], i[None, :]
@@ -55,7 +57,10 @@ def gaussian_kernels(n: int, size: int, low: float, high: float, draw: Draw) -> 
 
 
 def disc_kernels(n: int, size: int, low: float, high: float, draw: Draw) -> Tensor:
-    """(N, size, size) discs of sum 1, radius uniform in [low, high] pixels: a lens out of focus. The edge is half a pixel soft."""
+    """(N, size, size) discs of sum 1, radius uniform in [low, high] pixels: a lens out of focus.
+
+    The edge is half a pixel soft.
+    """
     radius = draw.uniform(n, low, high).view(n, 1, 1)
     i = torch.arange(size, device=draw.device) - (size - 1) / 2
     distance = (i[:, None] ** 2 + i[None, :] ** 2).sqrt()
@@ -63,7 +68,7 @@ def disc_kernels(n: int, size: int, low: float, high: float, draw: Draw) -> Tens
     return kernels / kernels.sum((1, 2), keepdim=True)
 
 
-@lru_cache(maxsize=None)  # never dropped: captured graphs hold the tensors
+@cache  # never dropped: captured graphs hold the tensors
 def _bicubic(length: int, scale: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(resize_matrix(length, 1 / scale)).to(device, dtype)
 
@@ -71,8 +76,8 @@ def _bicubic(length: int, scale: int, dtype: torch.dtype, device: torch.device) 
 def bicubic_downscale(x: Tensor, scale: int, *, peak: float = 255.0, eight_bit: bool = True) -> Tensor:
     """Pictures (N, C, H, W) in [0, peak], made `scale` times smaller as MATLAB's `imresize` does to 8-bit pixels.
 
-    Cubic kernel with a = -0.5, widened by `scale`, symmetric borders (see restort.measure.resize). MATLAB rounds to 8
-    bits after the rows and again after the columns, so `eight_bit` does the same and returns multiples of peak / 255;
+    Cubic kernel with a = -0.5, widened by `scale`, symmetric borders (see restort.evaluation.resize). MATLAB rounds to
+    8 bits after the rows and again after the columns, so `eight_bit` does the same and returns multiples of peak / 255;
     in float64 the LR_bicubic images of Set5, Set14 and BSD100 are met to the bit. Without it nothing is rounded or
     clipped. Crop H and W to multiples of `scale` beforehand, as the test sets do.
     """

@@ -39,7 +39,9 @@ def _dct() -> tuple[tuple[float, ...], ...]:
         return math.sqrt((1 if u == 0 else 2) / 8) * math.cos((2 * i + 1) * u * math.pi / 16)
 
     return tuple(
-        tuple(basis(u, i) * basis(v, j) for i in range(8) for j in range(8)) for u in range(8) for v in range(8)
+        tuple(basis(u, i) * basis(v, j) for i in range(8) for j in range(8))
+        for u in range(8)
+        for v in range(8)
     )
 
 
@@ -98,7 +100,7 @@ def jpeg(x: Tensor, quality: Tensor, sampling: Tensor) -> Tensor:
         return to_rgb(torch.cat((luma, decoded - 128), 1)).round().clamp(0, 255) / 255
 
 
-class full_precision:  # noqa: N801 - reads as a statement
+class full_precision:
     """float32 products without TF32 inside a `with` block; restores the settings afterwards."""
 
     def __enter__(self) -> None:

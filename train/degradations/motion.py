@@ -155,7 +155,10 @@ def _quick(n: int) -> int:
 
 
 def blur_varying(x: Tensor, first: Tensor, second: Tensor, angle: Tensor) -> Tensor:
-    """`blur` by a kernel that turns from `first` into `second` across the picture, in the direction `angle` (N,) in radians."""
+    """`blur` by a kernel that turns from `first` into `second` across the picture.
+
+    `angle`, (N,) in radians, is the direction of the change.
+    """
     a, b = blur(x, first), blur(x, second)
     height, width = a.shape[-2:]
     y = torch.linspace(-1, 1, height, device=x.device).view(1, 1, -1, 1)

@@ -10,7 +10,9 @@ from train.degradations.draw import Draw
 from train.degradations.filters import correlated, gaussian_blur
 
 
-def gaussian_noise(x: Tensor, sigma: Tensor | float | tuple[float, float], generator: torch.Generator) -> Tensor:
+def gaussian_noise(
+    x: Tensor, sigma: Tensor | float | tuple[float, float], generator: torch.Generator
+) -> Tensor:
     """`x` (N, ...) with white Gaussian noise, neither clipped nor rounded.
 
     `sigma`, in units of x: one number, one per sample (a tensor of N), or a range that each sample draws from
@@ -39,7 +41,10 @@ def white(x: Tensor, low: float, high: float, draw: Draw) -> tuple[Tensor, Tenso
 
 
 def _scales(n: int, channels: int, side: int, sigmas: tuple[tuple[float, float], ...], draw: Draw) -> Tensor:
-    """Noise of unit standard deviation: a random mixture of white noise blurred by each of `sigmas`, (low, high) in pixels."""
+    """Noise of unit standard deviation: white noise blurred by each of `sigmas`, mixed at random.
+
+    A sigma is drawn per sample from its (low, high), in pixels.
+    """
     shares = torch.stack([draw.uniform(n) ** 2 for _ in sigmas])
     shares = shares / shares.square().sum(0).sqrt().clamp_min(1e-6)
     total = torch.zeros(n, channels, side, side, device=draw.device)
@@ -76,6 +81,10 @@ def grain(x: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     n, _, side, _ = x.shape
     gray = to_ycc(x)[:, :1].clamp(0, 1)
     x = torch.where(draw.chance(n, 0.33), gray.expand_as(x), x)
-    noise = correlated(draw.normal(n, 1, side, side), draw.uniform(n, 0.3, 1.6)) * draw.log_uniform(n, 3, 25) / 255
+    noise = (
+        correlated(draw.normal(n, 1, side, side), draw.uniform(n, 0.3, 1.6))
+        * draw.log_uniform(n, 3, 25)
+        / 255
+    )
     middle = 0.4 + 0.6 * (4 * gray * (1 - gray))
     return x + noise * middle, x

@@ -1,6 +1,7 @@
 """Mixtures of damage: what a network for real pictures learns from.
 
-A recipe takes `crop(count, side)`, which gives clean square crops (count, 3, side, side), and returns (degraded, clean).
+A recipe takes `crop(count, side)`, which gives clean square crops (count, 3, side, side), and returns
+(degraded, clean).
 Its groups have fixed sizes, so that shapes never change from step to step.
 """
 
@@ -32,7 +33,9 @@ def per_sample(values: list[float], sizes: list[int], device: torch.device) -> T
     return constant(flat, device).view(-1, 1, 1, 1)
 
 
-def _coded(x: Tensor, share: Tensor, low: Tensor, high: Tensor, draw: Draw, bend: Tensor | float = 1.0) -> Tensor:
+def _coded(
+    x: Tensor, share: Tensor, low: Tensor, high: Tensor, draw: Draw, bend: Tensor | float = 1.0
+) -> Tensor:
     """JPEG in `share` of the samples, quality low..high; `bend` above 1 makes low qualities likelier."""
     n = len(x)
     quality = low + (high - low) * draw.uniform(n) ** bend
@@ -53,7 +56,7 @@ PHOTO_GROUPS = {
 
 @torch.no_grad()
 def photo(crop: Crop, patch: int, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
-    """For `denoise` and `dejpeg`: camera noise, white and processed noise, grain, JPEG once and twice, and nothing at all."""
+    """For `denoise` and `dejpeg`: camera, white and processed noise, grain, JPEG once and twice, no damage."""
     wide = patch + 2 * GRID
     sizes = counts(n, tuple(g[0] for g in PHOTO_GROUPS.values()))
     parts: list[tuple[Tensor, Tensor]] = []
@@ -62,7 +65,9 @@ def photo(crop: Crop, patch: int, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
             continue
         if name == "camera":
             y, x = camera.camera(crop(k, wide), draw)
-        elif name == "resized":  # half reduced, as most pictures are that people share, half enlarged a little
+        elif (
+            name == "resized"
+        ):  # half reduced, as most pictures are that people share, half enlarged a little
             y, x = _resized_camera(crop, wide, k, draw)
         elif name == "processed":
             x = crop(k, wide)
@@ -102,7 +107,8 @@ def low_resolution(crop: Crop, patch: int, n: int, draw: Draw, scale: int) -> tu
     """For blind upscaling: (degraded, `scale` times smaller, of side `patch`; clean, of side patch * scale).
 
     A fifth is clean bicubic, as test sets are; three tenths are that, saved as JPEG; the rest is blurred, made smaller
-    in one of three ways, sharpened, noisy, in shuffled order, saved as JPEG, and a third of that softened and saved again.
+    in one of three ways, sharpened, noisy, in shuffled order, saved as JPEG, and a third of that
+    softened and saved again.
     """
     small, large = patch + 2 * GRID, (patch + 2 * GRID) * scale
     clean, saved, *blind = counts(n, (0.18, 0.30, 0.18, 0.17, 0.17))
@@ -155,7 +161,7 @@ def _scaled_windows(size: int, draw: Draw, y: Tensor, x: Tensor, scale: int) -> 
 
 @torch.no_grad()
 def shaken(crop: Crop, patch: int, n: int, draw: Draw, size: int, spread: float) -> tuple[Tensor, Tensor]:
-    """For deblurring: camera shake, shake that varies over the picture, a lens out of focus, and sharp pictures; JPEG after.
+    """For deblurring: camera shake, also varying over the picture, a lens out of focus, sharp pictures; then JPEG.
 
     `size` and `spread` are those of `motion.motion_kernels`.
     """
