@@ -151,13 +151,13 @@ def choose_mixed(args: argparse.Namespace) -> None:
 
 def compile_sizes(args: argparse.Namespace) -> None:
     """Compile RestoRT's kernels ahead for all sizes of the sets, into the cache folder."""
-    from restort.backends.fused.aot_cache import PlanCache, Wanted
+    from restort.backends.fused.aot_cache import AotCache, Wanted
 
     for model in SETS:
         weights = load_weights(args.work / f"{slug(model)}.safetensors")
         shapes = {padded(image, weights).shape for image, _ in pictures(args.work, model)}
         for n, _, h, w in sorted(shapes):
-            say(str(PlanCache().provide(Wanted(weights, "fp16", (n, h, w), args.capability), say)))
+            say(str(AotCache().provide(Wanted(weights, "fp16", (n, h, w), args.capability), say)))
 
 
 def padded(image: np.ndarray, weights: Weights) -> np.ndarray:

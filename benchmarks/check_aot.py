@@ -108,12 +108,12 @@ def workloads(args: argparse.Namespace) -> int:
 
 def provided(network: str, h: int, w: int, precision: str, capability: int, processes: int) -> str:
     """In a process of its own: a package in the cache; a line about it."""
-    from restort.backends.fused.aot_cache import PlanCache, Wanted, opened
+    from restort.backends.fused.aot_cache import AotCache, Wanted, open_aot
 
     start = time.perf_counter()
     wanted = Wanted(weights_of(network), precision, (1, h, w), capability)
-    path = PlanCache().provide(wanted, lambda line: None, processes)
-    made = opened(path)
+    path = AotCache().provide(wanted, lambda line: None, processes)
+    made = open_aot(path)
     return (
         f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB, {len(made.launches)} launches, "
         f"{made.memory / 2**20:.1f} MiB on the GPU, {time.perf_counter() - start:.1f} s"
@@ -122,12 +122,12 @@ def provided(network: str, h: int, w: int, precision: str, capability: int, proc
 
 def one(args: argparse.Namespace) -> None:
     """The package of WEIGHTS, and its graphs."""
-    from restort.backends.fused.aot_compile import make_plan, read_plan
+    from restort.backends.fused.aot_compile import compile_aot, read_aot
     from restort.weights.checkpoint import load_weights
 
     weights = load_weights(args.weights)
     n, h, w = args.shape
-    data = make_plan(weights, args.precision, (n, h, w), args.capability, overlap=not args.plain)
+    data = compile_aot(weights, args.precision, (n, h, w), args.capability, overlap=not args.plain)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     file = out.with_name(out.name + ".rtaot")
@@ -140,7 +140,7 @@ def one(args: argparse.Namespace) -> None:
             out.with_name(out.name + ending).write_bytes(graph.SerializeToString())
     except ImportError as error:
         print(f"no graph is made: {error}")
-    made = read_plan(data)
+    made = read_aot(data)
     print(
         f"{file}: {len(data) / 2**20:.1f} MiB, {len(made.kernels)} kernels, {len(made.launches)} launches, "
         f"{made.memory / 2**20:.1f} MiB on the GPU"
@@ -151,9 +151,9 @@ def one(args: argparse.Namespace) -> None:
 
 
 def driver() -> Any:
-    from restort.kernels import cuda
+    from restort.kernels import nvrtc
 
-    return cuda._driver()
+    return nvrtc._driver()
 
 
 def check(result: tuple[Any, ...], what: str) -> Any:
@@ -169,11 +169,11 @@ class DriverRunner:
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
-        from restort.kernels import cuda
+        from restort.kernels import nvrtc
 
         cu = driver()
         check(cu.cuInit(0), "cuInit")
-        cuda._enter(0)
+        nvrtc._set_context(0)
         attribute = cu.CUdevice_attribute
         major, minor = (
             check(cu.cuDeviceGetAttribute(name, 0), "asking the device")
@@ -250,14 +250,14 @@ class DriverRunner:
         return values, (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
 
     def launch(self, number: int) -> None:
-        from restort.kernels import cuda
+        from restort.kernels import nvrtc
 
         cu, call = driver(), self.plan.launches[number]
         kernel, function = self.plan.kernels[call.kernel], self.functions[call.kernel]
         arguments = ctypes.addressof(self.arguments[number][1])
         what = f"launch {number} ({call.label}) of kernel {call.kernel} ({kernel.name})"
         if kernel.overlap:
-            config = cuda._overlapping(call.grid, kernel.threads, kernel.shared, int(self.stream))
+            config = nvrtc._dependent_launch(call.grid, kernel.threads, kernel.shared, int(self.stream))
             check(cu.cuLaunchKernelEx(config, function, arguments, 0), what)
             return
         shape = *call.grid, kernel.threads, 1, 1, kernel.shared
@@ -331,9 +331,9 @@ def fused(weights: str, plan: Any, x: Any) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    from restort.backends.fused.aot_package import read_plan
+    from restort.backends.fused.aot_package import read_aot
 
-    plan = read_plan(Path(args.file).read_bytes())
+    plan = read_aot(Path(args.file).read_bytes())
     x = input_of(args, plan.input)
     rows: list[tuple[str, str]] = []
     bad: list[str] = []

@@ -10,14 +10,13 @@ of the whole network; both are shown, with the relative L2 error against PyTorch
 20 runs leave the same bits.
 
 --only        words of the five workloads, or names of others, such as restormer-1080x1920
---set         an option of the network's planner, such as streamed=no; such runs are printed, and kept with --output
+--set         an option of the network's planner, such as fused_blocks=no; such runs are printed, and kept with --output
 --no-overlap  no kernel begins before the one before it has ended
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -45,11 +44,12 @@ def instance_of(
     """A pass ready to run, with smooth noise at its input, as pictures are smooth."""
     import torch
 
+    from restort.backends.fused.architectures import planner_of
     from restort.backends.fused.instances import Instance
     from restort.backends.fused.networks import TYPES
 
     spec, dtype, device = weights.spec, TYPES[precision], torch.device("cuda:0")
-    module = importlib.import_module(f"restort.backends.fused.{spec.architecture}")
+    module: Any = planner_of(spec)
     packed = module.pack(weights, dtype).to(device)
 
     def planned() -> Any:
@@ -177,7 +177,7 @@ def wanted(only: str | None) -> list[str]:
 
 
 def option(text: str) -> tuple[str, Any]:
-    """'streamed=no' -> ('streamed', False)."""
+    """'fused_blocks=no' -> ('fused_blocks', False)."""
     name, _, value = text.partition("=")
     known = {"yes": True, "no": False}
     return name, known[value] if value in known else int(value)

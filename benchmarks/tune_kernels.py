@@ -135,8 +135,8 @@ def half_block(place: str, height: int, width: int, dtype: Any, device: Any) -> 
     return {
         "x": draw(1, h, w, c),
         "v": draw(1, h, w, c),
-        "fold": draw(1, c, c, scale=c**-0.5),
-        "fold_b": None,
+        "attention": draw(1, c, c, scale=c**-0.5),
+        "attention_b": None,
         "w": draw(2 * f, c, scale=c**-0.5),
         "affine": draw(2, 2 * f, kind=torch.float32),
         "dw": draw(10, 2 * f, scale=0.33),
@@ -155,23 +155,22 @@ def in_float32(arguments: dict[str, Any]) -> dict[str, Any]:
 def gdfn(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels import stream_ffn
-    from restort.kernels.stream_ffn import wide
+    from restort.kernels.gdfn import reference, sm80, sm90
 
     given = half_block(place, height, width, dtype, device)
     out = torch.empty_like(given["x"])
 
     def launch(form: str, constants: Constants) -> Any:
-        if form == "sm90":
-            weights = wide.pack(given["w"], given["affine"], given["dw"], given["out_w"])
-            names = ("x", "v", "fold", "fold_b", "out_b")
-            return wide.launch(**{n: given[n] for n in names}, weights=weights, out=out, **constants)
-        names = ("x", "v", "fold", "fold_b", "w", "affine", "out_w", "out_b")
-        return stream_ffn.launch(**{n: given[n] for n in names}, dw16=given["dw"], out=out, **constants)
+        kernel: Any = sm90 if form == "sm90" else sm80
+        weights = kernel.pack(given["w"], given["affine"], given["dw"], given["out_w"])
+        names = ("x", "v", "attention", "attention_b", "out_b")
+        arrays = {**{n: given[n] for n in names}, "weights": weights, "out": out}
+        hidden = {} if form == "sm90" else {"hidden": len(given["out_w"])}
+        return kernel.launch(**arrays, **hidden, **constants)
 
     def expected() -> list[Any]:
-        names = ("x", "v", "fold", "fold_b", "w", "affine", "dw", "out_w", "out_b")
-        return [stream_ffn.stream_ffn(**{n: v for n, v in in_float32(given).items() if n in names})]
+        names = ("x", "v", "attention", "attention_b", "w", "affine", "dw", "out_w", "out_b")
+        return [reference.gdfn(**{n: v for n, v in in_float32(given).items() if n in names})]
 
     return Problem(launch, lambda one: [out], expected)
 
@@ -179,27 +178,27 @@ def gdfn(place: str, height: int, width: int, dtype: Any, device: Any) -> Proble
 def mdta_gram(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels import stream_gram
-    from restort.kernels.machine import machine
-    from restort.kernels.stream_gram import wide
+    from restort.kernels.gpu_target import gpu_target
+    from restort.kernels.mdta_gram import reference, sm80, sm90
 
     given = half_block(place, height, width, dtype, device)
     n, h, w, c = given["x"].shape
     heads = LEVELS[place][2]
     v = torch.empty_like(given["x"])
-    _, sms = machine(torch.device(device))
+    _, sms = gpu_target(torch.device(device))
 
     def launch(form: str, constants: Constants) -> Any:
-        splits = (wide if form == "sm90" else stream_gram).splits(n, h, w, c, sms, **constants)
+        kernel: Any = sm90 if form == "sm90" else sm80
+        splits = kernel.splits(n, h, w, c, sms, **constants)
         sums = torch.empty(splits, n, heads, c // heads * (c // heads + 2), device=device)
         parts = given["qkv_w"], given["qkv_affine"], given["qkv_dw"]
         if form == "sm90":
-            return wide.launch(given["x"], wide.pack(*parts), v, sums, **constants)
-        return stream_gram.launch(given["x"], *parts, v, sums, **constants)
+            return sm90.launch(given["x"], sm90.pack(*parts), v, sums, **constants)
+        return sm80.launch(given["x"], *parts, v, sums, **constants)
 
     def expected() -> list[Any]:
         x, *parts = (given[name].float() for name in ("x", "qkv_w", "qkv_affine", "qkv_dw"))
-        return list(stream_gram.stream_gram(x, *parts, heads))
+        return list(reference.mdta_gram(x, *parts, heads))
 
     return Problem(
         launch,
@@ -245,7 +244,7 @@ CONVOLUTIONS: dict[
     "down1_2": ("DOWN", 1, 48, 24, [{}, {"BLOCKS": 4}, {"TAPS": 3, "SLOTS": 3}]),
     "up2_1": ("UP", 2, 96, 192, UPS),
     "down2_3": ("DOWN", 2, 96, 48, DOWNS),
-    "patch_embed": ("FIRST", 1, 3, 48, [{}, {"warps": 4, "blocks": 4}]),
+    "patch_embed": ("FIRST", 1, 3, 48, [{}, {"WARPS": 4, "BLOCKS": 4}]),
     "down3_4": ("DOWN", 4, 192, 96, [*DOWNS[:3], {**SMALL, "COLUMNS": 48, "DEFER": 0}]),
     "up3_2": ("UP", 4, 192, 384, UPS),
     "up4_3": ("UP", 8, 384, 768, UPS),
@@ -255,8 +254,15 @@ CONVOLUTIONS: dict[
 def conv3x3(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.backends.fused.restormer_weights import step, up
-    from restort.kernels.conv3x3 import first, first_tile, kernel, reference, tile
+    from restort.backends.fused.restormer_weights import step
+    from restort.kernels.conv3x3 import reference, sm90
+    from restort.kernels.conv3x3 import triton as kernel
+    from restort.kernels.conv3x3_first import reference as first_reference
+    from restort.kernels.conv3x3_first import sm80 as first_sm80
+    from restort.kernels.conv3x3_first import triton as first
+    from restort.kernels.conv3x3_last import reference as last_reference
+    from restort.kernels.conv3x3_last import sm90 as last_sm90
+    from restort.kernels.integers import round_up
 
     kind, divisor, c, rows, _ = CONVOLUTIONS[place]
     h, w = height // divisor, width // divisor
@@ -270,12 +276,14 @@ def conv3x3(place: str, height: int, width: int, dtype: Any, device: Any) -> Pro
         def launch_first(form: str, constants: Constants) -> Any:
             if form == "triton":
                 return first.launch(image, taps, y)
-            return first_tile.launch(image, first_tile.pack(taps, c, dtype), y, **constants)
+            return first_sm80.launch(image, first_sm80.pack(taps, c, dtype), y, **constants)
 
-        return Problem(launch_first, lambda one: [y], lambda: [reference.first(image, taps, torch.float32)])
+        return Problem(
+            launch_first, lambda one: [y], lambda: [first_reference.conv3x3_first(image, taps, torch.float32)]
+        )
     mode = getattr(kernel, kind)
     x = drawn(device, dtype, 1, h, w, c)
-    weight = drawn(device, dtype, rows, 3, up(3 * c, step(c)), scale=(9 * c) ** -0.5)
+    weight = drawn(device, dtype, rows, 3, round_up(3 * c, step(c)), scale=(9 * c) ** -0.5)
     bias = torch.zeros(rows, device=device)
     extra = None
     if kind == "LAST":
@@ -288,17 +296,19 @@ def conv3x3(place: str, height: int, width: int, dtype: Any, device: Any) -> Pro
 
     def launch(form: str, constants: Constants) -> Any:
         if form == "triton":
-            with tiles_replaced(kernel, constants):
+            with tiling_replaced(kernel, constants):
                 return kernel.launch(mode, x, weight, bias, y, step=step(c), extra=extra)
-        how = {**tile.cut(mode, c, rows, 1, h, w), **constants}
-        return tile.launch(mode, x, tile.pack(mode, weight, c, how), bias, y, extra=extra, **constants)
+        if kind == "LAST":
+            return last_sm90.launch(x, last_sm90.pack(weight, c), bias, y, extra=extra, **constants)
+        macros = {**sm90.tiling(mode, c, rows, 1, h, w), **constants}
+        return sm90.launch(mode, x, sm90.pack(weight, c, macros), bias, y, extra=extra, **constants)
 
     def expected() -> list[Any]:
         more = None if extra is None else extra.float()
         a, b = x.float(), weight.float()
         if kind == "DOWN":
             return [reference.down(a, b, bias)]
-        return [(reference.last if kind == "LAST" else reference.up)(a, b, bias, more)]
+        return [(last_reference.conv3x3_last if kind == "LAST" else reference.up)(a, b, bias, more)]
 
     return Problem(launch, lambda one: [y], expected)
 
@@ -317,8 +327,8 @@ CHANNELS, HIDDEN, HEADS = 384, 1024, 8
 def layernorm_conv1x1(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels.norm_expand import kernel, wide
-    from restort.kernels.norm_expand.reference import norm_expand
+    from restort.kernels.layernorm_conv1x1 import reference, sm90
+    from restort.kernels.layernorm_conv1x1 import triton as kernel
 
     torch.manual_seed(0)
     rows, pixels = 2 * HIDDEN if place == "gdfn" else 3 * CHANNELS, height // 8 * (width // 8)
@@ -329,30 +339,33 @@ def layernorm_conv1x1(place: str, height: int, width: int, dtype: Any, device: A
 
     def launch(form: str, constants: Constants) -> Any:
         if form == "triton":
-            with tiles_replaced(kernel, constants):
+            with tiling_replaced(kernel, constants):
                 return kernel.launch(x, w, affine, y)
-        return wide.launch(x, wide.pack(w, constants.get("COLUMNS", 0)), affine, y, **constants)
+        return sm90.launch(x, sm90.pack(w, constants.get("COLUMNS", 0)), affine, y, **constants)
 
-    return Problem(launch, lambda one: [y], lambda: [norm_expand(x.float(), w.float(), affine)])
+    return Problem(
+        launch, lambda one: [y], lambda: [reference.layernorm_conv1x1(x.float(), w.float(), affine)]
+    )
 
 
 def gelu_gate(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
     from restort.kernels.depthwise_gram.reference import depthwise3x3
-    from restort.kernels.gate_project import kernel, tile
-    from restort.kernels.machine import machine
+    from restort.kernels.gelu_gate_project import sm80
+    from restort.kernels.gelu_gate_project import triton as kernel
+    from restort.kernels.gpu_target import gpu_target
 
     torch.manual_seed(0)
     h, w = height // 8, width // 8
     expanded, dw = drawn(device, dtype, 1, h, w, 2 * HIDDEN), drawn(device, dtype, 10, 2 * HIDDEN) / 3
     y = torch.empty(1, h, w, HIDDEN, dtype=dtype, device=device)
-    capability, sms = machine(torch.device(device))
+    capability, sms = gpu_target(torch.device(device))
 
     def launch(form: str, constants: Constants) -> Any:
         if form == "triton":
             return kernel.launch_gate(expanded, dw.float(), y)
-        return tile.launch(expanded, dw, y, capability=capability, processors=sms, **constants)
+        return sm80.launch(expanded, dw, y, capability=capability, num_sms=sms, **constants)
 
     def expected() -> list[Any]:
         gates, values = depthwise3x3(expanded.float(), dw.float()).chunk(2, -1)
@@ -364,10 +377,11 @@ def gelu_gate(place: str, height: int, width: int, dtype: Any, device: Any) -> P
 def depthwise_gram(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels.depthwise_gram import kernel, tile
+    from restort.kernels.attention_matrix import triton as attention
     from restort.kernels.depthwise_gram import reference as references
-    from restort.kernels.fold import kernel as fold
-    from restort.kernels.machine import machine
+    from restort.kernels.depthwise_gram import sm80
+    from restort.kernels.depthwise_gram import triton as kernel
+    from restort.kernels.gpu_target import gpu_target
 
     torch.manual_seed(0)
     h, w = height // 8, width // 8
@@ -375,22 +389,22 @@ def depthwise_gram(place: str, height: int, width: int, dtype: Any, device: Any)
     temperature = torch.ones(HEADS, device=device)
     out_w = drawn(device, dtype, CHANNELS, CHANNELS).float() / CHANNELS**0.5
     v = torch.empty(1, h, w, CHANNELS, dtype=dtype, device=device)
-    capability, sms = machine(torch.device(device))
+    capability, sms = gpu_target(torch.device(device))
 
     def launch(form: str, constants: Constants) -> Any:
-        how = {"capability": capability, "processors": sms, **constants}
+        how = {"capability": capability, "num_sms": sms, **constants}
         shape = 1, h, w, CHANNELS, HEADS
-        splits = kernel.splits(*shape, sms) if form == "triton" else tile.splits(*shape, **how)
+        splits = kernel.splits(*shape, sms) if form == "triton" else sm80.splits(*shape, **how)
         sums = torch.empty(kernel.sums_shape(1, HEADS, CHANNELS, splits), device=device)
         if form == "triton":
             return kernel.launch(qkv, dw.float(), v, sums)
-        return tile.launch(qkv, dw, v, sums, **how)
+        return sm80.launch(qkv, dw, v, sums, **how)
 
     def attention_matrix(one: Any) -> list[Any]:
         sums = one.tensors["sums"]
-        total = torch.empty(1, *sums.shape[1:], device=device) if sums.shape[0] > fold.FEW else None
+        total = torch.empty(1, *sums.shape[1:], device=device) if sums.shape[0] > attention.FEW else None
         out = torch.empty(1, CHANNELS, CHANNELS, dtype=dtype, device=device)
-        return list(fold.launches(sums, total, temperature, out_w, out, capability=capability))
+        return list(attention.launches(sums, total, temperature, out_w, out, capability=capability))
 
     return Problem(
         launch,
@@ -404,8 +418,8 @@ def depthwise_gram(place: str, height: int, width: int, dtype: Any, device: Any)
 def conv1x1(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels.pointwise import kernel
-    from restort.kernels.pointwise.reference import pointwise
+    from restort.kernels.conv1x1 import reference
+    from restort.kernels.conv1x1 import triton as kernel
 
     torch.manual_seed(0)
     divisor, c, rows = {"reduce_chan_level3": (4, 384, 192), "reduce_chan_level2": (2, 192, 96)}[place]
@@ -415,29 +429,31 @@ def conv1x1(place: str, height: int, width: int, dtype: Any, device: Any) -> Pro
     bias = torch.zeros(rows, device=device)
 
     def launch(form: str, constants: Constants) -> Any:
-        with tiles_replaced(kernel, constants):
+        with tiling_replaced(kernel, constants):
             return kernel.launch(a, weight, bias, y, b=b)
 
-    return Problem(launch, lambda one: [y], lambda: [pointwise(a.float(), weight.float(), bias, b=b.float())])
+    return Problem(
+        launch, lambda one: [y], lambda: [reference.conv1x1(a.float(), weight.float(), bias, b=b.float())]
+    )
 
 
 @contextmanager
-def tiles_replaced(module: Any, constants: Constants) -> Iterator[None]:
-    """With `constants` in place of what the module's `tiles` chooses."""
-    usual = module.tiles
+def tiling_replaced(module: Any, constants: Constants) -> Iterator[None]:
+    """With `constants` in place of what the module's `tiling` chooses."""
+    usual = module.tiling
 
-    def tiles(*args: Any, **options: Any) -> Constants:
+    def tiling(*args: Any, **options: Any) -> Constants:
         found = {**usual(*args, **options), **constants}
         if "COLUMNS" in found:  # of a program, in whole steps
             found["COLUMNS"] = max(1, found["COLUMNS"] // found["BN"]) * found["BN"]
         return found
 
     if constants:
-        module.tiles = tiles
+        module.tiling = tiling
     try:
         yield
     finally:
-        module.tiles = usual
+        module.tiling = usual
 
 
 # ELAN
@@ -450,7 +466,7 @@ def elan_block(
     import torch
 
     from restort.backends.fused import elan
-    from restort.kernels import lfe
+    from restort.kernels.lfe import reference
 
     weights = weights_of(place)
     packed = elan.pack(weights, dtype).to(device)
@@ -459,7 +475,7 @@ def elan_block(
     x = torch.zeros(1, height + 4, width + 4, packed.stored, device=device, dtype=dtype)
     x[:, 2:-2, 2:-2, :c] = drawn(device, dtype, 1, height, width, c, scale=8)
     block = packed.groups[0][0]
-    _, v, q = lfe.lfe(x, block.local, block.values, block.queries, c)
+    _, v, q = reference.lfe(x, block.local, block.values, block.queries, c)
     v, q = (a[..., : packed.part].reshape(1, height, width, -1).contiguous() for a in (v, q))
     return packed, block, x, v, q
 
@@ -467,28 +483,26 @@ def elan_block(
 def lfe(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels import lfe as op
-    from restort.kernels.machine import machine
+    from restort.kernels.gpu_target import gpu_target
+    from restort.kernels.lfe import reference, sm80, sm90, triton
 
     network, _, values_only = place.partition(" ")
     packed, block, x, v, q = elan_block(network, height, width, dtype, device)
     has_q = not values_only
     out, mine, ours = torch.zeros_like(x), torch.zeros_like(v), torch.zeros_like(q)
     c = packed.spec.channels
-    _, sms = machine(torch.device(device))
+    _, sms = gpu_target(torch.device(device))
 
     def launch(form: str, constants: Constants) -> Any:
         if form == "triton":
-            queries, choice = block.queries if has_q else None, tuple(constants.values()) or None
-            return op.launch(x, block.local, block.values, queries, out, mine, ours, c, choice=choice)
+            queries = block.queries if has_q else None
+            return triton.launch(x, block.local, block.values, queries, out, mine, ours, c, **constants)
         if form == "sm80":
-            return op.tile.launch(x, block.tiled[0], has_q, out, mine, ours, c, **constants)
-        return op.wide.launch(
-            x, block.local_wide, has_q, out, mine, ours, c, **{"processors": sms, **constants}
-        )
+            return sm80.launch(x, block.sm80[0], has_q, out, mine, ours, c, **constants)
+        return sm90.launch(x, block.lfe_sm90, has_q, out, mine, ours, c, **{"num_sms": sms, **constants})
 
     def expected() -> list[Any]:
-        features, _, _ = op.lfe(x, block.local, block.values, block.queries, c)
+        features, _, _ = reference.lfe(x, block.local, block.values, block.queries, c)
         return [features.float() - inside(x).float(), v, *([q] if has_q else [])]
 
     def compared(seen: list[Any]) -> list[Any]:
@@ -505,7 +519,7 @@ def inside(features: Any) -> Any:
 def window_attention(place: str, height: int, width: int, dtype: Any, device: Any) -> Problem:
     import torch
 
-    from restort.kernels import window_attention as op
+    from restort.kernels.window_attention import reference, sm80, triton
 
     network, _, rolled = place.partition(" ")
     packed, block, x, v, q = elan_block(network, height, width, dtype, device)
@@ -515,14 +529,13 @@ def window_attention(place: str, height: int, width: int, dtype: Any, device: An
 
     def launch(form: str, constants: Constants) -> Any:
         if form == "triton":
-            choice = {"choice": tuple(constants.values())} if constants else {}
-            return op.launch(q, v, nothing, block.out, out, c, bool(rolled), **choice)
-        return op.tile.launch(q, v, nothing, block.tiled[1], out, c, bool(rolled), **constants)
+            return triton.launch(q, v, nothing, block.out, out, c, bool(rolled), **constants)
+        return sm80.launch(q, v, nothing, block.sm80[1], out, c, bool(rolled), **constants)
 
     return Problem(
         launch,
         lambda one: [out],
-        lambda: [op.window_attention(q, v, nothing, block.out, bool(rolled))],
+        lambda: [reference.window_attention(q, v, nothing, block.out, bool(rolled))],
         compared=lambda seen: [inside(seen[0])],
     )
 
@@ -534,6 +547,8 @@ def named(names: str, *choices: tuple[int, ...]) -> list[Constants]:
 
 def elan_allows(place: str, form: str, constants: Constants) -> bool:
     light = place.startswith("elan-light")
+    if light and form == "sm90":  # LFE for Hopper is for 180 channels
+        return False
     return "only" not in constants or light == (constants["only"] == "light")
 
 
@@ -547,17 +562,16 @@ MATRIX_TILES = [
     dict(zip(("BM", "BN", "warps", "stages"), cut)) for cut in product((64, 128), (64, 128), (4, 8), (3, 4))
 ]
 # Names of constants. Of LFE never one stage of the groups' loop: Triton 3.6 then reads beyond its shared memory on 9.0.
-LFE_TRITON, LFE_SM80 = "ROWS COLUMNS WARPS GROUPS AHEAD", "WARPS STAGES BLOCKS"
-LFE_SM90 = "WARPS SLOTS BLOCKS CLUSTER PERSIST MIX"
-ATTENTION_TRITON, ATTENTION_SM80 = "QUADS KEYS WARPS AHEAD OUT", "WARPS BLOCKS EARLY"
+LFE_TRITON, LFE_SM80 = "TH TW warps stages AHEAD", "WARPS STAGES BLOCKS"
+ATTENTION_TRITON, ATTENTION_SM80 = "QUADS KEYS warps AHEAD AHEAD_OUT", "WARPS BLOCKS EARLY"
 # fmt: off
 OPS: dict[str, Op] = {
     "gdfn": Op(tuple(LEVELS), gdfn, {
-        "sm80": [{}, {"BLOCKS": 3}, ONE_BLOCK, {"GELU": 0}, {"PACKED": 0, "GELU": 0}],
-        "sm90": [{}, {"AHEAD": 1}, ONE_BLOCK, {**ONE_BLOCK, "AHEAD": 1}, {"TALL": 12, "BLOCKS": 2}, {"GELU": 0}],
+        "sm80": [{}, {"BLOCKS": 3}, ONE_BLOCK],
+        "sm90": [{}, ONE_BLOCK, {"TALL": 12, "BLOCKS": 2}],
     }, half_block_allows),
     "mdta_gram": Op(tuple(LEVELS), mdta_gram, {
-        "sm80": [{}, ONE_BLOCK, {"PART_K": 48}, {"CHUNK": 32}, {"PACKED": 0}],
+        "sm80": [{}, ONE_BLOCK, {"PART_K": 48}, {"CHUNK": 32}],
         "sm90": [
             {}, {"GRAM": 1}, {"GRAM": 4},
             *only((48, 96), [{"AHEAD": 1}]),
@@ -576,15 +590,15 @@ OPS: dict[str, Op] = {
             "BM BN warps stages", (64, 64, 8, 2), (64, 64, 8, 3), (64, 128, 8, 2), (128, 64, 8, 2), (128, 128, 8, 2),
             (32, 64, 4, 2), (32, 64, 4, 3), (32, 128, 4, 2),
         )],
-        "sm90": [{}, {"TURNS": 0}, {"PARTS": 3}, {"COLUMNS": 128, "PARTS": 4, "DEPTH": 2}],
+        "sm90": [{}, {"PARTS": 3}, {"COLUMNS": 128, "PARTS": 4, "DEPTH": 2}],
     }),
     "gelu_gate": Op(("latent",), gelu_gate, {
         "triton": [{}],
-        "sm80": [{}, {"REVERSE": 0}, *named("TALL BLOCKS", (8, 4), (6, 5), (4, 6))],
+        "sm80": [{}, *named("TALL BLOCKS", (8, 4), (6, 5), (4, 6))],
     }),
     "depthwise_gram": Op(("latent",), depthwise_gram, {
         "triton": [{}],
-        "sm80": [{}, {"REVERSE": 0}, *named("TALL WARPS BLOCKS", (8, 6, 2), (4, 3, 4), (4, 6, 4))],
+        "sm80": [{}, *named("TALL WARPS BLOCKS", (8, 6, 2), (4, 3, 4), (4, 6, 4))],
     }),
     "lfe": Op(("elan-light-x4", "elan-light-x4 values", "elan-x4", "elan-x4 values"), lfe, {
         "triton": [
@@ -599,14 +613,7 @@ OPS: dict[str, Op] = {
         ],
         "sm90": [
             {},
-            *only("light", named(
-                LFE_SM90, (8, 8, 2, 1, 0, 1), (8, 4, 2, 1, 0, 1), (8, 2, 2, 1, 0, 1), (8, 2, 2, 2, 0, 1),
-                (8, 8, 1, 1, 0, 1), (16, 8, 1, 1, 0, 1), (8, 8, 2, 1, 0, 0),
-            )),
-            *only("full", named(
-                LFE_SM90, (8, 2, 1, 2, 1, 1), (8, 2, 1, 2, 1, 0), (8, 2, 1, 1, 1, 1), (8, 2, 1, 2, 0, 1),
-                (8, 2, 1, 2, 0, 0), (8, 2, 1, 1, 0, 1),
-            )),
+            {"CLUSTER": 1},
         ],
     }, elan_allows, elan=True),
     "window_attention": Op(
@@ -706,7 +713,7 @@ def after_write_ms(source: Any, launch: Callable[[], None], repeats: int = 20) -
 
 def compile_all(wanted: list[Case], dtype: str, capability: int, report: bool) -> list[Case]:
     """Compile for every case, without a GPU; return those whose launch can be made."""
-    from restort.kernels.machine import planning_for
+    from restort.kernels.gpu_target import planning_for
 
     launches: dict[Case, Any] = {}
     with planning_for(capability):
@@ -727,8 +734,8 @@ def compile_all(wanted: list[Case], dtype: str, capability: int, report: bool) -
 
 def trouble_of(one: Any, capability: int) -> str | None:
     """Why a kernel in CUDA C++ cannot run well: it does not compile, spills, or wants too much shared memory."""
+    from restort.backends.fused.kernel_sweep import resources
     from restort.errors import RestortError
-    from restort.kernels.aot import resources
 
     if hasattr(one.kernel, "cache_key") or not hasattr(one.kernel, "compile"):
         return None

@@ -13,7 +13,7 @@ import pytest
 from restort.backends.fused.aot_cache import Wanted
 from restort.backends.tensorrt import library, sidecar
 from restort.weights.checkpoint import load_weights
-from tests.fakes.empty_aot import plan_of
+from tests.fakes.empty_aot import aot_of
 from tests.fakes.fake_backend import ELAN, write_weights
 from tests.fakes.fake_driver import use_gpu
 from tests.fakes.fake_gpu import World, playing
@@ -64,8 +64,8 @@ def test_an_engine_in_one_command(world: World, weights: Path, restort: Any) -> 
     ):
         assert line in told.out, told.out
     listed = restort("cache", "list").out
-    assert "plans " in listed and "1x32x48" in listed
-    assert restort("cache", "clear", "plans").status == 0 and not list(world.packages[0].parent.iterdir())
+    assert "aot " in listed and "1x32x48" in listed
+    assert restort("cache", "clear", "aot").status == 0 and not list(world.packages[0].parent.iterdir())
 
 
 def test_a_package_from_elsewhere(world: World, weights: Path, restort: Any) -> None:
@@ -92,7 +92,7 @@ def test_a_package_from_elsewhere(world: World, weights: Path, restort: Any) -> 
     assert told.status == 0 and world.packages == [Path("p.rtaot").resolve()] and not world.compiled, told.err
     assert str(world.builds[-1].profile) == "1x32x48"
     other = replace(load_weights(weights), digest="another")
-    Path("other.rtaot").write_bytes(plan_of(Wanted(other, "fp16", (1, 16, 16), 90)))
+    Path("other.rtaot").write_bytes(aot_of(Wanted(other, "fp16", (1, 16, 16), 90)))
     told = restort("build", "--weights", weights, *FUSED, "--aot", "other.rtaot", "-o", "other.engine")
     assert told.status == 2 and "other.rtaot does not fit: it was made of other weights" in told.err
     told = restort("build", "--weights", weights, *FUSED, "--aot", "none.rtaot", *SIZE, "-o", "other.engine")
@@ -103,7 +103,7 @@ def test_a_package_into_the_cache(world: World, weights: Path, restort: Any, tmp
     arguments = ("export", "--weights", weights, "--format", "aot", *SIZE, "--compute-capability", "9.0")
     told = restort(*arguments, "--json", "--quiet")
     about = json.loads(told.out)
-    assert told.status == 0 and Path(about["target"]).parent == tmp_path / "cache" / "plans" and not told.err
+    assert told.status == 0 and Path(about["target"]).parent == tmp_path / "cache" / "aot" and not told.err
     assert (
         about["shape"] == [1, 32, 48] and about["compute_capability"] == "9.0" and about["memory"] == 3 << 20
     )

@@ -1,4 +1,4 @@
-// Runs blocks of the CUDA kernels on the CPU: what kernels/warp.cuh offers, one fiber a thread.
+// Runs blocks of the CUDA kernels on the CPU: what kernels/include offers, one fiber a thread.
 //
 // Threads of a block take turns; at a warp-wide operation a thread waits until its warp has arrived, at a barrier until
 // the block has. It also looks for what a GPU would only sometimes show:
@@ -211,11 +211,11 @@ inline void matrices(u32 (&r)[4], u32 offset, bool transposed) {
 
 }  // namespace emulator
 
-DEVICE int thread_index() { return emulator::current; }
-DEVICE int block_index(int axis) { return emulator::blocks[axis]; }
-DEVICE int block_count() { return emulator::grid[0]; }
-DEVICE int image_count() { return emulator::grid[1]; }
-DEVICE void block_barrier() {
+DEVICE int thread_idx() { return emulator::current; }
+DEVICE int block_idx(int axis) { return emulator::blocks[axis]; }
+DEVICE int grid_dim_x() { return emulator::grid[0]; }
+DEVICE int grid_dim_y() { return emulator::grid[1]; }
+DEVICE void syncthreads() {
     using namespace emulator;
     int epoch = block_epoch;
     ++progress;
@@ -225,8 +225,8 @@ DEVICE void block_barrier() {
     } else
         while (block_epoch == epoch) yield();
 }
-DEVICE void warp_barrier() { emulator::meet(3, [](emulator::Warp& warp) { ++warp.epoch; }); }
-DEVICE float shuffle_xor(float value, int lanes) {
+DEVICE void syncwarp() { emulator::meet(3, [](emulator::Warp& warp) { ++warp.epoch; }); }
+DEVICE float shfl_xor(float value, int lanes) {
     emulator::Warp& warp = emulator::warps[emulator::current / 32];
     int lane = emulator::current % 32;
     warp.numbers[lane] = value;
@@ -235,7 +235,7 @@ DEVICE float shuffle_xor(float value, int lanes) {
     emulator::meet(5, [](emulator::Warp&) {});
     return other;
 }
-DEVICE u32 shuffle_by(u32 value, int step) {
+DEVICE u32 shfl_by(u32 value, int step) {
     emulator::Warp& warp = emulator::warps[emulator::current / 32];
     int lane = emulator::current % 32;
     warp.offset[lane] = value;
@@ -244,9 +244,9 @@ DEVICE u32 shuffle_by(u32 value, int step) {
     emulator::meet(8, [](emulator::Warp&) {});
     return other;
 }
-DEVICE u32 shuffle_before(u32 value) { return shuffle_by(value, -1); }
-DEVICE u32 shuffle_after(u32 value) { return shuffle_by(value, 1); }
-DEVICE u32 transpose_matrix(u32 value) {
+DEVICE u32 shfl_up_1(u32 value) { return shfl_by(value, -1); }
+DEVICE u32 shfl_down_1(u32 value) { return shfl_by(value, 1); }
+DEVICE u32 movmatrix_trans(u32 value) {
     emulator::Warp& warp = emulator::warps[emulator::current / 32];
     int lane = emulator::current % 32;
     warp.offset[lane] = value;
@@ -257,48 +257,49 @@ DEVICE u32 transpose_matrix(u32 value) {
     emulator::meet(10, [](emulator::Warp&) {});
     return turned;
 }
-DEVICE u32 pick(u32 a, u32 b, u32 which) {
+DEVICE u32 byte_perm(u32 a, u32 b, u32 which) {
     u64 both = (u64)b << 32 | a;
     u32 picked = 0;
     for (int i = 0; i < 4; ++i) picked |= (u32)(both >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
     return picked;
 }
-DEVICE int hidden(int value) { return value; }
-DEVICE int uniform(int value) { return value; }
+DEVICE int launder(int value) { return value; }
+DEVICE int warp_uniform(int value) { return value; }
 DEVICE float as_float(u32 bits) {
     float value;
     memcpy(&value, &bits, 4);
     return value;
 }
-DEVICE u32 load_shared(u32 offset) { return emulator::get<u32>(offset); }
-DEVICE Vec2 load_shared2(u32 offset) { return emulator::get<Vec2>(offset); }
-DEVICE Vec4 load_shared4(u32 offset) { return emulator::get<Vec4>(offset); }
-DEVICE float load_shared_float(u32 offset) { return emulator::get<float>(offset); }
-DEVICE void store_shared(u32 offset, u32 value) { emulator::put(offset, value); }
-DEVICE void store_shared2(u32 offset, Vec2 value) { emulator::put(offset, value); }
-DEVICE void store_shared_if(u32 offset, u32 value, bool valid) {
-    if (valid) store_shared(offset, value);
+DEVICE u32 ld_shared(u32 offset) { return emulator::get<u32>(offset); }
+DEVICE Vec2 ld_shared_v2(u32 offset) { return emulator::get<Vec2>(offset); }
+DEVICE Vec4 ld_shared_v4(u32 offset) { return emulator::get<Vec4>(offset); }
+DEVICE float ld_shared_f32(u32 offset) { return emulator::get<float>(offset); }
+DEVICE void st_shared(u32 offset, u32 value) { emulator::put(offset, value); }
+DEVICE void st_shared_v2(u32 offset, Vec2 value) { emulator::put(offset, value); }
+DEVICE void st_shared_if(u32 offset, u32 value, bool valid) {
+    if (valid) st_shared(offset, value);
 }
-DEVICE void store_shared2_if(u32 offset, Vec2 value, bool valid) {
-    if (valid) store_shared2(offset, value);
+DEVICE void st_shared_v2_if(u32 offset, Vec2 value, bool valid) {
+    if (valid) st_shared_v2(offset, value);
 }
-DEVICE void store_global2_if(void* to, Vec2 value, bool valid) {
+DEVICE void st_global_v2_if(void* to, Vec2 value, bool valid) {
     if (valid) *(Vec2*)to = value;
 }
-DEVICE void store_shared4(u32 offset, Vec4 value) { emulator::put(offset, value); }
-DEVICE void store_shared4_if(u32 offset, Vec4 value, bool valid) {
-    if (valid) store_shared4(offset, value);
+DEVICE void st_shared_v4(u32 offset, Vec4 value) { emulator::put(offset, value); }
+DEVICE void st_shared_v4_if(u32 offset, Vec4 value, bool valid) {
+    if (valid) st_shared_v4(offset, value);
 }
-DEVICE void store_shared_float(u32 offset, float value) { emulator::put(offset, value); }
-DEVICE void load_matrices(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, false); }
-DEVICE void load_matrices_transposed(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, true); }
-DEVICE void copy16(u32 to, const void* from, bool valid) { emulator::launch_copy(to, from, 16, valid); }
-DEVICE void commit_copies() {
+DEVICE void st_shared_f32(u32 offset, float value) { emulator::put(offset, value); }
+DEVICE void ldmatrix_x4(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, false); }
+DEVICE void ldmatrix_x4_trans(u32 (&r)[4], u32 offset) { emulator::matrices(r, offset, true); }
+DEVICE void cp_async_16(u32 to, const void* from, bool valid) { emulator::launch_copy(to, from, 16, valid); }
+DEVICE void cp_async_8(u32 to, const void* from) { emulator::launch_copy(to, from, 8, true); }
+DEVICE void cp_async_commit_group() {
     emulator::Thread& thread = emulator::threads[emulator::current];
     thread.groups.push_back(std::move(thread.open));
     thread.open.clear();
 }
-template <int PENDING> DEVICE void wait_copies() {
+template <int PENDING> DEVICE void cp_async_wait_group() {
     using namespace emulator;
     Thread& thread = threads[current];
     while (thread.groups.size() > PENDING) {
@@ -315,20 +316,21 @@ DEVICE float high(u32 pair) { return emulator::number((u16)(pair >> 16)); }
 DEVICE u32 pack(float first, float second) {
     return emulator::bits_of(first) | (u32)emulator::bits_of(second) << 16;
 }
+DEVICE u32 pack_relu(float first, float second) { return pack(std::fmax(first, 0.0f), std::fmax(second, 0.0f)); }
 DEVICE u32 fma2(u32 a, u32 b, u32 c) {
     return emulator::bits_of((double)low(a) * low(b) + low(c)) |
            (u32)emulator::bits_of((double)high(a) * high(b) + high(c)) << 16;
 }
-DEVICE u32 multiply2(u32 a, u32 b) {
+DEVICE u32 mul2(u32 a, u32 b) {
     return emulator::bits_of((double)low(a) * low(b)) | (u32)emulator::bits_of((double)high(a) * high(b)) << 16;
 }
-DEVICE u32 minimum2(u32 a, u32 b) {
+DEVICE u32 min2(u32 a, u32 b) {
     return emulator::bits_of(std::fmin(low(a), low(b))) | (u32)emulator::bits_of(std::fmin(high(a), high(b))) << 16;
 }
-DEVICE u32 tanh2_fast(u32 x) {
+DEVICE u32 tanh2_approx(u32 x) {
     return emulator::bits_of(std::tanh(low(x))) | (u32)emulator::bits_of(std::tanh(high(x))) << 16;
 }
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     using namespace emulator;
     Warp& mine = warps[current / 32];
     int lane = current % 32;
@@ -348,60 +350,60 @@ DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     });
     memcpy(d, mine.d[lane], 16);
 }
-DEVICE void multiply_half(float (&d)[4], u32 a0, u32 a1, u32 b) {
+DEVICE void mma_m16n8k8(float (&d)[4], u32 a0, u32 a1, u32 b) {
     const u32 a[4] = {a0, a1, 0, 0};
-    multiply(d, a, b, 0);
+    mma_m16n8k16(d, a, b, 0);
 }
-DEVICE void multiply_onto(float (&d)[4], const float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+DEVICE void mma_m16n8k16_from(float (&d)[4], const float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     memcpy(d, c, 16);
-    multiply(d, a, b0, b1);
+    mma_m16n8k16(d, a, b0, b1);
 }
-DEVICE void await_predecessor() {}
-DEVICE void start_successor() {}
-DEVICE void publish_to_groups() {}
+DEVICE void griddepcontrol_wait() {}
+DEVICE void griddepcontrol_launch_dependents() {}
+DEVICE void fence_proxy_async() {}
 struct Operand { u32 offset, rows, columns; };
-DEVICE Operand group_operand(u32 offset, u32 rows, u32 columns) { return {offset, rows, columns}; }
-DEVICE Operand group_operand_at(Operand operand, u32 bytes) { return {operand.offset + bytes, operand.rows, operand.columns}; }
-DEVICE void group_begin() {}
-DEVICE void group_commit() {}
-template <int PENDING> DEVICE void group_wait() {}
-template <int N> DEVICE void group_touch(float (&)[N][4]) {}
-template <int N> DEVICE void group_multiply(float (&d)[N][4], const u32 (&a)[4], Operand from) {
+DEVICE Operand matrix_descriptor(u32 offset, u32 rows, u32 columns) { return {offset, rows, columns}; }
+DEVICE Operand advance_descriptor(Operand operand, u32 bytes) { return {operand.offset + bytes, operand.rows, operand.columns}; }
+DEVICE void warpgroup_arrive() {}
+DEVICE void warpgroup_commit_batch() {}
+template <int PENDING> DEVICE void warpgroup_wait() {}
+template <class T, int N> DEVICE void warpgroup_fence_operand(T (&)[N][4]) {}
+template <int N> DEVICE void wgmma_rs(float (&d)[N][4], const u32 (&a)[4], Operand from) {
     for (int t = 0; t < N; ++t) {
         u32 b[2];
         for (int i = 0; i < 2; ++i)
-            b[i] = load_shared(from.offset + t * from.columns + i * from.rows + emulator::current % 32 * 4);
-        multiply(d[t], a, b[0], b[1]);
+            b[i] = ld_shared(from.offset + t * from.columns + i * from.rows + emulator::current % 32 * 4);
+        mma_m16n8k16(d[t], a, b[0], b[1]);
     }
 }
-template <int N> DEVICE void group_product(float (&d)[N][4], const u32 (&a)[4], Operand from) {
+template <int N> DEVICE void wgmma_rs_zero(float (&d)[N][4], const u32 (&a)[4], Operand from) {
     memset(d, 0, sizeof(d));
-    group_multiply(d, a, from);
+    wgmma_rs(d, a, from);
 }
-template <int N> DEVICE void group_multiply_turned(float (&d)[N][4], Operand a, Operand b) {
+template <int N> DEVICE void wgmma_ss_transposed_a(float (&d)[N][4], Operand a, Operand b) {
     u32 mine[4];
     const int warp = emulator::current / 32 % 4, lane = emulator::current % 32;
     for (int i = 0; i < 4; ++i) {
         mine[i] = 0;
         for (int k = 0; k < 2; ++k) {
             u32 at = a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + (2 * (lane % 4) + k) * 16 + lane / 4 * 2;
-            mine[i] |= (load_shared(at & ~3u) >> (at & 2 ? 16 : 0) & 0xffff) << 16 * k;
+            mine[i] |= (ld_shared(at & ~3u) >> (at & 2 ? 16 : 0) & 0xffff) << 16 * k;
         }
     }
-    group_multiply(d, mine, b);
+    wgmma_rs(d, mine, b);
 }
-template <int N> DEVICE void group_multiply_straight(float (&d)[N][4], Operand a, Operand b) {
+template <int N> DEVICE void wgmma_ss(float (&d)[N][4], Operand a, Operand b) {
     u32 mine[4];
     const int warp = emulator::current / 32 % 4, lane = emulator::current % 32;
     for (int i = 0; i < 4; ++i)
-        mine[i] = load_shared(a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + lane * 4);
-    group_multiply(d, mine, b);
+        mine[i] = ld_shared(a.offset + (2 * warp + i % 2) * a.columns + i / 2 * a.rows + lane * 4);
+    wgmma_rs(d, mine, b);
 }
-template <int N> DEVICE void group_product_straight(float (&d)[N][4], Operand a, Operand b) {
+template <int N> DEVICE void wgmma_ss_zero(float (&d)[N][4], Operand a, Operand b) {
     memset(d, 0, sizeof(d));
-    group_multiply_straight(d, a, b);
+    wgmma_ss(d, a, b);
 }
-DEVICE float exp2_fast(float x) { return std::exp2(x); }
-DEVICE float reciprocal_fast(float x) { return 1 / x; }
-DEVICE float tanh_fast(float x) { return std::tanh(x); }
-DEVICE float rsqrt_fast(float x) { return 1 / std::sqrt(x); }
+DEVICE float ex2_approx(float x) { return std::exp2(x); }
+DEVICE float rcp_approx(float x) { return 1 / x; }
+DEVICE float tanh_approx(float x) { return std::tanh(x); }
+DEVICE float rsqrt_approx(float x) { return 1 / std::sqrt(x); }

@@ -1,5 +1,5 @@
 // The entry of a compiled kernel: copies the buffers beside pages that do not exist, runs every block, copies them back.
-// Python appends `#define CALL(t, s) stream_ffn((const u16*)t[0], ..., s[0], ...)` from the launch.
+// Python appends `#define CALL(t, s) gdfn_sm80((const u16*)t[0], ..., s[0], ...)` from the launch.
 #pragma once
 
 namespace emulator {

@@ -6,10 +6,10 @@ from typing import Any
 
 import restort
 from restort.backends.fused.aot_cache import Wanted, sources_digest
-from restort.backends.fused.aot_package import ALIGNMENT, Kernel, Plan, Region, write_plan
+from restort.backends.fused.aot_package import ALIGNMENT, AotPackage, Kernel, Region, write_aot
 
 
-def plan_of(wanted: Wanted, **text: Any) -> bytes:
+def aot_of(wanted: Wanted, **text: Any) -> bytes:
     """The bytes of one that is as wanted, but for what `text` says of it."""
     (n, h, w), spec = wanted.shape, wanted.weights.spec
     shapes = (n, spec.in_channels, h, w), (n, spec.out_channels, h * spec.scale, w * spec.scale)
@@ -26,4 +26,4 @@ def plan_of(wanted: Wanted, **text: Any) -> bytes:
         "compilers": "Triton 3.9.0, NVRTC 13.0",
     } | text
     kernel = Kernel(b"\x7fELF", "kernel", 0, 32)
-    return write_plan(Plan(wanted.capability, *shapes, tuple(regions), (kernel,), (), about))
+    return write_aot(AotPackage(wanted.capability, *shapes, tuple(regions), (kernel,), (), about))

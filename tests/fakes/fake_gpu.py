@@ -18,7 +18,7 @@ from restort.backends.tensorrt.aot_builder import aot_graph, package_report
 from restort.backends.tensorrt.options import BuildOptions, Built
 from restort.utils.gpu import Gpu
 from tests.fakes import fake_tensorrt
-from tests.fakes.empty_aot import plan_of
+from tests.fakes.empty_aot import aot_of
 from tests.fakes.fake_cuda import FakeCuda
 from tests.fakes.fake_driver import use_gpu
 
@@ -43,7 +43,7 @@ class World:
 
     def made(self, wanted: Wanted, processes: int | None = None) -> bytes:
         self.compiled.append(wanted.size)
-        return plan_of(wanted)
+        return aot_of(wanted)
 
     def build_aot_engine(self, flavour: Any, weights: Any, package: Path, options: BuildOptions) -> Built:
         """An engine of RestoRT's own kernels, of a package of tests/fakes/empty_aot.py."""
@@ -94,7 +94,7 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     use_gpu(monkeypatch, lambda: found.gpu)
     monkeypatch.setattr(provider, "build", found.build)
     monkeypatch.setattr(provider, "build_aot_engine", found.build_aot_engine)
-    monkeypatch.setattr(aot_cache, "made", found.made)
+    monkeypatch.setattr(aot_cache, "compile_wanted", found.made)
     monkeypatch.setattr(plugin, "load", found.load_plugin)
     monkeypatch.setattr(provider, "timing_cache_combiner", lambda flavour: lambda a, b: a + b"," + b)
     yield found

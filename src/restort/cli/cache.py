@@ -20,7 +20,7 @@ PARTS = {
     "rtx-kernels": "kernels that TensorRT-RTX compiled",
     "sensitivity": "which blocks need float32",
     "kernels": "compiled kernels of the fused backend",
-    "plans": "passes of the fused backend, compiled ahead",
+    "aot": "AOT packages of the fused backend",
     "plugins": "TensorRT's plugin RestortPass",
     "weights": "downloaded weights",
 }

@@ -70,10 +70,10 @@ def check_kernels(args: argparse.Namespace) -> None:
             "--keep-fp32 and --budget are for --precision mixed, which --kernels fused does not support; leave them out"
         )
     if args.aot is not None:
-        from restort.backends.fused.aot_cache import opened
+        from restort.backends.fused.aot_cache import open_aot
         from restort.backends.tensorrt.options import Profile
 
-        package = opened(args.aot.expanduser())
+        package = open_aot(args.aot.expanduser())
         n, _, h, w = package.input
         args.shape = args.shape or Profile.fixed(n, h, w)
         args.precision = args.precision or package.text.get("precision")

@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from restort.backends.fused.aot_cache import PRECISIONS, PlanCache, Wanted, made, opened
+    from restort.backends.fused.aot_cache import PRECISIONS, AotCache, Wanted, compile_wanted, open_aot
     from restort.errors import UsageError
     from restort.utils.files import check_free, write_bytes
 
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
     _check_size(args.shape.opt, weights.spec.size_multiple)
     wanted = Wanted(weights, precision, args.shape.opt, capability)
     if args.output is None:
-        target = PlanCache().provide(wanted, choice.silent if args.quiet else choice.say)
+        target = AotCache().provide(wanted, choice.silent if args.quiet else choice.say)
     else:
         target = args.output
-        write_bytes(target, made(wanted), overwrite=args.overwrite)
-    package = opened(target)
+        write_bytes(target, compile_wanted(wanted), overwrite=args.overwrite)
+    package = open_aot(target)
     seconds = time.perf_counter() - start
     name = entry.name if entry is not None else weights.path.stem
     if args.json:

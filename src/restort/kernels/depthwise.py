@@ -1,21 +1,26 @@
-"""The host's side of depthwise.cuh: tiles of 16 x TALL pixels in shared memory, with one pixel around them."""
+"""The host's side of include/depthwise.cuh: tiles of 16 x TALL pixels in shared memory with one pixel around them."""
 
 from __future__ import annotations
 
+from restort.kernels.integers import cdiv
+
 HEADER = "depthwise.cuh"
-WIDE = 16
+TILE_W = 16
 
 
 def tile_bytes(parts: int, channels: int, tall: int) -> int:
-    """Shared memory of so many channels of each part: the tile's pixels and their taps."""
-    return 2 * parts * channels * ((WIDE + 2) * (tall + 2) + 10)
+    """Return the shared memory of a tile's pixels and taps, for so many channels of each part."""
+    return 2 * parts * channels * ((TILE_W + 2) * (tall + 2) + 10)
 
 
-def count(h: int, w: int, tall: int) -> int:
-    """Tiles of an image."""
-    return -(-h // tall) * -(-w // WIDE)
+def count_tiles(h: int, w: int, tall: int) -> int:
+    """Return the number of tiles of an image."""
+    return cdiv(h, tall) * cdiv(w, TILE_W)
 
 
-def blocks(shared: int, limit_kib: int) -> int:
-    """How many blocks of so much shared memory a multiprocessor holds, which keeps 1 KB for itself for each."""
-    return max(1, (limit_kib + 1) * 1024 // (shared + 1024))
+def blocks_per_sm(shared: int, limit: int) -> int:
+    """Return how many blocks of `shared` bytes an SM holds, where one block may have `limit` bytes.
+
+    An SM has 1 KB more than the largest block and reserves 1 KB for each block.
+    """
+    return max(1, (limit + 1024) // (shared + 1024))

@@ -1,4 +1,4 @@
-"""A call of a kernel as data: it can be run, captured, compiled ahead for another GPU, or baked into an engine."""
+"""A kernel launch as data: it can be run, captured, compiled ahead for another GPU, or written to an AOT package."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Launch:
 
     tensors     pointer arguments by name, in the kernel's order.
     sizes       int32 arguments by name, in the kernel's order, after the pointers.
-    constants   tl.constexpr arguments.
-    grid        up to three numbers of programs, which follow from the sizes.
-    flops       multiply-adds of the products counted twice; what a roofline counts, without halos and padding.
-    moved       bytes that have to be read from and written to memory at least.
-    label       where in the network it stands, such as 'encoder_level1.0.ffn'.
+    constants   tl.constexpr arguments in Triton, macros in CUDA C++.
+    grid        up to three numbers of programs (blocks), which follow from the sizes.
+    flops       floating-point operations of the products, a multiply-add being two, without halos and padding.
+    moved       least number of bytes that are read from and written to memory.
+    label       its place in the network, such as 'encoder_level1.0.ffn'.
 
-    No scratch is hidden: what a kernel keeps in memory is one of its tensors.
+    Kernels have no hidden scratch memory: every buffer is one of the tensors.
     """
 
     kernel: Any
@@ -51,13 +51,13 @@ class Launch:
         return str(getattr(kernel, "__name__", kernel))
 
     def signature(self) -> dict[str, str]:
-        """The types of its arguments as triton.compile wants them: '*fp16', 'i32' ...; constants are 'constexpr'."""
+        """Return the types of its arguments as triton.compile takes them: '*fp16', 'i32', ..., 'constexpr'."""
         types = {name: "*" + TYPES[str(tensor.dtype)] for name, tensor in self.tensors.items()}
         types |= dict.fromkeys(self.sizes, "i32") | dict.fromkeys(self.constants, "constexpr")
         return types
 
     def variant(self) -> tuple[Any, ...]:
-        """Equal for two launches that run the same compiled kernel."""
+        """Return a key that is equal for two launches of one compiled kernel."""
         constants = tuple(sorted(self.constants.items()))
         return self.name, tuple(self.signature().items()), constants, self.warps, self.stages
 
@@ -69,3 +69,20 @@ TYPES = {
     "torch.int32": "i32",
     "torch.uint8": "u8",
 }
+
+
+def triton_launch(
+    kernel: Any,
+    tensors: Mapping[str, Value],
+    sizes: Mapping[str, int],
+    constants: Mapping[str, Any],
+    grid: tuple[int, ...],
+    *,
+    flops: int = 0,
+    moved: int = 0,
+    label: str = "",
+) -> Launch:
+    """Return a launch of a Triton kernel; `constants` may have Triton's own options 'warps' and 'stages', too."""
+    own = {name: value for name, value in constants.items() if name not in ("warps", "stages")}
+    warps, stages = constants.get("warps", 4), constants.get("stages", 1)
+    return Launch(kernel, tensors, sizes, own, grid, warps, stages, flops, moved, label)

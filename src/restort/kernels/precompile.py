@@ -1,12 +1,11 @@
-"""The kernels of a pass, compiled by several processes at once before they are first run.
+"""Compile the kernels of a pass in several processes at once, before they are first run.
 
-Triton compiles a kernel when it is first launched, one after the other, a second or more each. What it made it keeps
-in a folder under a key of source, types, constants and version, so a kernel compiled by another process with the same
-arguments is found there. Each process here (restort.kernels.precompile_child) calls Triton's own `warmup`, with a
-stand-in for the driver that names the target: the key is then made by the same code as in a launch, and no process
-but this one needs the GPU.
+Triton compiles a kernel when it is first launched, one after the other, a second or more each. It keeps the result in a
+folder under a key of source, types, constants and version, where a launch finds a kernel that another process compiled.
+Each process here (restort.kernels.precompile_worker) calls Triton's own `warmup`, with a stand-in for the driver that
+names the target. So Triton's own code makes the key, and no process but this one needs the GPU.
 
-That a kernel is there is noted by an empty file in the same folder. A note that lies costs time, nothing else.
+An empty file in that folder marks a kernel as compiled. A wrong mark costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _log = logging.getLogger("restort")
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel with the types of its arguments: everything that decides the machine code."""
+    """One Triton kernel with the types of its arguments: everything that decides the machine code."""
 
     module: str
     kernel: str
@@ -48,7 +47,7 @@ class Job:
     capability: int
 
     def key(self, source: str) -> str:
-        """A name for it; `source` stands for the kernel's code."""
+        """Return a digest that identifies the job; `source` stands for the kernel's code."""
         import triton
 
         fields = repr((triton.__version__, source, self.pointers, self.constants, self.warps, self.stages))
@@ -56,7 +55,7 @@ class Job:
 
 
 def job(launch: Launch, capability: int) -> Job | None:
-    """What `launch` would have compiled for a GPU of that compute capability (90 is 9.0); None in the interpreter."""
+    """Return what `launch` compiles for a compute capability (90 is 9.0); None for CUDA C++ and in the interpreter."""
     kernel = launch.kernel
     if not hasattr(kernel, "cache_key"):
         return None
@@ -73,7 +72,7 @@ def job(launch: Launch, capability: int) -> Job | None:
 
 
 def missing(launches: Sequence[Launch], capability: int) -> dict[str, Job]:
-    """The kernels that nobody has noted as compiled, by their keys."""
+    """Return the Triton kernels that are not marked as compiled, by their keys."""
     found: dict[str, Job] = {}
     folder = cache_folder()
     for launch in launches:
@@ -86,7 +85,7 @@ def missing(launches: Sequence[Launch], capability: int) -> dict[str, Job]:
 
 
 def note(keys: Sequence[str]) -> None:
-    """These kernels have run, so they are in Triton's folder."""
+    """Mark kernels that have run, and so are in Triton's folder, as compiled."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +96,7 @@ def note(keys: Sequence[str]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where Triton keeps what it compiled."""
+    """Return the folder in which Triton keeps compiled kernels."""
     try:
         from triton import knobs
 
@@ -107,7 +106,7 @@ def cache_folder() -> Path:
 
 
 def precompile_cuda(launches: Sequence[Launch], capability: int) -> None:
-    """Compiles the kernels in CUDA C++ (restort.kernels.cuda), several at a time, or finds them on disk."""
+    """Compile the kernels in CUDA C++ (restort.kernels.nvrtc), several at a time, or find them on disk."""
     wanted: dict[Any, Launch] = {}
     for launch in launches:
         if hasattr(launch.kernel, "compile") and not hasattr(launch.kernel, "cache_key"):
@@ -121,7 +120,7 @@ def precompile_cuda(launches: Sequence[Launch], capability: int) -> None:
 
 
 def precompile(jobs: Sequence[Job], processes: int | None = None) -> int:
-    """Compiles them, several at a time; returns how many were. What fails is left to the launch, which tells why."""
+    """Compile jobs, several at a time; return how many succeeded. A launch reports the reason of a failure."""
     count = min(len(jobs), processes or default_processes())
     if count < 1 or not sys.executable:
         return 0
@@ -138,7 +137,7 @@ def precompile(jobs: Sequence[Job], processes: int | None = None) -> int:
 
 
 def default_processes() -> int:
-    """As many as there are processors, and as the memory holds."""
+    """Return the number of compiling processes: one per CPU core, as far as the memory holds them."""
     from restort.utils.memory import available_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -146,9 +145,9 @@ def default_processes() -> int:
 
 
 def _serve(waiting: queue.SimpleQueue[Job], made: list[Job]) -> None:
-    """Feeds one process until nothing is waiting."""
+    """Feed one process until no job is waiting."""
     with subprocess.Popen(
-        [sys.executable, "-m", "restort.kernels.precompile_child"],
+        [sys.executable, "-m", "restort.kernels.precompile_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -183,6 +182,6 @@ def _serve(waiting: queue.SimpleQueue[Job], made: list[Job]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its module path, and without a GPU: nothing there is to take its memory."""
+    """Return this process's environment with its module path, and without a GPU, whose memory nobody may take."""
     path = os.pathsep.join([*(p for p in sys.path if p), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Memory for intermediate results, planned once for a shape: buffers that never live together share bytes."""
+"""Memory for intermediate results, planned once for a shape: buffers that are not alive together share bytes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import bisect
 import math
 from typing import Any
 
+from restort.kernels.integers import round_up
+
 ALIGNMENT = 256  # bytes; what CUDA's own allocator gives
 
 
 class Workspace:
-    """Plans buffers first, then gives them out of one allocation.
+    """Plans buffers first, then makes one allocation for all of them.
 
-    plan = Workspace(); a = plan.take((1, 8, 8, 48), torch.float16) ...; plan.release(a) when its last reader has been
-    planned. `plan.allocate(device)` then makes the memory; `plan.tensor(a)` is a buffer as a tensor. Launches are
-    planned in the order they run, on one stream, which is what makes sharing safe.
+        workspace = Workspace()
+        a = workspace.take((1, 8, 8, 48), torch.float16)
+        workspace.release(a)            # after its last reader has been planned
+        workspace.allocate(device)
+        workspace.tensor(a)
+
+    Sharing is safe because launches are planned in the order in which they run, on one stream.
     """
 
     def __init__(self) -> None:
@@ -25,8 +31,8 @@ class Workspace:
         self._memory: Any = None
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> int:
-        """A new buffer's number."""
-        size = -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        """Plan a buffer and return its number."""
+        size = round_up(math.prod(shape) * dtype.itemsize, ALIGNMENT)
         offset = self._find(size)
         self._buffers.append((offset, shape, dtype))
         number = len(self._buffers) - 1
@@ -34,7 +40,7 @@ class Workspace:
         return number
 
     def _find(self, size: int) -> int:
-        """The smallest hole that is large enough, else new memory at the end."""
+        """Return the offset of the smallest hole that is large enough, else of new memory at the end."""
         fitting = [(length, i) for i, (_, length) in enumerate(self._holes) if length >= size]
         if fitting:
             length, i = min(fitting)
@@ -50,7 +56,7 @@ class Workspace:
         return offset
 
     def release(self, number: int) -> None:
-        """No later launch reads this buffer; its bytes may be given out again."""
+        """Allow later buffers to use the bytes of this one, which no later launch reads."""
         offset, size = self._live.pop(number)
         bisect.insort(self._holes, (offset, size))
         merged: list[tuple[int, int]] = []
@@ -62,13 +68,13 @@ class Workspace:
         self._holes = merged
 
     def allocate(self, device: Any) -> None:
-        """Make the memory: one tensor of `bytes` bytes."""
+        """Allocate the memory: one tensor of `bytes` bytes."""
         import torch
 
         self._memory = torch.empty(max(self.bytes, 1), dtype=torch.uint8, device=device)
 
     def tensor(self, number: int) -> Any:
-        """Buffer `number` as a tensor, after `allocate`."""
+        """Return buffer `number` as a tensor, after `allocate`."""
         offset, shape, dtype = self._buffers[number]
         size = math.prod(shape) * dtype.itemsize
         return self._memory[offset : offset + size].view(dtype).view(shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from restort.backends.fused.instances import Instances
 from restort.backends.fused.runner import FusedRunner
 from restort.errors import OutOfMemory, RestortError
 from restort.inference.model import Model
-from restort.kernels import sentinel
+from restort.kernels.finite_check import triton as finite_check
+from restort.kernels.finite_check.reference import non_finite
 from restort.models.blocks import block_channels
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes import fake_fused
@@ -25,8 +25,7 @@ from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("elan", "restormer"):
-        monkeypatch.setitem(sys.modules, f"restort.backends.fused.{name}", fake_fused)
+    monkeypatch.setattr("restort.backends.fused.networks.planner_of", lambda spec: fake_fused)
     fake_fused.plans.clear()
     fake_fused.room.clear()
 
@@ -201,24 +200,24 @@ def test_a_missing_compiler_is_told(weights: Weights, monkeypatch: pytest.Monkey
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
     monkeypatch.setattr(fake_fused, "plan", plan)
-    with pytest.raises(RestortError, match="install gcc, or set CC"):
+    with pytest.raises(RestortError, match="install gcc or set CC"):
         runner_of(weights)(picture(1, 16, 16))
 
 
-def test_the_sentinel() -> None:
+def test_the_finite_check() -> None:
     for count in (1, 1024, 70001):
-        x, flags = torch.randn(count), torch.full((sentinel.programs(count),), 7, dtype=torch.int32)
-        sentinel.launch(x, flags)()
+        x, flags = torch.randn(count), torch.full((finite_check.programs(count),), 7, dtype=torch.int32)
+        finite_check.launch(x, flags)()
         assert not flags.any()
         for bad in (float("nan"), float("inf"), -float("inf")):
             for place in (0, count // 2, count - 1):
                 y = x.clone()
                 y[place] = bad
-                sentinel.launch(y, flags)()
-                assert int(flags.sum()) == 1 and sentinel.non_finite(y)
+                finite_check.launch(y, flags)()
+                assert int(flags.sum()) == 1 and non_finite(y)
         x[0] = 3.4e38
-        sentinel.launch(x, flags)()
-        assert not flags.any() and not sentinel.non_finite(x)
+        finite_check.launch(x, flags)()
+        assert not flags.any() and not non_finite(x)
 
 
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-5), ("fp16", 1e-3)])
@@ -242,12 +241,12 @@ def test_exact_strips(precision: str, near: float, tmp_path: Path) -> None:
 
 
 def test_missing_compiler_is_told_once(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    from restort.kernels import cuda
+    from restort.kernels import nvrtc
 
     said: list[str] = []
     runner = runner_of(weights)
     runner.warn = said.append
-    monkeypatch.setattr(cuda, "available", lambda: False)
+    monkeypatch.setattr(nvrtc, "available", lambda: False)
     runner._look()
     assert not said  # nothing is missing on a processor
     for there in (runner_of(weights), runner_of(weights, "fp32")):
@@ -256,5 +255,5 @@ def test_missing_compiler_is_told_once(weights: Weights, monkeypatch: pytest.Mon
         for _ in range(2):
             there._look()
     assert said == [
-        f"the fastest kernels are left out, since NVRTC cannot be loaded; {cuda.REMEDY} brings it"
+        f"NVRTC cannot be loaded, so the fastest kernels are not used; install it with: {nvrtc.REMEDY}"
     ]

@@ -18,23 +18,23 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are interpreted, not compiled", allow_module_level=True)
 
-from restort.kernels import cuda  # noqa: E402
+from restort.kernels import nvrtc  # noqa: E402
 
-if not cuda.available():
+if not nvrtc.available():
     pytest.skip("no NVRTC here", allow_module_level=True)
 
 import onnx  # noqa: E402
 
-from restort.backends.fused import aot_compile as plans  # noqa: E402
+from restort.backends.fused import aot_compile  # noqa: E402
 from restort.backends.fused.aot_cache import Wanted  # noqa: E402
 from restort.backends.fused.aot_package import (  # noqa: E402
     ADDRESS,
     HEADER,
     NOTHING,
     NUMBER,
-    Plan,
-    read_plan,
-    write_plan,
+    AotPackage,
+    read_aot,
+    write_aot,
 )
 from restort.backends.tensorrt.aot_builder import aot_graph  # noqa: E402
 from restort.errors import OutOfMemory, RestortError, UsageError  # noqa: E402
@@ -46,74 +46,77 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def made(request: pytest.FixtureRequest) -> tuple[str, Weights, bytes, Plan]:
+def made(request: pytest.FixtureRequest) -> tuple[str, Weights, bytes, AotPackage]:
     spec, shape = CASES[request.param]
     weights = weights_of(spec)
-    data = plans.make_plan(weights, "fp16", shape)
-    return request.param, weights, data, read_plan(data)
+    data = aot_compile.compile_aot(weights, "fp16", shape)
+    return request.param, weights, data, read_aot(data)
 
 
 @pytest.mark.timeout(600)
-def test_plans_are_what_they_were_made_of(made: tuple[str, Weights, bytes, Plan]) -> None:
-    name, weights, data, plan = made
+def test_packages_are_what_they_were_compiled_from(made: tuple[str, Weights, bytes, AotPackage]) -> None:
+    name, weights, data, package = made
     n, h, w = CASES[name][1]
     scale = weights.spec.scale
-    assert (plan.input, plan.output) == ((n, 3, h, w), (n, 3, h * scale, w * scale))
-    assert plan.capability == 90 and plan.text["weights_sha256"] == "digest"
-    assert write_plan(plan) == data
+    assert (package.input, package.output) == ((n, 3, h, w), (n, 3, h * scale, w * scale))
+    assert package.capability == 90 and package.text["weights_sha256"] == "digest"
+    assert write_aot(package) == data
     wanted = Wanted(weights, "fp16", (n, h, w), 90)
     assert (
-        wanted.differs(plan) is None and dataclasses.replace(wanted, capability=80).differs(plan) is not None
+        wanted.differs(package) is None
+        and dataclasses.replace(wanted, capability=80).differs(package) is not None
     )
-    assert [r.kind for r in plan.regions][:3] == ["input", "output", "scratch"]
-    assert not plan.regions[2].data and all(r.size % 256 == 0 for r in plan.regions)
-    passed = plans.plan_pass(weights, "fp16", (n, h, w), 90)
-    assert [call.label for call in plan.launches] == [launch.label for launch in passed.launches]
-    assert [plan.kernels[c.kernel].name for c in plan.launches] == [launch.name for launch in passed.launches]
-    held = sum(len(region.data) for region in plan.regions if region.kind == "weights")
+    assert [r.kind for r in package.regions][:3] == ["input", "output", "scratch"]
+    assert not package.regions[2].data and all(r.size % 256 == 0 for r in package.regions)
+    passed = aot_compile.plan_pass(weights, "fp16", (n, h, w), 90)
+    assert [call.label for call in package.launches] == [launch.label for launch in passed.launches]
+    assert [package.kernels[c.kernel].name for c in package.launches] == [
+        launch.name for launch in passed.launches
+    ]
+    held = sum(len(region.data) for region in package.regions if region.kind == "weights")
     assert held > 2 * sum(value.size for value in weights.state.values()) * 0.9
     if name == "elan":  # by the kernels for a GPU, begun before the one before has ended
-        assert [plan.kernels[call.kernel].overlap for call in plan.launches] == [False] + [True] * 5
+        assert [package.kernels[call.kernel].overlap for call in package.launches] == [False] + [True] * 5
 
 
-def test_arguments_are_the_kernels_parameters(made: tuple[str, Weights, bytes, Plan]) -> None:
-    plan = made[3]
+def test_arguments_are_the_kernels_parameters(made: tuple[str, Weights, bytes, AotPackage]) -> None:
+    package = made[3]
     reached = set()
-    for call in plan.launches:
-        kernel = plan.kernels[call.kernel]
+    for call in package.launches:
+        kernel = package.kernels[call.kernel]
         sizes = [4 if argument.kind == NUMBER else 8 for argument in call.arguments]
-        assert sizes == plans.parameters(kernel.cubin, kernel.name)
+        assert sizes == aot_compile.parameters(kernel.cubin, kernel.name)
         for argument in call.arguments:
             if argument.kind == ADDRESS:
                 reached.add(argument.region)
-                assert 0 <= argument.value < plan.regions[argument.region].size
+                assert 0 <= argument.value < package.regions[argument.region].size
                 assert argument.value % 16 == 0
         kinds = [argument.kind for argument in call.arguments if argument.kind != NOTHING]
         assert kinds == sorted(kinds)  # addresses, then numbers
-    assert reached == set(range(len(plan.regions)))
+    assert reached == set(range(len(package.regions)))
 
 
-def test_equal_kernels_are_kept_once(made: tuple[str, Weights, bytes, Plan]) -> None:
-    plan = made[3]
-    assert len(set(plan.kernels)) == len(plan.kernels)
-    assert {call.kernel for call in plan.launches} == set(range(len(plan.kernels)))
+def test_equal_kernels_are_kept_once(made: tuple[str, Weights, bytes, AotPackage]) -> None:
+    package = made[3]
+    assert len(set(package.kernels)) == len(package.kernels)
+    assert {call.kernel for call in package.launches} == set(range(len(package.kernels)))
     if made[0] == "restormer":
-        assert len(plan.kernels) < len(plan.launches)
+        assert len(package.kernels) < len(package.launches)
 
 
-def test_damaged_files_are_refused_in_a_sentence(made: tuple[str, Weights, bytes, Plan]) -> None:
+def test_damaged_files_are_refused_in_a_sentence(made: tuple[str, Weights, bytes, AotPackage]) -> None:
     data = made[2]
 
     def refused(changed: bytes, words: str) -> None:
         with pytest.raises(RestortError, match=words):
-            read_plan(changed)
+            read_aot(changed)
 
     def summed(changed: bytearray) -> bytes:
         struct.pack_into("<I", changed, 8, zlib.crc32(changed[12:]))
         return bytes(changed)
 
-    refused(b"", "no plan")
-    refused(b"\x7fELF" + data, "no plan")
+    refused(b"", "no AOT package")
+    refused(b"\x7fELF" + data, "no AOT package")
     refused(data[:40], "ends in its header")
     refused(data[:-1], "bytes")
     flipped = bytearray(data)
@@ -128,44 +131,44 @@ def test_damaged_files_are_refused_in_a_sentence(made: tuple[str, Weights, bytes
     refused(summed(other), "cannot be read")
 
 
-def test_plans_that_cannot_be_are_refused(made: tuple[str, Weights, bytes, Plan]) -> None:
-    plan = made[3]
-    call = plan.launches[0]
+def test_inconsistent_packages_are_refused(made: tuple[str, Weights, bytes, AotPackage]) -> None:
+    package = made[3]
+    call = package.launches[0]
     for part, value, words in (
-        ("value", plan.regions[call.arguments[0].region].size, "points"),
-        ("region", len(plan.regions), "names region"),
+        ("value", package.regions[call.arguments[0].region].size, "points"),
+        ("region", len(package.regions), "names region"),
         ("kind", 7, "kind 7"),
     ):
         arguments = (dataclasses.replace(call.arguments[0], **{part: value}), *call.arguments[1:])
-        calls = (dataclasses.replace(call, arguments=arguments), *plan.launches[1:])
+        calls = (dataclasses.replace(call, arguments=arguments), *package.launches[1:])
         with pytest.raises(RestortError, match=words):
-            write_plan(dataclasses.replace(plan, launches=calls))
+            write_aot(dataclasses.replace(package, launches=calls))
 
 
-def test_what_is_no_plan_to_make() -> None:
+def test_what_cannot_be_compiled() -> None:
     weights = weights_of(ELAN)
     with pytest.raises(RestortError, match="fp16 or bf16"):
-        plans.make_plan(weights, "fp32", (1, 32, 32))
+        aot_compile.compile_aot(weights, "fp32", (1, 32, 32))
     with pytest.raises(RestortError, match="multiples of 16"):
-        plans.make_plan(weights, "fp16", (1, 32, 40))
+        aot_compile.compile_aot(weights, "fp16", (1, 32, 40))
     with pytest.raises(UsageError, match=r"capability 9\.1 is not known; choose 8\.0, "):
-        plans.make_plan(weights, "fp16", (1, 32, 32), 91)
-    with pytest.raises(OutOfMemory, match="not enough for the plan of 1x16000000x16000000; choose a smaller"):
-        plans.make_plan(weights, "fp16", (1, 16_000_000, 16_000_000))
+        aot_compile.compile_aot(weights, "fp16", (1, 32, 32), 91)
+    with pytest.raises(OutOfMemory, match=r"out of memory .*1x16000000x16000000; choose a smaller"):
+        aot_compile.compile_aot(weights, "fp16", (1, 16_000_000, 16_000_000))
 
 
 def test_a_result_of_too_many_elements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans.sentinel, "LIMIT", 3 * 16 * 16 * ELAN.scale**2)
-    plans.plan_pass(weights_of(ELAN), "fp16", (1, 16, 16), 90)
+    monkeypatch.setattr(aot_compile.finite_check, "LIMIT", 3 * 16 * 16 * ELAN.scale**2)
+    aot_compile.plan_pass(weights_of(ELAN), "fp16", (1, 16, 16), 90)
     with pytest.raises(OutOfMemory, match="32-bit indices"):
-        plans.plan_pass(weights_of(ELAN), "fp16", (1, 16, 32), 90)
+        aot_compile.plan_pass(weights_of(ELAN), "fp16", (1, 16, 32), 90)
 
 
 def test_a_cache_of_triton_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(RestortError, match=r"Triton cannot keep the kernel .*set TRITON_CACHE_DIR"):
-        plans.make_plan(weights_of(ELAN), "fp16", (1, 16, 16))
+        aot_compile.compile_aot(weights_of(ELAN), "fp16", (1, 16, 16))
 
 
 def _ended(job: object) -> None:
@@ -173,18 +176,18 @@ def _ended(job: object) -> None:
 
 
 def test_a_process_that_is_ended_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "_triton", _ended)
+    monkeypatch.setattr(aot_compile, "_triton", _ended)
     with pytest.raises(RestortError, match="most likely for want of memory; free some, and try again"):
-        plans.make_plan(weights_of(ELAN), "fp16", (1, 16, 16))
+        aot_compile.compile_aot(weights_of(ELAN), "fp16", (1, 16, 16))
 
 
 def test_compiling_is_silent(tmp_path: Path) -> None:
     """Also what Triton warns of, once in every process that compiles."""
     code = (
         "from tests.fakes.small_networks import ELAN, weights_of\n"
-        "from restort.backends.fused.aot_compile import make_plan\n"
+        "from restort.backends.fused.aot_compile import compile_aot\n"
         "if __name__ == '__main__':\n"
-        "    make_plan(weights_of(ELAN), 'fp16', (1, 16, 16))\n"
+        "    compile_aot(weights_of(ELAN), 'fp16', (1, 16, 16))\n"
     )
     (tmp_path / "make.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
@@ -193,14 +196,14 @@ def test_compiling_is_silent(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_graphs_are_one_node(made: tuple[str, Weights, bytes, Plan], tmp_path: Path) -> None:
-    name, weights, data, plan = made
+def test_graphs_are_one_node(made: tuple[str, Weights, bytes, AotPackage], tmp_path: Path) -> None:
+    name, weights, data, package = made
     model = aot_graph(weights, data)
     (node,) = model.graph.node
     assert (node.op_type, node.domain, node.attribute[0].name) == ("RestortPass", "", "plan")
     assert onnx.helper.get_attribute_value(node.attribute[0]) == data
     shape = [d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
-    assert tuple(shape) == plan.output
+    assert tuple(shape) == package.output
     assert (model.opset_import[0].version, model.ir_version) == (17, 8)
     assert {p.key: p.value for p in model.metadata_props}["restort.architecture"] == name
     with pytest.raises(onnx.checker.ValidationError, match="RestortPass"):
@@ -210,7 +213,7 @@ def test_graphs_are_one_node(made: tuple[str, Weights, bytes, Plan], tmp_path: P
     known.graph.node[0].op_type = "Identity"
     del known.graph.node[0].attribute[:]
     onnx.checker.check_model(known)
-    file = tmp_path / "pass.plan"
+    file = tmp_path / "pass.rtaot"
     file.write_bytes(data)
     named = onnx.helper.get_attribute_value(aot_graph(weights, file).graph.node[0].attribute[0])
     assert named == f"file:{file.resolve()}".encode()
@@ -240,10 +243,10 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def test_the_plugin_launches_what_the_plan_says(
-    made: tuple[str, Weights, bytes, Plan], tmp_path: Path
+    made: tuple[str, Weights, bytes, AotPackage], tmp_path: Path
 ) -> None:
     """By aot_gpu.hpp, on a libcuda that notes what is launched with as many parameters as the machine code has."""
-    plan = made[3]
+    package = made[3]
     _built(tmp_path, "libcuda.cpp", "libcuda.so.1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     program = _built(tmp_path, "aot_main.cpp", "aot_main")
     (tmp_path / "plan").write_bytes(made[2])
@@ -255,8 +258,8 @@ def test_the_plugin_launches_what_the_plan_says(
         lines = [line.split() for line in said.splitlines()]
         places = {int(line[1]): int(line[2]) for line in lines if line[0] == "region"}
         places |= {0: int(lines[0][1]), 1: int(lines[1][1])}
-        for call in plan.launches:
-            kernel = plan.kernels[call.kernel]
+        for call in package.launches:
+            kernel = package.kernels[call.kernel]
             values = [
                 f"8:{places[a.region] + a.value}" if a.kind == ADDRESS
                 else f"{4 if a.kind == NUMBER else 8}:{a.value}"
@@ -271,7 +274,7 @@ def test_the_plugin_launches_what_the_plan_says(
     assert done.returncode == 1 and "compute capability 90, and the GPU has 80" in done.stderr
 
 
-def test_the_check_of_a_plan_runs(made: tuple[str, Weights, bytes, Plan], tmp_path: Path) -> None:
+def test_the_check_of_a_plan_runs(made: tuple[str, Weights, bytes, AotPackage], tmp_path: Path) -> None:
     """On the same stand-in, whose kernels write nothing: that is what it has to say."""
     _built(tmp_path, "libcuda.cpp", "libcuda.so.1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
     (tmp_path / "plan").write_bytes(made[2])
@@ -285,11 +288,11 @@ def test_the_check_of_a_plan_runs(made: tuple[str, Weights, bytes, Plan], tmp_pa
     assert done.returncode == 1, done.stderr
     failures = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert failures == ["FAILED: the output is not finite, or not all written"], done.stdout
-    assert "as a CUDA graph" in done.stdout and plan_label(made[3]) in done.stdout
+    assert "as a CUDA graph" in done.stdout and last_label(made[3]) in done.stdout
 
 
-def plan_label(plan: Plan) -> str:
-    return f"{len(plan.launches) - 1} {plan.launches[-1].label}"
+def last_label(package: AotPackage) -> str:
+    return f"{len(package.launches) - 1} {package.launches[-1].label}"
 
 
 REPLAY = """
@@ -302,11 +305,11 @@ from tests.fakes import triton_interpreter
 from tests.emulator import emulate
 from tests.fakes.small_networks import CASES, weights_of
 from restort.backends.fused.aot_compile import plan_pass
-from restort.backends.fused.aot_package import ADDRESS, NUMBER, read_plan
+from restort.backends.fused.aot_package import ADDRESS, NUMBER, read_aot
 
 triton_interpreter.widen_products()
 torch.set_num_threads(1)
-plan = read_plan(Path(sys.argv[1]).read_bytes())
+package = read_aot(Path(sys.argv[1]).read_bytes())
 spec, shape = CASES[sys.argv[2]]
 weights = weights_of(spec)
 made = plan_pass(weights, "fp16", shape, 90)
@@ -314,13 +317,13 @@ made = plan_pass(weights, "fp16", shape, 90)
 def run(launch):
     emulate(launch) if hasattr(launch.kernel, "path") else launch()
 
-x = torch.rand(plan.input)
+x = torch.rand(package.input)
 made.input.copy_(x)
 for launch in made.launches:
     run(launch)
 
 memory = []
-for region in plan.regions:
+for region in package.regions:
     bytes_ = torch.zeros(region.size + 256, dtype=torch.uint8)
     bytes_ = bytes_[-bytes_.data_ptr() % 256 :][: region.size]
     bytes_[: len(region.data)] = torch.frombuffer(bytearray(region.data or b"0"), dtype=torch.uint8)[: len(region.data)]
@@ -328,8 +331,8 @@ for region in plan.regions:
     if region.kind == "scratch":
         bytes_.fill_(255)  # NaN: nothing may be read there before it is written
 memory[0].view(torch.float32)[: x.numel()] = x.flatten()
-assert len(plan.launches) == len(made.launches)
-for call, launch in zip(plan.launches, made.launches):
+assert len(package.launches) == len(made.launches)
+for call, launch in zip(package.launches, made.launches):
     addresses = [a for a in call.arguments if a.kind == ADDRESS]
     numbers = [a.value for a in call.arguments if a.kind == NUMBER]
     assert len(addresses) == len(launch.tensors) and len(numbers) == len(launch.sizes)
@@ -348,7 +351,7 @@ print("equal")
 
 
 def test_a_plan_replayed_from_its_file_is_the_pass(
-    made: tuple[str, Weights, bytes, Plan], tmp_path: Path
+    made: tuple[str, Weights, bytes, AotPackage], tmp_path: Path
 ) -> None:
     """Every launch on memory made of the file alone: in Triton's interpreter, and the emulator for CUDA C++."""
     (tmp_path / "plan").write_bytes(made[2])

@@ -22,12 +22,12 @@ from restort.backends.fused.aot_package import (
     REGION,
     Argument,
     Call,
-    read_plan,
-    write_plan,
+    read_aot,
+    write_aot,
 )
 from restort.errors import RestortError
 from restort.weights.checkpoint import load_weights
-from tests.fakes.empty_aot import plan_of
+from tests.fakes.empty_aot import aot_of
 from tests.fakes.fake_backend import ELAN, write_weights
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,12 +55,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A plan of one launch, of an address and a number."""
+    """A package of one launch, with an address and a number."""
     file = tmp_path_factory.mktemp("w") / "tiny.safetensors"
     weights = load_weights(write_weights(file, replace(ELAN[2], channels=30)))
-    plan = read_plan(plan_of(Wanted(weights, "fp16", (1, 16, 16), 90)))
+    package = read_aot(aot_of(Wanted(weights, "fp16", (1, 16, 16), 90)))
     call = Call(0, (1, 1, 1), (Argument(ADDRESS, 256, 2), Argument(NUMBER, -1)), "head")
-    return write_plan(replace(plan, launches=(call,)))
+    return write_aot(replace(package, launches=(call,)))
 
 
 def changed(data: bytes, place: int, form: str, value: int) -> bytes:
@@ -72,7 +72,7 @@ def changed(data: bytes, place: int, form: str, value: int) -> bytes:
 
 
 def answers(reader: Path, folder: Path, files: list[bytes]) -> list[str]:
-    paths = [folder / f"{i}.plan" for i in range(len(files))]
+    paths = [folder / f"{i}.rtaot" for i in range(len(files))]
     for path, data in zip(paths, files):
         path.write_bytes(data)
     done = subprocess.run([str(reader), *map(str, paths)], capture_output=True, text=True)
@@ -80,9 +80,9 @@ def answers(reader: Path, folder: Path, files: list[bytes]) -> list[str]:
     return done.stdout.splitlines()
 
 
-def is_plan(data: bytes) -> bool:
+def is_package(data: bytes) -> bool:
     try:
-        read_plan(data)
+        read_aot(data)
     except RestortError:
         return False
     return True
@@ -119,7 +119,7 @@ def test_numbers_that_cannot_be(
     reader: Path, whole: bytes, tmp_path: Path, place: int, form: str, value: int, expected: str
 ) -> None:
     other = changed(whole, place, form, value)
-    assert is_plan(whole) and not is_plan(other)
+    assert is_package(whole) and not is_package(other)
     fine, refused = answers(reader, tmp_path, [whole, other])
     assert fine == "read" and expected in refused
 
@@ -141,7 +141,7 @@ def test_damage_anywhere(reader: Path, whole: bytes, tmp_path: Path) -> None:
         other[dice.randrange(len(whole))] ^= 1 << dice.randrange(8)
         files.append(bytes(other))
     said = answers(reader, tmp_path, files)
-    assert len(said) == len(files) and "read" not in said and not any(map(is_plan, files))
+    assert len(said) == len(files) and "read" not in said and not any(map(is_package, files))
     end = ARGUMENTS + 32
     summed = []
     for _ in range(300):
@@ -152,7 +152,7 @@ def test_damage_anywhere(reader: Path, whole: bytes, tmp_path: Path) -> None:
     said = answers(reader, tmp_path, summed)
     assert len(said) == len(summed) and len(set(said)) > 5
     for data, line in zip(summed, said):
-        assert line == "read" or not is_plan(data), line  # what Python takes the plugin takes
+        assert line == "read" or not is_package(data), line  # what Python takes the plugin takes
 
 
 @pytest.mark.parametrize("text", [b"[]", b"7", b"{", b"\xff\xff"])
@@ -161,4 +161,4 @@ def test_text_that_is_no_table(whole: bytes, text: bytes) -> None:
     length = struct.unpack_from("<I", whole, 44)[0]
     made[ARGUMENTS + 32 : ARGUMENTS + 32 + length] = text.ljust(length)
     with pytest.raises(RestortError, match=r"cannot be read .*; make it again"):
-        read_plan(changed(bytes(made), 8, "<I", 0))
+        read_aot(changed(bytes(made), 8, "<I", 0))

@@ -26,13 +26,15 @@ from types import SimpleNamespace
 import torch
 from tests.fakes import triton_interpreter
 from restort.backends.fused import elan
-from restort.kernels import lfe, window_attention
+from restort.kernels.lfe import triton as lfe
+from restort.kernels.window_attention import triton as window_attention
 from restort.models.build import build
 from restort.models.spec import ElanSpec
 
 triton_interpreter.widen_products()
-lfe.kernel.tiles = lambda *_: (16, 16, 4, 1, 1)  # the fewest programs, each of which costs the interpreter time
-window_attention.kernel.tiles = lambda *_: (2, 256, 4, 1, 1)
+# The fewest programs, each of which costs the interpreter time.
+lfe.tiling = lambda *_: dict(TH=16, TW=16, warps=4, stages=1, AHEAD=1)
+window_attention.tiling = lambda *_: dict(QUADS=2, KEYS=256, warps=4, AHEAD=1, AHEAD_OUT=1)
 torch.manual_seed(0)
 
 def random_state(spec):
@@ -88,13 +90,15 @@ import numpy as np, torch
 from PIL import Image
 from tests.fakes import triton_interpreter
 from restort.backends.fused import elan
-from restort.kernels import lfe, window_attention
+from restort.kernels.lfe import triton as lfe
+from restort.kernels.window_attention import triton as window_attention
 from restort.models.build import build
 from restort.weights.checkpoint import load_weights
 
 triton_interpreter.widen_products()
-lfe.kernel.tiles = lambda *_: (16, 16, 4, 1, 1)  # the fewest programs, each of which costs the interpreter time
-window_attention.kernel.tiles = lambda *_: (2, 256, 4, 1, 1)
+# The fewest programs, each of which costs the interpreter time.
+lfe.tiling = lambda *_: dict(TH=16, TW=16, warps=4, stages=1, AHEAD=1)
+window_attention.tiling = lambda *_: dict(QUADS=2, KEYS=256, warps=4, AHEAD=1, AHEAD_OUT=1)
 weights = load_weights(sys.argv[1])
 spec = weights.spec
 pixels = np.asarray(Image.open(sys.argv[2]).convert("RGB"), np.float32)[:32, :32] / 255
@@ -113,8 +117,8 @@ def test_passes_agree_with_the_network() -> None:
     assert triton_interpreter.run(RANDOM) == "agree"
 
 
-def test_tiled_passes_agree_with_the_network() -> None:
-    """With the kernels in CUDA C++, which the emulator runs; in float16 with the LFE for Hopper."""
+def test_passes_in_cuda_agree_with_the_network() -> None:
+    """With the kernels in CUDA C++, which the emulator runs; with 180 channels the LFE for Hopper."""
     head, loop, rest = RANDOM.partition("for spec, n, h, w, limits in [")
     _, tail, rest = rest.partition("]:\n")
     check = (
@@ -128,7 +132,9 @@ def test_tiled_passes_agree_with_the_network() -> None:
     (ElanSpec(2, 2, 180, 0, 3, (4, 8, 16), 255.0, 2), 1, 16, 16, {torch.float16: 1e-3}),
 """
         + tail
-        + rest.replace('"cpu", keep_blocks=keep', '"cpu", keep_blocks=keep, tiled=True, broad=not keep')
+        + rest.replace(
+            '"cpu", keep_blocks=keep', '"cpu", keep_blocks=keep, cuda=True, sm90=spec.channels == 180'
+        )
         .replace("keep = dtype == torch.float32", "keep = dtype == torch.bfloat16")
         .replace(
             "made.run()", "[emulator.emulate(l) if hasattr(l.kernel, 'path') else l() for l in made.launches]"

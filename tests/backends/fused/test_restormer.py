@@ -14,9 +14,10 @@ triton = pytest.importorskip("triton")
 if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7):
     pytest.skip("the CPU interpreter of this Triton does not run with NumPy 2.4", allow_module_level=True)
 
-from restort.backends.fused.restormer import choose, pack, plan  # noqa: E402
+from restort.backends.fused.restormer import pack, plan  # noqa: E402
+from restort.backends.fused.restormer_blocks import fused_halves  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
-from restort.kernels.machine import planning_for  # noqa: E402
+from restort.kernels.gpu_target import planning_for  # noqa: E402
 from restort.models.build import build  # noqa: E402
 from restort.models.spec import RestormerSpec  # noqa: E402
 from restort.weights.checkpoint import Weights  # noqa: E402
@@ -32,7 +33,7 @@ from restort.models.blocks import block_names
 from restort.models.build import build
 from restort.weights.checkpoint import Weights
 from restort.models.spec import RestormerSpec
-from restort.kernels.cuda import CudaKernel
+from restort.kernels.nvrtc import CudaKernel
 torch.set_num_threads(2)
 
 def error(a, b):
@@ -88,14 +89,15 @@ assert error(made.output, whole) < 5e-6
 print("agree")
 """
 
-STREAMED = """
+FUSED = """
 from tests.emulator import emulate
 spec, net, weights = network(dim=48, layer_norm="BiasFree", heads=(1, 2, 4, 8))
 image = torch.rand(1, 3, 8, 16)
-made = plan(pack(weights, torch.float16), spec, 1, 8, 16, torch.float16, "cpu", streamed=True)
+made = plan(pack(weights, torch.float16), spec, 1, 8, 16, torch.float16, "cpu", fused_blocks=True)
 kinds = {launch.name for launch in made.launches}
-assert {"conv3x3_first", "conv3x3_tile", "conv3x3_last"} <= kinds, kinds
-assert {"stream_ffn_wide", "stream_gram_wide", "norm_expand_wide", "gate_tile", "gram_tile"} <= kinds, kinds
+assert {"conv3x3_first_sm80", "conv3x3_sm90", "conv3x3_last_sm90"} <= kinds, kinds
+assert {"gdfn_sm90", "mdta_gram_sm90", "layernorm_conv1x1_sm90"} <= kinds, kinds
+assert {"gelu_gate_sm80", "depthwise_gram_sm80"} <= kinds, kinds
 made.input.copy_(image)
 for launch in made.launches:
     emulate(launch) if isinstance(launch.kernel, CudaKernel) else launch()
@@ -106,7 +108,7 @@ print("agree")
 """
 
 
-@pytest.mark.parametrize("check", [VARIANTS, BLOCKS, STREAMED], ids=["variants", "blocks", "streamed"])
+@pytest.mark.parametrize("check", [VARIANTS, BLOCKS, FUSED], ids=["variants", "blocks", "fused blocks"])
 def test_networks_agree(check: str) -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -135,7 +137,7 @@ def test_plans_of_the_official_network() -> None:
     packed = pack(weights(OFFICIAL), torch.float16).to("meta")
     made = plan(packed, OFFICIAL, 1, 2160, 3840, torch.float16, torch.device("meta"))
     assert made.workspace.bytes < 6 << 30
-    apart = plan(packed, OFFICIAL, 1, 2160, 3840, torch.float16, torch.device("meta"), streamed=False)
+    apart = plan(packed, OFFICIAL, 1, 2160, 3840, torch.float16, torch.device("meta"), fused_blocks=False)
     assert made.workspace.bytes < apart.workspace.bytes < 12 << 30
     assert 280e9 < plan(packed, OFFICIAL, 1, 256, 256, torch.float16, "meta").flops < 300e9
     blocks = sum(OFFICIAL.num_blocks) + sum(OFFICIAL.num_blocks[:3]) + OFFICIAL.num_refinement_blocks
@@ -147,18 +149,18 @@ def test_the_latent_level_expands_by_its_own_kernel_on_hopper_alone() -> None:
     packed = pack(weights(OFFICIAL), torch.float16).to("meta")
     blocks = OFFICIAL.num_blocks[3]
     cases = ((90, None, 2 * blocks), (90, False, 0), (86, None, 0), (100, None, 0))
-    for capability, streamed, count in cases:
+    for capability, fused_blocks, count in cases:
         with planning_for(capability):
-            made = plan(packed, OFFICIAL, 1, 64, 72, torch.float16, "meta", streamed=streamed)
-        found = [launch for launch in made.launches if launch.name == "norm_expand_wide"]
-        assert len(found) == count, (capability, streamed)
+            made = plan(packed, OFFICIAL, 1, 64, 72, torch.float16, "meta", fused_blocks=fused_blocks)
+        found = [launch for launch in made.launches if launch.name == "layernorm_conv1x1_sm90"]
+        assert len(found) == count, (capability, fused_blocks)
         assert {launch.sizes["pixels"] for launch in found} <= {72}
 
 
-def test_few_pixels_are_not_streamed() -> None:
-    assert choose(1280 * 720, 96, 1, 90, 132) == (True, True)
-    assert choose(64 * 64, 96, 2, 90, 132) == (False, False)
-    assert choose(1280 * 720, 384, 8, 90, 132) == (False, False)
+def test_few_pixels_are_not_fused() -> None:
+    assert fused_halves(1280 * 720, 96, 1, 90, 132) == (True, True)
+    assert fused_halves(64 * 64, 96, 2, 90, 132) == (False, False)
+    assert fused_halves(1280 * 720, 384, 8, 90, 132) == (False, False)
 
 
 def test_odd_widths_are_refused_in_a_sentence() -> None:

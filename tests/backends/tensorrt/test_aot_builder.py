@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from restort.backends.fused import aot_cache
-from restort.backends.fused.aot_cache import PlanCache, Wanted, given, opened
+from restort.backends.fused.aot_cache import AotCache, Wanted, open_aot, validate_aot_file
 from restort.backends.tensorrt import runner as runners
 from restort.backends.tensorrt.cache import EngineCache
 from restort.backends.tensorrt.options import BuildOptions, Profile
@@ -22,7 +22,7 @@ from restort.backends.tensorrt.runner import TensorrtRunner
 from restort.errors import RestortError, UsageError
 from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights
-from tests.fakes.empty_aot import plan_of
+from tests.fakes.empty_aot import aot_of
 from tests.fakes.fake_gpu import H100, World, picture
 from tests.fakes.fake_tensorrt import enlarged
 
@@ -48,7 +48,10 @@ def test_every_size_has_an_engine_of_its_own(world: World, weights: Weights) -> 
         np.testing.assert_array_equal(runner(x), enlarged(x))
     np.testing.assert_array_equal(runner(picture(n=3)), enlarged(picture(n=3)))  # one after the other
     assert [str(options.profile) for options in world.builds] == ["1x32x48", "1x16x16"]
-    assert world.compiled == ["1x32x48", "1x16x16"] and "compiling the plan of tiny, fp16, 1x32x48" in said[1]
+    assert (
+        world.compiled == ["1x32x48", "1x16x16"]
+        and "compiling the AOT package of tiny, fp16, 1x32x48" in said[1]
+    )
     runner.close()
     again, said = made(weights)
     np.testing.assert_array_equal(again(picture()), enlarged(picture()))
@@ -211,12 +214,12 @@ def test_libraries_that_have_no_such_plugin(world: World) -> None:
         check_build(world.flavour, options)
 
 
-def test_plans_are_found_by_what_makes_them(world: World, weights: Weights) -> None:
-    cache, said = PlanCache(), []
+def test_packages_are_found_by_what_makes_them(world: World, weights: Weights) -> None:
+    cache, said = AotCache(), []
     wanted = wanted_of(weights)
     assert cache.find(wanted) is None
     path = cache.provide(wanted, said.append)
-    assert path == cache.find(wanted) and path.parent.name == "plans" and len(said) == 1
+    assert path == cache.find(wanted) and path.parent.name == "aot" and len(said) == 1
     assert path.name.startswith("tiny-fp16-1x32x48-sm90-")
     others = (
         replace(wanted, precision="bf16"),
@@ -228,12 +231,12 @@ def test_plans_are_found_by_what_makes_them(world: World, weights: Weights) -> N
     assert all(cache.find(one) is None for one in others)
     path.write_bytes(path.read_bytes()[:-1])  # damaged: made again
     assert cache.find(wanted) is None and cache.provide(wanted, said.append) == path
-    assert opened(path).text["weights_sha256"] == weights.digest and len(world.compiled) == 2
+    assert open_aot(path).text["weights_sha256"] == weights.digest and len(world.compiled) == 2
 
 
-def test_plans_used_longest_ago_go(world: World, weights: Weights) -> None:
-    size = len(plan_of(wanted_of(weights)))
-    cache = replace(PlanCache(), limit=int(2.5 * size))
+def test_packages_used_longest_ago_go(world: World, weights: Weights) -> None:
+    size = len(aot_of(wanted_of(weights)))
+    cache = replace(AotCache(), limit=int(2.5 * size))
     paths = []
     for i in range(1, 5):
         paths.append(cache.provide(wanted_of(weights, 16 * i, 16), lambda line: None))
@@ -243,7 +246,7 @@ def test_plans_used_longest_ago_go(world: World, weights: Weights) -> None:
     assert [path.exists() for path in paths] == [False, False, True, True]
 
 
-def test_without_pytorch_a_plan_has_to_be_there(
+def test_without_pytorch_a_package_has_to_be_there(
     world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_spec = importlib.util.find_spec
@@ -254,57 +257,59 @@ def test_without_pytorch_a_plan_has_to_be_there(
     with pytest.raises(RestortError) as error:
         runner(picture())
     text = str(error.value)
-    assert "no plan of tiny" in text and "torch is not here to make one" in text and "--aot" in text
+    assert (
+        "no AOT package of tiny" in text and "torch is not installed to make one" in text and "--aot" in text
+    )
     assert "restort export --format aot --shape 1x32x48 --precision fp16 --compute-capability 9.0" in text
-    path = PlanCache().folder / wanted_of(weights).name
+    path = AotCache().folder / wanted_of(weights).name
     path.parent.mkdir(parents=True)
-    path.write_bytes(plan_of(wanted_of(weights)))
+    path.write_bytes(aot_of(wanted_of(weights)))
     np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
     assert world.packages == [path] and not world.compiled
     runner.close()
 
 
-def test_a_plan_that_is_named(world: World, weights: Weights, tmp_path: Path) -> None:
+def test_a_package_that_is_named(world: World, weights: Weights, tmp_path: Path) -> None:
     wanted = wanted_of(weights)
-    file = tmp_path / "pass.plan"
+    file = tmp_path / "pass.rtaot"
     profile = Profile.fixed(*wanted.shape)
-    file.write_bytes(plan_of(wanted))
+    file.write_bytes(aot_of(wanted))
     said: list[str] = []
     provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=file, say=said.append)
     assert provider.obtain(profile).built and not provider.obtain(profile).built
     assert world.packages == [file.resolve()] and not world.compiled
-    file.write_bytes(plan_of(wanted, compilers="Triton 4.0"))
+    file.write_bytes(aot_of(wanted, compilers="Triton 4.0"))
     assert provider.obtain(profile).about["aot"]["compilers"] == "Triton 4.0"
     assert any("it holds another AOT package" in line for line in said)
     kept = EngineCache().entries()[0].path
-    file.write_bytes(plan_of(replace(wanted, capability=80)))
+    file.write_bytes(aot_of(replace(wanted, capability=80)))
     with pytest.raises(UsageError, match="does not fit"):
         provider.obtain(profile)
-    assert kept.exists() and len(world.packages) == 2  # a plan that does not fit costs no engine
+    assert kept.exists() and len(world.packages) == 2  # a package that does not fit costs no engine
 
 
-def test_a_plan_named_from_home(
+def test_a_package_named_from_home(
     world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "pass.plan").write_bytes(plan_of(wanted_of(weights)))
-    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=Path("~/pass.plan"))
+    (tmp_path / "pass.rtaot").write_bytes(aot_of(wanted_of(weights)))
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=Path("~/pass.rtaot"))
     for built in (True, False):
         assert provider.obtain(Profile.fixed(1, 32, 48)).built is built
 
 
-def test_a_plan_that_cannot_be_made_or_kept(
+def test_a_package_that_cannot_be_made_or_kept(
     world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(wanted: Wanted, processes: int | None = None) -> bytes:
         raise RestortError("a kernel does not compile")
 
-    monkeypatch.setattr(aot_cache, "made", fails)
+    monkeypatch.setattr(aot_cache, "compile_wanted", fails)
     with pytest.raises(RestortError, match=r"^a kernel does not compile$"):  # of no folder's fault
-        PlanCache().provide(wanted_of(weights), lambda line: None)
+        AotCache().provide(wanted_of(weights), lambda line: None)
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RestortError, match=r"cannot write the cache .*file/plans .*set RESTORT_CACHE"):
-        PlanCache(tmp_path / "file" / "plans").provide(wanted_of(weights), lambda line: None)
+    with pytest.raises(RestortError, match=r"cannot write the cache .*file/aot .*set RESTORT_CACHE"):
+        AotCache(tmp_path / "file" / "aot").provide(wanted_of(weights), lambda line: None)
 
 
 def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +319,7 @@ def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.Monke
     def fails(*arguments: Any, **options: Any) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(aot_compile, "make_plan", fails)
+    monkeypatch.setattr(aot_compile, "compile_aot", fails)
     with pytest.raises(
         RestortError, match=r"cannot write the cache .* .permission denied.; set RESTORT_CACHE"
     ):
@@ -323,7 +328,7 @@ def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.Monke
     def starved(*arguments: Any, **options: Any) -> bytes:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(aot_compile, "make_plan", starved)
+    monkeypatch.setattr(aot_compile, "compile_aot", starved)
     with pytest.raises(RestortError, match="no process can be started to compile in; free some memory"):
         aot_cache.made(wanted_of(weights))
 
@@ -341,7 +346,7 @@ def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.Monke
         ),
     ],
 )
-def test_plans_of_something_else(
+def test_packages_of_something_else(
     weights: Weights, tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     wanted, text = wanted_of(weights), {}
@@ -352,26 +357,24 @@ def test_plans_of_something_else(
         text = changes
     else:
         other = replace(wanted, **changes)
-    file = tmp_path / "pass.plan"
-    file.write_bytes(plan_of(other, **text))
-    with pytest.raises(UsageError, match=f"pass.plan does not fit: .*{expected}"):
-        given(file, wanted)
+    file = tmp_path / "pass.rtaot"
+    file.write_bytes(aot_of(other, **text))
+    with pytest.raises(UsageError, match=f"pass.rtaot does not fit: .*{expected}"):
+        validate_aot_file(file, wanted)
 
 
-def test_files_that_are_no_plans(weights: Weights, tmp_path: Path) -> None:
-    file = tmp_path / "pass.plan"
-    with pytest.raises(RestortError, match=r"pass\.plan"):
-        given(file, wanted_of(weights))
-    file.write_bytes(b"no plan")
-    with pytest.raises(
-        RestortError, match=r"pass\.plan: this is no plan of a pass.*restort export --format plan"
-    ):
-        given(file, wanted_of(weights))
+def test_files_that_are_no_packages(weights: Weights, tmp_path: Path) -> None:
+    file = tmp_path / "pass.rtaot"
+    with pytest.raises(RestortError, match=r"pass\.rtaot"):
+        validate_aot_file(file, wanted_of(weights))
+    file.write_bytes(b"nothing")
+    with pytest.raises(RestortError, match=r"pass\.rtaot: no AOT package.*restort export --format aot"):
+        validate_aot_file(file, wanted_of(weights))
     with pytest.raises(RestortError, match="it is a folder; give the name of a file"):
-        given(tmp_path, wanted_of(weights))
+        validate_aot_file(tmp_path, wanted_of(weights))
 
 
-def test_another_gpu_has_other_plans(world: World, weights: Weights) -> None:
+def test_another_gpu_has_other_packages(world: World, weights: Weights) -> None:
     assert H100.compute_capability == "9.0"
     world.gpu = Gpu("NVIDIA A100", (8, 0), (12, 2))
     runner, _ = made(weights)

@@ -1,1 +1,1 @@
-"""The networks as short sequences of fused GPU kernels (restort.kernels), each pass one CUDA graph."""
+"""The fused backend: networks as short sequences of GPU kernels (restort.kernels), each pass one CUDA graph."""

@@ -1,8 +1,8 @@
-"""Plans on disk (restort.backends.fused.aot_package), so that a Python without PyTorch and Triton has them, too.
+"""The cache of AOT packages, from which a Python without PyTorch and Triton takes them.
 
-They lie under plans/ in the cache folder, by names that hold a digest of everything that makes a plan: the weights,
-precision, shape, compute capability, and the sources of the kernels. Those not used for longest go when all together
-take more than LIMIT bytes.
+They lie under aot/ in the cache folder. Their names have a digest of everything that decides their contents: weights,
+precision, shape, compute capability and the sources of the kernels. The least recently used are removed when all
+together take more than LIMIT bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import restort
-from restort.backends.fused.aot_package import Plan, read_plan
+from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.utils.cache_dir import cache_root, slug
 from restort.utils.files import read_bytes, write_bytes
@@ -36,7 +36,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Wanted:
-    """A plan: `shape` is (n, h, w) of its input, `capability` 90 for 9.0."""
+    """The AOT package of a pass: `shape` is (n, h, w) of its input, `capability` 90 for 9.0."""
 
     weights: Weights
     precision: str
@@ -45,11 +45,11 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """The file's name: for people first, then the digest, which alone decides."""
+        """The file's name: a description for people, and the digest, which alone identifies it."""
         facts = [self.weights.digest, self.precision, self.shape, self.capability, sources_digest()]
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         return (
-            f"{slug(model_of(self.weights))}-{self.precision}-{self.size}-sm{self.capability}-{digest}.plan"
+            f"{slug(model_of(self.weights))}-{self.precision}-{self.size}-sm{self.capability}-{digest}.rtaot"
         )
 
     @property
@@ -58,51 +58,54 @@ class Wanted:
 
     @property
     def command(self) -> str:
-        """What makes it, where PyTorch and Triton are."""
+        """The command that makes it, in a Python with PyTorch and Triton."""
         return (
             f"restort export --format aot --shape {self.size} --precision {self.precision} --compute-capability "
             f"{self.capability / 10}"
         )
 
-    def differs(self, plan: Plan) -> str | None:
-        """In what `plan` is not the one that is wanted, in words; None where it is."""
-        n, _, h, w = plan.input
-        text = plan.text
+    def differs(self, package: AotPackage) -> str | None:
+        """Return in words how `package` differs from what is wanted; None if it does not."""
+        n, _, h, w = package.input
+        text = package.text
         if text.get("weights_sha256") != self.weights.digest:
             return "it was made of other weights"
         if text.get("precision") != self.precision:
             return f"it is in {text.get('precision')}, not {self.precision}"
         if (n, h, w) != self.shape:
             return f"it is for inputs of {n}x{h}x{w} (BxHxW), not {self.size}"
-        if plan.capability != self.capability:
-            return f"it is for compute capability {plan.capability / 10}, not {self.capability / 10}"
+        if package.capability != self.capability:
+            return f"it is for compute capability {package.capability / 10}, not {self.capability / 10}"
         if text.get("sources") != sources_digest():
             return f"it was made by another version of RestoRT's kernels ({text.get('restort')})"
         return None
 
 
 @dataclass(frozen=True)
-class PlanCache:
-    """The plans under `folder`, of which at most `limit` bytes are kept."""
+class AotCache:
+    """The packages under `folder`, of which at most `limit` bytes are kept."""
 
-    folder: Path = field(default_factory=lambda: cache_root() / "plans")
+    folder: Path = field(default_factory=lambda: cache_root() / "aot")
     limit: int = LIMIT
 
     def find(self, wanted: Wanted) -> Path | None:
-        """The plan's file, whole and of what is wanted; None without one."""
+        """Return the file of the package if it is there, complete and as wanted; else None."""
         path = self.folder / wanted.name
         try:
-            plan = read_plan(path.read_bytes())
+            package = read_aot(path.read_bytes())
         except (OSError, RestortError):
             return None
-        if wanted.differs(plan):
+        if wanted.differs(package):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
         return path
 
     def provide(self, wanted: Wanted, say: Say, processes: int | None = None) -> Path:
-        """The same, or one that is made now, by so many processes. Raises RestortError where that fails."""
+        """Return the file of the package, compiled now by so many processes if it is missing.
+
+        Raises RestortError if that fails.
+        """
         found = self.find(wanted)
         if found is not None:
             return found
@@ -110,26 +113,28 @@ class PlanCache:
         if absent:
             verb = "are" if len(absent) > 1 else "is"
             raise RestortError(
-                f"{self.folder} holds no plan of {model_of(wanted.weights)} for this GPU, and {' and '.join(absent)} "
-                f"{verb} not here to make one; run `{wanted.command}` with the same model in a Python that has "
-                "both, with the same RESTORT_CACHE, or give its file with --aot"
+                f"no AOT package of {model_of(wanted.weights)} for this GPU in {self.folder}, and "
+                f"{' and '.join(absent)} {verb} not installed to make one; run "
+                f"`{wanted.command}` with the same model in a Python that has both, with the same RESTORT_CACHE, or "
+                "give its file with --aot"
             )
         say(
-            f"compiling the plan of {model_of(wanted.weights)}, {wanted.precision}, {wanted.size}: there is none yet"
+            f"compiling the AOT package of {model_of(wanted.weights)}, {wanted.precision}, {wanted.size} "
+            "(done once)"
         )
         path = self.folder / wanted.name
         with _writing(self.folder):  # before minutes are spent
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        write_bytes(path, made(wanted, processes), overwrite=True)
+        write_bytes(path, compile_wanted(wanted, processes), overwrite=True)
         self._shrink(path)
         return path
 
     def _shrink(self, keep: Path) -> None:
-        """Removes the plans used longest ago, but not `keep`, until the rest is within the limit."""
+        """Remove the least recently used packages, except `keep`, until the rest is within the limit."""
         found = []
-        for path in self.folder.glob("*.plan"):
+        for path in self.folder.glob("*.rtaot"):
             with contextlib.suppress(OSError):
                 about = path.stat()
                 found.append((path != keep, -about.st_mtime, about.st_size, path))
@@ -142,18 +147,18 @@ class PlanCache:
                     total -= size
 
 
-def made(wanted: Wanted, processes: int | None = None) -> bytes:
-    """The bytes of a plan, made now; PyTorch and Triton are imported for it."""
+def compile_wanted(wanted: Wanted, processes: int | None = None) -> bytes:
+    """Compile a package and return its bytes; imports PyTorch and Triton."""
     try:
-        from restort.backends.fused.aot_compile import make_plan
+        from restort.backends.fused.aot_compile import compile_aot
     except ImportError as error:
         raise RestortError(
-            f"a plan of RestoRT's kernels needs PyTorch and Triton ({error}); get them with: pip install "
+            f"AOT packages are compiled by PyTorch and Triton ({error}); install them with: pip install "
             "'restort[fused]'"
         ) from None
     count = processes or max(1, min(16, os.cpu_count() or 1))
     with _writing(cache_root()):  # compiled kernels are kept there
-        return make_plan(wanted.weights, wanted.precision, wanted.shape, wanted.capability, processes=count)
+        return compile_aot(wanted.weights, wanted.precision, wanted.shape, wanted.capability, processes=count)
 
 
 @contextlib.contextmanager
@@ -162,27 +167,29 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOMEM, errno.EAGAIN):  # of processes to compile in
-            raise OutOfMemory("no process can be started to compile in; free some memory") from None
+            raise OutOfMemory(
+                "cannot start a process to compile in (out of memory); free some memory"
+            ) from None
         reason = (error.strerror or str(error)).lower()
         raise RestortError(
             f"cannot write the cache {folder} ({reason}); set RESTORT_CACHE to another folder"
         ) from None
 
 
-def opened(path: Path) -> Plan:
-    """The plan of a file. Raises RestortError, which names it, where it is none or damaged."""
+def open_aot(path: Path) -> AotPackage:
+    """Read the package of a file. Raises RestortError, which names the file, if it is damaged or no package."""
     data = read_bytes(path)
     try:
-        return read_plan(data)
+        return read_aot(data)
     except RestortError as error:
         raise RestortError(f"{path}: {error}") from None
 
 
-def given(path: Path, wanted: Wanted) -> Path:
-    """The path of a plan that a user names, made absolute. Raises UsageError where it is of something else."""
+def validate_aot_file(path: Path, wanted: Wanted) -> Path:
+    """Return the absolute path of a package that a user names. Raises UsageError if it is not the one wanted."""
     path = path.expanduser().resolve()
-    if found := wanted.differs(opened(path)):
-        raise UsageError(f"the plan {path} does not fit: {found}; make one with `{wanted.command}`")
+    if found := wanted.differs(open_aot(path)):
+        raise UsageError(f"AOT package {path} does not fit: {found}; make one with `{wanted.command}`")
     return path
 
 
@@ -192,7 +199,7 @@ def model_of(weights: Weights) -> str:
 
 @functools.cache
 def sources_digest() -> str:
-    """SHA-256 of the sources that a plan is made by: restort.kernels and restort.backends.fused."""
+    """Return the SHA-256 of the sources that decide a package: restort.kernels and restort.backends.fused."""
     root = Path(restort.__file__).parent
     found = hashlib.sha256()
     for folder in (root / "kernels", root / "backends" / "fused"):

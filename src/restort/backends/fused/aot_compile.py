@@ -1,14 +1,13 @@
-"""A forward pass at one shape compiled ahead, without a GPU, into one file that needs neither PyTorch nor Triton.
+"""Ahead-of-time compilation of a forward pass at one shape, without a GPU, into an AOT package.
 
-`make_plan` plans the pass as the backend would on that GPU, with memory on the CPU so that the weights are there,
-compiles its kernels, and writes down every launch as the real launchers make it (restort.kernels.cuda, and Triton's
-driver.c): which arguments a kernel has is taken from what Triton compiled, and compared with what the machine code
-says of its own parameters. The file: restort.backends.fused.aot_package.
+The package needs neither PyTorch nor Triton to run. `compile_aot` plans the pass as the backend would on that GPU, with
+memory on the CPU so that the weights are there, compiles its kernels, and records every launch as the real launchers
+make it (restort.kernels.nvrtc, and Triton's driver.c). A kernel's arguments are taken from what Triton compiled and
+checked against the parameters that the machine code declares. The file: restort.backends.fused.aot_package.
 """
 
 from __future__ import annotations
 
-import importlib
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,32 +27,34 @@ from restort.backends.fused.aot_package import (
     ALIGNMENT,
     NOTHING,
     NUMBER,
+    AotPackage,
     Argument,
     Call,
     Kernel,
-    Plan,
     Region,
-    read_plan,
-    write_plan,
+    read_aot,
+    write_aot,
 )
+from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
 from restort.errors import OutOfMemory, RestortError, UsageError
-from restort.kernels import cuda, sentinel
+from restort.kernels import nvrtc
+from restort.kernels.finite_check import triton as finite_check
+from restort.kernels.gpu_target import SHARED_KIB, planning_for
 from restort.kernels.launch import Launch
-from restort.kernels.machine import SHARED_KIB, planning_for
 from restort.kernels.precompile import Job, job, precompile_cuda
 from restort.runner import check_shape
 from restort.weights.checkpoint import Weights
 
-__all__ = ["make_plan", "parameters", "plan_pass", "read_plan"]
+__all__ = ["compile_aot", "parameters", "plan_pass", "read_aot"]
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-CARVEOUT = 100  # percent, as restort.kernels.cuda asks for; Triton does above MUCH_SHARED ("prefer shared")
+CARVEOUT = 100  # percent, as restort.kernels.nvrtc asks for; Triton does above MUCH_SHARED ("prefer shared")
 MUCH_SHARED = 48 << 10
 SECTION = struct.Struct("<IIQQQQ")
 
 
-def make_plan(
+def compile_aot(
     weights: Weights,
     precision: str,
     shape: tuple[int, int, int],
@@ -62,54 +63,56 @@ def make_plan(
     overlap: bool = True,
     processes: int = 2,
 ) -> bytes:
-    """The plan of a pass of `weights` in 'fp16' or 'bf16' over float32 (n, C, h, w), `shape` being (n, h, w).
+    """Return the bytes of the AOT package of `weights` in 'fp16' or 'bf16' over float32 (n, C, h, w).
 
-    Compiled for a compute capability (90 is 9.0, an H100) by so many `processes`. It takes the memory of the pass.
-    Without `overlap` every kernel begins after the one before has ended, the machine code being the same.
-    Raises RestortError for a shape that the network does not take, and where a kernel cannot be compiled or launched
+    `shape` is (n, h, w), `capability` 90 for 9.0 (an H100). So many `processes` compile; the memory of the pass is
+    needed on this machine. Without `overlap` every kernel begins after the one before has ended, with unchanged machine
+    code. Raises RestortError for a shape that the network does not take, and if a kernel cannot be compiled or launched
     in this way.
     """
     if precision not in TYPES:
-        raise RestortError(f"a plan is for fp16 or bf16, not {precision}")
+        raise RestortError(f"AOT packages are fp16 or bf16, not {precision}")
     made = plan_pass(weights, precision, shape, capability)
-    plan = _described(made, weights, precision, capability, processes)
+    package = _described(made, weights, precision, capability, processes)
     if not overlap:
-        plan = replace(plan, kernels=tuple(replace(kernel, overlap=False) for kernel in plan.kernels))
-    return write_plan(plan)
+        package = replace(
+            package, kernels=tuple(replace(kernel, overlap=False) for kernel in package.kernels)
+        )
+    return write_aot(package)
 
 
 def plan_pass(weights: Weights, precision: str, shape: tuple[int, int, int], capability: int) -> Pass:
-    """The pass with its memory on the CPU, zeros where the pass writes first, as planned for the GPU."""
+    """Plan the pass as for the GPU, with its memory on the CPU: zeros wherever the pass writes before it reads."""
     n, h, w = shape
     check_shape((n, weights.spec.in_channels, h, w), weights.spec)
     if capability not in SHARED_KIB:
         known = ", ".join(f"{one / 10}" for one in sorted(SHARED_KIB))
         raise UsageError(f"compute capability {capability / 10} is not known; choose {known}")
-    module: Any = importlib.import_module(f"restort.backends.fused.{weights.spec.architecture}")
+    planner: Any = planner_of(weights.spec)
     dtype = TYPES[precision]
     try:
         with planning_for(capability), _Zeros(), torch.no_grad():
-            packed = module.pack(weights, dtype)
-            made: Pass = module.plan(packed, weights.spec, n, h, w, dtype, torch.device("cpu"))
+            packed = planner.pack(weights, dtype)
+            made: Pass = planner.plan(packed, weights.spec, n, h, w, dtype, torch.device("cpu"))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
             raise
         raise OutOfMemory(
-            f"the memory of this machine is not enough for the plan of {n}x{h}x{w}; choose a smaller size"
+            f"out of memory on this machine for an AOT package of {n}x{h}x{w}; choose a smaller size"
         ) from None
-    if made.output.numel() > sentinel.LIMIT:  # as restort.backends.fused.instances
+    if made.output.numel() > finite_check.LIMIT:  # as restort.backends.fused.instances
         raise OutOfMemory("the result has more elements than 32-bit indices reach; choose a smaller size")
     return made
 
 
 class _Zeros(TorchFunctionMode):  # type: ignore[misc]
-    """Memory is zeros where it would be anything, so that what a plan writes to it beforehand can be told."""
+    """Makes torch.empty return zeros, so that what a plan writes to memory beforehand can be recognised."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (torch.zeros if func is torch.empty else func)(*args, **(kwargs or {}))
 
 
-def _described(made: Pass, weights: Weights, precision: str, capability: int, processes: int) -> Plan:
+def _described(made: Pass, weights: Weights, precision: str, capability: int, processes: int) -> AotPackage:
     memory = _Memory(made)
     codes = _compiled(made.launches, capability, processes)
     kernels: dict[Kernel, int] = {}
@@ -128,17 +131,17 @@ def _described(made: Pass, weights: Weights, precision: str, capability: int, pr
         "compilers": _compilers(),
     }
     shapes = tuple(made.input.shape), tuple(made.output.shape)
-    return Plan(capability, *shapes, memory.regions(), tuple(kernels), tuple(calls), text)
+    return AotPackage(capability, *shapes, memory.regions(), tuple(kernels), tuple(calls), text)
 
 
 def _compilers() -> str:
     import triton
 
-    return f"Triton {triton.__version__}" + (f", NVRTC {cuda._version()}" if cuda.available() else "")
+    return f"Triton {triton.__version__}" + (f", NVRTC {nvrtc._version()}" if nvrtc.available() else "")
 
 
 class _Memory:
-    """Storages of tensors as regions, in the order they are met."""
+    """Regions of the storages of tensors, in the order in which these are added."""
 
     def __init__(self, made: Pass) -> None:
         self._numbers: dict[int, int] = {}
@@ -146,7 +149,7 @@ class _Memory:
         for kind, tensor in (("input", made.input), ("output", made.output)):
             if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.storage_offset():
                 raise RestortError(
-                    f"the pass's {kind} is not float32 and contiguous, which a plan's has to be"
+                    f"the pass's {kind} is not float32 and contiguous, which an AOT package needs"
                 )
             self._add(kind, tensor)
         if made.workspace.bytes:
@@ -155,14 +158,14 @@ class _Memory:
     def _add(self, kind: str, tensor: Any) -> int:
         storage = tensor.untyped_storage()
         if tensor.device.type != "cpu" or storage.data_ptr() % 16:
-            raise RestortError("the memory of a plan has to be on the CPU, at multiples of 16 bytes")
+            raise RestortError("memory of an AOT package must be on the CPU, aligned to 16 bytes")
         number = self._numbers.setdefault(storage.data_ptr(), len(self._storages))
         if number == len(self._storages):
             self._storages.append((kind, storage))
         return number
 
     def address(self, tensor: Any) -> Argument:
-        """Where a tensor begins; RestortError unless all of it lies in its storage."""
+        """Return the address of a tensor. RestortError unless all of it lies in its storage."""
         number = self._add("weights", tensor)
         storage = self._storages[number][1]
         start = tensor.data_ptr() - storage.data_ptr()
@@ -172,7 +175,7 @@ class _Memory:
         return Argument(ADDRESS, start, number)
 
     def arguments(self, launch: Launch, code: _Code) -> Iterator[Argument]:
-        """What the kernel is given, in its order, checked against its parameters."""
+        """Yield the kernel's arguments in its order, checked against its parameters."""
         values = [*launch.tensors.values(), *launch.sizes.values()]
         kept = values if code.kept is None else [values[i] for i in code.kept]
         sizes = [4 if isinstance(value, int) else 8 for value in kept] + [8] * code.nothings
@@ -186,7 +189,7 @@ class _Memory:
             yield Argument(NOTHING)
 
     def regions(self) -> tuple[Region, ...]:
-        """With the contents of all but the pictures."""
+        """Return the regions, with contents except those of input and output."""
         return tuple(_region(kind, storage) for kind, storage in self._storages)
 
 
@@ -205,8 +208,8 @@ class _Code:
     """A compiled kernel.
 
     kept        which of the launch's pointers and numbers are arguments; None: all.
-    nothings    addresses of scratch that Triton appends, of which these kernels use none.
-    parameters  bytes of each parameter, as the machine code has them.
+    nothings    how many addresses of scratch Triton appends, which these kernels do not use.
+    parameters  bytes of each parameter, as the machine code declares them.
     """
 
     kernel: Kernel
@@ -216,7 +219,7 @@ class _Code:
 
 
 def _compiled(launches: Sequence[Launch], capability: int, processes: int) -> list[_Code]:
-    """The machine code of each launch; Triton works in processes of its own, to which its driver is a stand-in."""
+    """Return the machine code of each launch; Triton compiles in separate processes, with a stand-in for its driver."""
     jobs = [job(launch, capability) for launch in launches]
     wanted = list(dict.fromkeys(one for one in jobs if one is not None))
     if any(one is None and not hasattr(launch.kernel, "compile") for one, launch in zip(jobs, launches)):
@@ -240,7 +243,7 @@ def _compiled(launches: Sequence[Launch], capability: int, processes: int) -> li
 
 
 def _cuda(launch: Launch, capability: int) -> _Code:
-    """A kernel of restort.kernels.cuda, launched as CudaKernel does it."""
+    """Compile a kernel of restort.kernels.nvrtc, launched as CudaKernel launches it."""
     cubin: bytes = launch.kernel.compile(launch.constants, capability)
     constants = launch.constants
     kernel = Kernel(
@@ -256,8 +259,8 @@ def _cuda(launch: Launch, capability: int) -> _Code:
 
 
 def _triton(wanted: Job) -> _Code:
-    """A kernel of Triton, in a process for this alone."""
-    from restort.kernels.precompile_child import compile_job
+    """Compile a Triton kernel; runs in a process for this alone."""
+    from restort.kernels.precompile_worker import compile_job
 
     try:
         with warnings.catch_warnings():  # Triton's own, about its settings
@@ -279,7 +282,7 @@ def _triton(wanted: Job) -> _Code:
         ("launch_cooperative_grid", False),
     ):
         if getattr(about, name, plain) != plain:
-            raise RestortError(f"the kernel {wanted.kernel} needs {name}, which a plan cannot give")
+            raise RestortError(f"kernel {wanted.kernel!r} needs {name}, which an AOT package does not have")
     cubin: bytes = made.asm["cubin"]
     found = parameters(cubin, about.name)
     types = list(made.src.signature.values())[: len(wanted.pointers) + len(wanted.sizes)]
@@ -297,7 +300,7 @@ def _triton(wanted: Job) -> _Code:
 
 
 def parameters(cubin: bytes, name: str) -> list[int]:
-    """Bytes of each parameter of a kernel, in their order, as its machine code has them.
+    """Return the bytes of each parameter of a kernel, in order, as its machine code declares them.
 
     Read from the section .nv.info.NAME: attribute 0x17 KPARAM_INFO, 12 bytes each, of which bytes 4 and 5 are the
     parameter's number and bits 18 and above of the last word its size; as `cuobjdump -elf` shows it.

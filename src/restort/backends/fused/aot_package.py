@@ -1,4 +1,4 @@
-"""The file of a plan: one forward pass at one shape, compiled for one kind of GPU, with its weights.
+"""AOT packages (.rtaot): one forward pass at one shape, compiled for one kind of GPU, with its weights.
 
 Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt/csrc/restort_pass.cpp does):
 
@@ -10,8 +10,8 @@ Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt
                 the file, uint64 bytes of that (0: none)
     kernels     144 bytes each: uint64 offset and uint64 bytes of the cubin, uint32 dynamic shared memory, uint32
                 threads of a block, uint32 blocks of a cluster (compiled in; 1: none), uint32 1 if launched with
-                programmatic stream serialization, int32 percentage of the multiprocessor's memory that is to be
-                shared memory (-1: not said), uint32 0, char[104] name of the function, zeros after
+                programmatic stream serialization, int32 preferred shared memory carveout in percent (-1: the
+                driver's choice), uint32 0, char[104] name of the function, zeros after
     launches    80 bytes each: uint32 kernel, 3 uint32 grid, uint32 first argument, uint32 how many, char[56] where in
                 the network it stands, zeros after
     arguments   16 bytes each: uint32 kind (0: address, 1: int32, 2: the address 0), uint32 region of an address,
@@ -21,9 +21,9 @@ Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt
     contents    cubins and contents of regions, each at a multiple of 256
 
 Kinds of region: 0 the input, 1 the output, both float32 and given by the caller; 2 weights; 3 the pass's scratch;
-4 other memory that begins as zeros. 2, 3 and 4 are of whoever runs the plan, zeroed once, their contents copied to the
-beginning. A plan that runs beside itself needs a second set. Addresses are multiples of 256, of all regions. Launches
-run in their order on one stream.
+4 other memory that begins as zeros. Whoever runs the package owns 2, 3 and 4, zeroes them once and copies their
+contents to the beginning. Two runs at a time need two sets. Every region begins at a multiple of 256. Launches run in
+their order on one stream.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from restort.errors import RestortError
+from restort.kernels.integers import round_up
 
 MAGIC, VERSION = b"RSTPLAN\n", 1
 HEADER = struct.Struct("<8sIIQ8I4I4IQ")
@@ -45,7 +46,7 @@ ARGUMENT = struct.Struct("<IIq")
 KINDS = ("input", "output", "weights", "scratch", "zeroed")
 ADDRESS, NUMBER, NOTHING = range(3)
 ALIGNMENT = 256
-MOST = 1 << 46  # bytes of all regions
+MAX_BYTES = 1 << 46  # of all regions
 Shape = tuple[int, int, int, int]
 
 
@@ -60,7 +61,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Machine code, and how its function is launched: see the module."""
+    """Machine code and the launch settings of its function (fields as in the module's docstring)."""
 
     cubin: bytes
     name: str
@@ -82,7 +83,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Call:
-    """One launch: `kernel` is a number of Plan.kernels."""
+    """One launch: `kernel` is an index of AotPackage.kernels."""
 
     kernel: int
     grid: tuple[int, int, int]
@@ -91,8 +92,8 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the file holds. `input` (N, C, H, W) and `output` (N, C', H', W') are float32, contiguous."""
+class AotPackage:
+    """The contents of a file. `input` (N, C, H, W) and `output` (N, C', H', W') are float32, contiguous."""
 
     capability: int
     input: Shape
@@ -104,16 +105,16 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Memory of all regions but the caller's."""
+        """Bytes of all regions except the caller's."""
         return sum(region.size for region in self.regions if region.kind not in ("input", "output"))
 
 
-def write_plan(plan: Plan) -> bytes:
-    """The file's bytes; RestortError for a plan that does not agree with itself."""
-    check_plan(plan)
-    text = json.dumps(plan.text, sort_keys=True).encode()
-    arguments = [argument for call in plan.launches for argument in call.arguments]
-    counts = len(plan.regions), len(plan.kernels), len(plan.launches), len(arguments)
+def write_aot(package: AotPackage) -> bytes:
+    """Return the file's bytes. RestortError for an inconsistent package."""
+    validate_aot(package)
+    text = json.dumps(package.text, sort_keys=True).encode()
+    arguments = [argument for call in package.launches for argument in call.arguments]
+    counts = len(package.regions), len(package.kernels), len(package.launches), len(arguments)
     tables = sum(n * record.size for n, record in zip(counts, (REGION, KERNEL, LAUNCH, ARGUMENT)))
     end = HEADER.size + tables + len(text)
     blobs: list[tuple[int, bytes]] = []
@@ -122,28 +123,39 @@ def write_plan(plan: Plan) -> bytes:
         nonlocal end
         if not blob:
             return 0
-        start = -(-end // ALIGNMENT) * ALIGNMENT
+        start = round_up(end, ALIGNMENT)
         blobs.append((start, blob))
         end = start + len(blob)
         return start
 
     head = bytearray()
-    for region in plan.regions:
+    for region in package.regions:
         head += REGION.pack(KINDS.index(region.kind), 0, region.size, place(region.data), len(region.data))
-    for kernel in plan.kernels:
+    for kernel in package.kernels:
         head += KERNEL.pack(
             place(kernel.cubin), len(kernel.cubin), kernel.shared, kernel.threads, kernel.cluster,
             kernel.overlap, kernel.carveout, 0, kernel.name.encode(),
         )  # fmt: skip
     first = 0
-    for call in plan.launches:
+    for call in package.launches:
         head += LAUNCH.pack(call.kernel, *call.grid, first, len(call.arguments), call.label.encode()[:55])
         first += len(call.arguments)
     for argument in arguments:
         head += ARGUMENT.pack(argument.kind, argument.region, argument.value)
     head += text
     header = HEADER.pack(
-        MAGIC, 0, VERSION, end, plan.capability, *counts, len(text), 0, 0, *plan.input, *plan.output, 0
+        MAGIC,
+        0,
+        VERSION,
+        end,
+        package.capability,
+        *counts,
+        len(text),
+        0,
+        0,
+        *package.input,
+        *package.output,
+        0,
     )
     made = bytearray(end)
     made[: HEADER.size + len(head)] = header + head
@@ -153,32 +165,30 @@ def write_plan(plan: Plan) -> bytes:
     return bytes(made)
 
 
-def read_plan(data: bytes) -> Plan:
-    """The plan of a file's bytes; RestortError where they are not all of one, unchanged."""
+def read_aot(data: bytes) -> AotPackage:
+    """Return the package in a file's bytes. RestortError if they are incomplete, changed, or no package."""
     if data[:8] != MAGIC:
         raise RestortError(
-            "this is no plan of a pass: it does not begin with RSTPLAN; make one with `restort export --format plan`"
+            "no AOT package: the file does not begin with RSTPLAN; make one with `restort export --format aot`"
         )
     if len(data) < HEADER.size:
-        raise RestortError("the plan of the pass ends in its header; make it again")
+        raise RestortError("the AOT package ends in its header; make it again")
     _, crc, version, size, capability, *numbers = HEADER.unpack_from(data)
     if version != VERSION:
-        raise RestortError(
-            f"the plan of the pass has version {version}, and this reads {VERSION}; make it again"
-        )
+        raise RestortError(f"the AOT package has version {version}, supported is {VERSION}; make it again")
     if size != len(data):
-        raise RestortError(f"the plan of the pass has {len(data)} of {size} bytes; make it again")
+        raise RestortError(f"the AOT package has {len(data)} of {size} bytes; make it again")
     if zlib.crc32(memoryview(data)[12:]) != crc:
-        raise RestortError("the plan of the pass is damaged: its checksum is another; make it again")
+        raise RestortError("the AOT package is damaged (wrong checksum); make it again")
     try:
-        plan = _unpack(data, capability, numbers)
+        package = _unpack(data, capability, numbers)
     except (struct.error, ValueError, IndexError, TypeError) as error:
-        raise RestortError(f"the plan of the pass cannot be read ({error}); make it again") from None
-    check_plan(plan)
-    return plan
+        raise RestortError(f"the AOT package cannot be read ({error}); make it again") from None
+    validate_aot(package)
+    return package
 
 
-def _unpack(data: bytes, capability: int, numbers: list[int]) -> Plan:
+def _unpack(data: bytes, capability: int, numbers: list[int]) -> AotPackage:
     n_regions, n_kernels, n_launches, n_arguments, length = numbers[:5]
     place = HEADER.size
 
@@ -210,49 +220,49 @@ def _unpack(data: bytes, capability: int, numbers: list[int]) -> Plan:
         raise ValueError("launches and arguments do not agree")
     text = json.loads(blob(place, length)) if length else {}
     if not isinstance(text, dict):
-        raise ValueError("its text is no table")
+        raise ValueError("its text is no JSON object")
     a, b, c, d, e, f, g, h = numbers[7:15]
     made = tuple(regions), tuple(kernels), tuple(launches), text
-    return Plan(capability, (a, b, c, d), (e, f, g, h), *made)
+    return AotPackage(capability, (a, b, c, d), (e, f, g, h), *made)
 
 
 def _text(field: bytes) -> str:
     return field.split(b"\0")[0].decode()
 
 
-def check_plan(plan: Plan) -> None:
-    """RestortError unless every address lies in its region, every number fits, every index is of something."""
-    problem = _problem(plan)
+def validate_aot(package: AotPackage) -> None:
+    """Raise RestortError unless all addresses lie in their regions, numbers fit their types and indices are valid."""
+    problem = _problem(package)
     if problem:
-        raise RestortError(f"the plan of the pass is not usable: {problem}")
+        raise RestortError(f"the AOT package is not usable: {problem}")
 
 
-def _problem(plan: Plan) -> str | None:
-    for kind, shape in (("input", plan.input), ("output", plan.output)):
-        sizes = [region.size for region in plan.regions if region.kind == kind]
+def _problem(package: AotPackage) -> str | None:
+    for kind, shape in (("input", package.input), ("output", package.output)):
+        sizes = [region.size for region in package.regions if region.kind == kind]
         n, c, h, w = shape
-        if len(sizes) != 1 or sizes[0] != -(-4 * n * c * h * w // ALIGNMENT) * ALIGNMENT:
+        if len(sizes) != 1 or sizes[0] != round_up(4 * n * c * h * w, ALIGNMENT):
             return f"it has {len(sizes)} regions for the {kind}, or one of another size than its shape"
-    for i, region in enumerate(plan.regions):
+    for i, region in enumerate(package.regions):
         if region.size % ALIGNMENT or not region.size or len(region.data) > region.size:
             return f"region {i} has {region.size} bytes and {len(region.data)} of contents"
-    if sum(region.size for region in plan.regions) > MOST:
+    if sum(region.size for region in package.regions) > MAX_BYTES:
         return "its regions take more memory than any GPU has"
-    for i, kernel in enumerate(plan.kernels):
+    for i, kernel in enumerate(package.kernels):
         if kernel.cubin[:4] != b"\x7fELF" or not 0 < len(kernel.name.encode()) < 104:
             return f"kernel {i} is no machine code, or its name is too long"
         if not 0 < kernel.threads <= 1024 or kernel.cluster < 1 or not 0 <= kernel.shared < 1 << 20:
             return f"kernel {i} has {kernel.threads} threads and {kernel.shared} bytes of shared memory"
-    for i, call in enumerate(plan.launches):
-        if not 0 <= call.kernel < len(plan.kernels) or not all(0 < n < 1 << 31 for n in call.grid):
+    for i, call in enumerate(package.launches):
+        if not 0 <= call.kernel < len(package.kernels) or not all(0 < n < 1 << 31 for n in call.grid):
             return f"launch {i} is of kernel {call.kernel} over {call.grid}"
-        if call.grid[0] % plan.kernels[call.kernel].cluster:
+        if call.grid[0] % package.kernels[call.kernel].cluster:
             return f"launch {i} has a grid that is no multiple of its clusters"
         for argument in call.arguments:
             if argument.kind == ADDRESS:
-                if not 0 <= argument.region < len(plan.regions):
+                if not 0 <= argument.region < len(package.regions):
                     return f"launch {i} names region {argument.region}"
-                if not 0 <= argument.value < plan.regions[argument.region].size:
+                if not 0 <= argument.value < package.regions[argument.region].size:
                     return f"launch {i} points {argument.value} bytes into region {argument.region}"
             elif argument.kind == NUMBER and not -(1 << 31) <= argument.value < 1 << 31:
                 return f"launch {i} has the number {argument.value}, which is no int32"

@@ -1,8 +1,8 @@
-"""Passes ready to run, one per shape: planned, compiled, captured in a CUDA graph, and kept in bounded number.
+"""Passes ready to run, one per shape: planned, compiled, captured in a CUDA graph, and kept in a bounded number.
 
-An instance has a stream of its own, and everything it does is put on that stream under its lock. So calls from
-several threads follow one another on the GPU, each with its own copies to and from the host, and nobody waits for
-the GPU while holding the lock.
+An instance has its own stream, and enqueues everything on it under its lock. So calls from several threads follow one
+another on the GPU, each with its own copies to and from the host, and no thread waits for the GPU while it holds the
+lock.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 
 from restort.backends.fused.forward_pass import Pass
 from restort.errors import OutOfMemory
-from restort.kernels import sentinel
+from restort.kernels.finite_check import triton as finite_check
 from restort.kernels.precompile import missing, note, precompile, precompile_cuda
 
 Tensor = Any
 Shape = tuple[int, int, int]  # N, H, W
 Say = Callable[[str], None]
 
-FEW = 3  # so many kernels are compiled in this process, without others to help
-_interpreter = threading.Lock()  # Triton's runs one kernel at a time
+FEW = 3  # kernels that this process compiles without the help of others
+_interpreter = threading.Lock()  # Triton's interpreter runs one kernel at a time
 _making = threading.Lock()  # planning takes memory and a capture wants quiet: one at a time
 
 
 class Instance:
-    """One pass with the look at its output (restort.kernels.sentinel); `flags` says what that found."""
+    """One pass with the check of its output (restort.kernels.finite_check), whose result is in `flags`."""
 
     def __init__(self, plan: Callable[[], Pass], device: Any, say: Say) -> None:
         self.lock = threading.Lock() if device.type == "cuda" else _interpreter
@@ -40,17 +40,17 @@ class Instance:
             made = plan()
             self._pass = made
             self.input, self.output, self.blocks = made.input, made.output, made.blocks
-            if self.output.numel() > sentinel.LIMIT:
-                raise OutOfMemory("the result has more elements than 32-bit indices reach; use smaller tiles")
-            count = sentinel.programs(self.output.numel())
+            if self.output.numel() > finite_check.LIMIT:
+                raise OutOfMemory("result has more elements than 32-bit indices reach; use smaller tiles")
+            count = finite_check.programs(self.output.numel())
             self.flags = torch.zeros(count, dtype=torch.int32, device=device)
-            self.launches = [*made.launches, sentinel.launch(self.output, self.flags)]
+            self.launches = [*made.launches, finite_check.launch(self.output, self.flags)]
             self.bytes = made.workspace.bytes + 4 * (self.input.numel() + self.output.numel())
             if self.stream is not None:
                 self._prepare(device, say)
 
     def _prepare(self, device: Any, say: Say) -> None:
-        """Compile, run once, capture."""
+        """Compile the kernels, run once, and capture the CUDA graph."""
         major, minor = torch.cuda.get_device_capability(device)
         lacking = missing(self.launches, 10 * major + minor)
         if len(lacking) > FEW:
@@ -74,14 +74,14 @@ class Instance:
             launch()
 
     def launch(self) -> None:
-        """The whole pass, on the current stream, which is to be `stream`; under `lock`."""
+        """Launch the whole pass on the current stream, which must be `stream`; the caller holds `lock`."""
         if self._graph is not None:
             self._graph.replay()
         else:
             self._all()
 
     def finish(self) -> None:
-        """Waits for what has been put on the stream."""
+        """Wait for everything enqueued on the stream."""
         if self.stream is not None:
             self.stream.synchronize()
 
@@ -95,7 +95,7 @@ class Instance:
 
 
 class Instances:
-    """The last used shapes' instances, at most `count` of them with at most `limit` bytes, but always the newest."""
+    """Instances of the last used shapes: at most `count` with at most `limit` bytes, but always the newest."""
 
     def __init__(self, make: Callable[[Shape], Instance], count: int, limit: int) -> None:
         self._make, self._count, self._limit = make, count, limit
@@ -104,7 +104,7 @@ class Instances:
         self._begun: dict[Shape, threading.Lock] = {}
 
     def get(self, shape: Shape) -> Instance:
-        """The instance for a shape; threads that ask for the same new one wait for the first to make it."""
+        """Return the instance for a shape, made if it is new; other threads that want it wait for it."""
         with self._lock:
             if shape in self._kept:
                 self._kept.move_to_end(shape)
@@ -130,12 +130,12 @@ class Instances:
 
     @property
     def bytes(self) -> int:
-        """Of the memory that the kept instances hold on the device."""
+        """Device memory of the kept instances."""
         return sum(instance.bytes for instance in self._kept.values())
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of the kept instances, the least recently used first."""
+        """Shapes of the kept instances, the least recently used first."""
         with self._lock:
             return tuple(self._kept)
 

@@ -1,12 +1,10 @@
 """A network on the GPU in one precision: fused kernels for fp16 and bf16, PyTorch's operations for fp32.
 
-Both kinds take and give the same: `run` arrays of the host, `run_tensor` tensors of the device, each with the word
-whether the result is finite.
+`run` takes arrays of the host, `run_tensor` tensors of the device; both also return whether the result is finite.
 """
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,8 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.instances import Instance, Instances, Shape
+from restort.kernels.integers import cdiv
 from restort.models.blocks import block_channels, block_names
 from restort.models.build import build
 from restort.models.memory_estimate import bytes_per_pixel
@@ -28,37 +28,37 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class Network(Protocol):
-    """What FusedRunner needs of a precision."""
+    """The contract between FusedRunner and a network in one precision."""
 
     def run(self, x: Array) -> tuple[Array, bool]:
-        """float32 (N, C, H, W) on the host -> the result, which belongs to the caller, and whether it is finite."""
+        """Run float32 (N, C, H, W) of the host; return the result, a new array, and whether it is finite."""
 
     def run_tensor(self, x: Tensor, check: bool) -> tuple[Tensor, bool]:
-        """The same on the device, in the order of the caller's stream. Without `check` it does not wait for the GPU
-        and the word is True."""
+        """Run a tensor of the device in the order of the caller's stream. Without `check` it does not wait for the
+        GPU and returns True."""
 
     def timer(self, x: Array) -> Callable[[], float]:
-        """A function that runs x, on the device already, and returns milliseconds."""
+        """Copy x to the device; return a function that runs it and returns milliseconds."""
 
     def blocks(self, x: Array) -> dict[str, Array]:
-        """Every block's output, float32 (N, C, H, W) on the host, by name."""
+        """Return every block's output, float32 (N, C, H, W) on the host, by name."""
 
     def bytes_per_pixel(self) -> int:
-        """Of device memory, per pixel of the input and image of the batch."""
+        """Return bytes of device memory per pixel of the input."""
 
     def clear(self) -> None:
-        """Gives back the memory of shapes seen before."""
+        """Free the memory of all shapes."""
 
 
 class FusedNetwork:
-    """restort.backends.fused.restormer or .elan."""
+    """A network planned by restort.backends.fused.restormer or .elan."""
 
     def __init__(
         self, weights: Weights, precision: str, device: Any, count: int, limit: int, say: Say
     ) -> None:
         self.spec, self._device, self._dtype = weights.spec, device, TYPES[precision]
-        self._module: Any = importlib.import_module(f"restort.backends.fused.{self.spec.architecture}")
-        self._packed: Any = self._module.pack(weights, self._dtype).to(device)
+        self._planner: Any = planner_of(self.spec)
+        self._packed: Any = self._planner.pack(weights, self._dtype).to(device)
         self._say = say
         self._per_pixel: int | None = None
         self.instances = Instances(self._make, count, limit)
@@ -68,7 +68,7 @@ class FusedNetwork:
 
     def _plan(self, shape: Shape, device: Any, keep_blocks: bool = False) -> Pass:
         packed = self._packed if device == self._device else self._packed.to(device)
-        made: Pass = self._module.plan(
+        made: Pass = self._planner.plan(
             packed, self.spec, *shape, self._dtype, device, keep_blocks=keep_blocks
         )
         return made
@@ -131,7 +131,7 @@ class FusedNetwork:
         return once
 
     def blocks(self, x: Array) -> dict[str, Array]:
-        """Every block's output, float32 (N, C, H, W), of a pass of its own."""
+        """Return every block's output, float32 (N, C, H, W), from a separate pass that keeps them."""
         instance = Instance(lambda: self._plan(_shape(x), self._device, True), self._device, self._say)
         with instance.lock, instance.on_stream(), torch.no_grad():
             instance.input.copy_(torch.from_numpy(x))
@@ -147,7 +147,7 @@ class FusedNetwork:
             side = 512  # large enough that what does not grow with the picture hardly counts
             made = self._plan((1, side, side), torch.device("meta"))
             ends = 4 * (made.input.numel() + made.output.numel())
-            self._per_pixel = -(-(made.workspace.bytes + ends) // side**2)
+            self._per_pixel = cdiv(made.workspace.bytes + ends, side**2)
         return self._per_pixel
 
     def clear(self) -> None:
@@ -155,7 +155,7 @@ class FusedNetwork:
 
 
 class PlainNetwork:
-    """The reference network of restort.models in float32: what the other precisions are judged by, and fall back to."""
+    """The reference network of restort.models in float32: the truth for other precisions, and their last fallback."""
 
     def __init__(self, weights: Weights, device: Any, dtype: Any = torch.float32) -> None:
         self.spec, self._device = weights.spec, device
@@ -186,7 +186,7 @@ class PlainNetwork:
         return once
 
     def blocks(self, x: Array) -> dict[str, Array]:
-        """Every block's output, float32 (N, C, H, W)."""
+        """Return every block's output, float32 (N, C, H, W)."""
         found: dict[str, Array] = {}
 
         def keep(name: str) -> Any:
@@ -213,7 +213,7 @@ class PlainNetwork:
 
 
 def timed(run: Callable[[], Any]) -> float:
-    """Milliseconds on the current stream, by the device's own clock."""
+    """Run and return milliseconds on the current stream, by CUDA events."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     run()
@@ -223,7 +223,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 class _FullFloat32:
-    """Without TF32, which PyTorch lets convolutions use unless told otherwise; threads may overlap."""
+    """Turns off TF32, which PyTorch allows in convolutions by default; contexts of several threads may overlap."""
 
     def __init__(self) -> None:
         self._lock, self._depth, self._before = threading.Lock(), 0, (False, False)
@@ -235,7 +235,7 @@ class _FullFloat32:
                 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             self._depth += 1
 
-    def __exit__(self, *trouble: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._depth -= 1
             if not self._depth:

@@ -1,4 +1,4 @@
-"""Restormer as a sequence of fused kernels: blocks by restormer_blocks, weights as in restormer_weights."""
+"""Restormer as a sequence of kernels: stages and what lies between them; blocks are planned by restormer_blocks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 import torch
 
 from restort.backends.fused.forward_pass import Pass
-from restort.backends.fused.restormer_blocks import BlockPlanner, choose
-from restort.backends.fused.restormer_plain import Buffer, Get
+from restort.backends.fused.restormer_blocks import BlockPlanner
+from restort.backends.fused.restormer_unfused import Buffer, Get
 from restort.backends.fused.restormer_weights import Packed, pack, step
-from restort.kernels.conv3x3 import first, first_tile
-from restort.kernels.conv3x3 import kernel as conv3x3
-from restort.kernels.conv3x3 import tile as conv_tile
+from restort.kernels.conv1x1 import triton as conv1x1
+from restort.kernels.conv3x3 import sm90 as conv3x3_sm90
+from restort.kernels.conv3x3 import triton as conv3x3
+from restort.kernels.conv3x3_first import sm80 as conv3x3_first_sm80
+from restort.kernels.conv3x3_first import triton as conv3x3_first
+from restort.kernels.conv3x3_last import sm90 as conv3x3_last_sm90
 from restort.kernels.launch import Launch
-from restort.kernels.pointwise import kernel as pointwise
 from restort.models.spec import RestormerSpec
 
 Tensor = Any
 
-__all__ = ["Packed", "choose", "pack", "plan"]
+__all__ = ["Packed", "pack", "plan"]
 
 
 def plan(
@@ -31,22 +33,23 @@ def plan(
     dtype: torch.dtype,
     device: Any,
     *,
-    streamed: bool | None = None,
+    fused_blocks: bool | None = None,
     keep_blocks: bool = False,
 ) -> Pass:
-    """The launches of a forward pass of `n` pictures of `h` x `w` (multiples of 8) on `device`.
+    """Plan the launches of a forward pass of `n` images of `h` x `w` (multiples of 8) on `device`.
 
     packed        weights of `spec` in `dtype`, on the device.
-    streamed      kernels in CUDA C++ everywhere (True) or nowhere (False) instead of where `choose` wants them.
+    fused_blocks  fused blocks and other kernels in CUDA C++ wherever they fit (True), or no CUDA C++ at all (False); by
+                  default what is fastest on that GPU.
     keep_blocks   every block's output stays in a buffer of its own: Pass.blocks.
     """
-    planner = _Planner(packed, n, h, w, torch.device(device), streamed, keep_blocks)
+    planner = _Planner(packed, n, h, w, torch.device(device), fused_blocks, keep_blocks)
     planner.network(spec)
     return planner.finish()
 
 
 class _Planner(BlockPlanner):
-    """The stages, and what lies between them."""
+    """Plans the stages and what lies between them."""
 
     def __init__(
         self,
@@ -55,10 +58,10 @@ class _Planner(BlockPlanner):
         h: int,
         w: int,
         device: torch.device,
-        streamed: bool | None,
+        fused_blocks: bool | None,
         keep_blocks: bool,
     ) -> None:
-        super().__init__(packed, n, h, w, device, streamed)
+        super().__init__(packed, n, h, w, device, fused_blocks)
         self.keep_blocks = keep_blocks
         self.kept: dict[str, Buffer] = {}
         spec = packed.spec
@@ -98,15 +101,17 @@ class _Planner(BlockPlanner):
 
         def make(get: Get) -> list[Launch]:
             y = get(out)
-            if self.by_cuda() and first_tile.fits(self.input.shape[1], channels, y.dtype, self.capability):
-                return [first_tile.launch(self.input, self.packed.first_tiled, y, label="patch_embed")]
-            return [first.launch(self.input, weight, y, label="patch_embed")]
+            if self.cuda_enabled() and conv3x3_first_sm80.fits(
+                self.input.shape[1], channels, y.dtype, self.capability
+            ):
+                return [conv3x3_first_sm80.launch(self.input, self.packed.first_sm80, y, label="patch_embed")]
+            return [conv3x3_first.launch(self.input, weight, y, label="patch_embed")]
 
         self.steps.append(make)
         return out
 
     def stage(self, name: str, count: int, level: int, x: Buffer, spare: bool = False) -> Buffer:
-        """Blocks one after another; the first may not overwrite its input where `spare`."""
+        """Plan blocks one after another; if `spare`, the first does not overwrite its input."""
         for i in range(count):
             label = f"{name}.{i}"
             before = x
@@ -131,22 +136,8 @@ class _Planner(BlockPlanner):
             source = get(x)
             beside = self.input if image else None if extra is None else get(extra)
             to = self.output if out is None else get(out)
-            if self.tiled(mode, source, len(bias)):
-                n, h, w, channels = source.shape
-                how = conv_tile.cut(mode, channels, len(bias), n, h, w, self.processors)
-                blob = self.packed.tiled(mode, name, channels, how)
-                return [
-                    conv_tile.launch(
-                        mode,
-                        source,
-                        blob,
-                        bias,
-                        to,
-                        extra=beside,
-                        label=name,
-                        **how,  # for which the blob was packed
-                    )
-                ]
+            if self.use_sm90(mode, source, len(bias)):
+                return [self.conv_sm90(mode, name, source, bias, to, beside)]
             return [
                 conv3x3.launch(
                     mode,
@@ -157,23 +148,37 @@ class _Planner(BlockPlanner):
                     step=step(source.shape[-1]),
                     extra=beside,
                     label=name,
-                    processors=self.processors,
+                    num_sms=self.num_sms,
                 )
             ]
 
         self.steps.append(make)
 
-    def tiled(self, mode: int, x: Tensor, rows: int) -> bool:
-        """Whether a 3x3 convolution of x is that in CUDA C++; `streamed` has the word here, too."""
+    def conv_sm90(self, mode: int, name: str, x: Tensor, bias: Tensor, y: Tensor, extra: Any) -> Launch:
+        """Launch a 3x3 convolution in CUDA C++."""
         n, h, w, channels = x.shape
-        if not self.by_cuda():
+        if mode == conv3x3.LAST:
+            blob = self.packed.last_sm90
+            return conv3x3_last_sm90.launch(x, blob, bias, y, extra=extra, label=name)
+        macros = conv3x3_sm90.tiling(mode, channels, len(bias), n, h, w, self.num_sms)
+        blob = self.packed.conv_sm90(name, channels, macros)  # in the order that these macros need
+        return conv3x3_sm90.launch(mode, x, blob, bias, y, extra=extra, label=name, **macros)
+
+    def use_sm90(self, mode: int, x: Tensor, rows: int) -> bool:
+        """Return whether a 3x3 convolution of x is that in CUDA C++: if it pays, or fits and `fused_blocks` is True."""
+        if not self.cuda_enabled():
             return False
-        if self.streamed:
-            return conv_tile.fits(mode, channels, rows, x.dtype, self.capability)
-        return conv_tile.pays(mode, channels, rows, n, h, w, x.dtype, self.capability, self.processors)
+        n, h, w, channels = x.shape
+        last = mode == conv3x3.LAST
+        if self.fused_blocks:
+            if last:
+                return conv3x3_last_sm90.fits(channels, rows, x.dtype, self.capability)
+            return conv3x3_sm90.fits(mode, channels, rows, x.dtype, self.capability)
+        size = channels, rows, n, h, w, x.dtype, self.capability, self.num_sms
+        return conv3x3_last_sm90.pays(*size) if last else conv3x3_sm90.pays(mode, *size)
 
     def down(self, name: str, level: int, x: Buffer, channels: int) -> Buffer:
-        """x stays: it is what a later stage takes in again."""
+        """Plan a convolution to the next level. x stays: a later stage takes it in again."""
         out = self.take(level, channels)
         self.conv(conv3x3.DOWN, name, x, out)
         return out
@@ -189,9 +194,7 @@ class _Planner(BlockPlanner):
         weight, bias = self.packed.layers[name]
         self.steps.append(
             lambda get: [
-                pointwise.launch(
-                    get(x), weight, bias, get(out), b=get(skip), label=name, processors=self.processors
-                )
+                conv1x1.launch(get(x), weight, bias, get(out), b=get(skip), label=name, num_sms=self.num_sms)
             ]
         )
         self.drop(x)
@@ -199,19 +202,19 @@ class _Planner(BlockPlanner):
         return out
 
     def skip(self, x: Buffer, embedded: Buffer, channels: int) -> Buffer:
-        """x + skip_conv(embedded)."""
+        """Plan x + skip_conv(embedded)."""
         out = self.take(0, channels)
         weight, bias = self.packed.layers["skip_conv"]
         self.steps.append(
             lambda get: [
-                pointwise.launch(
+                conv1x1.launch(
                     get(embedded),
                     weight,
                     bias,
                     get(out),
                     x=get(x),
                     label="skip_conv",
-                    processors=self.processors,
+                    num_sms=self.num_sms,
                 )
             ]
         )
@@ -224,6 +227,6 @@ class _Planner(BlockPlanner):
         self.drop(x)
 
     def drop(self, buffer: Buffer) -> None:
-        """No later launch reads it; what was asked for stays."""
+        """Release a buffer that no later launch reads, unless it is one of the kept blocks' outputs."""
         if buffer not in self.kept.values():
             self.workspace.release(buffer)

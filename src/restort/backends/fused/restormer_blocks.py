@@ -1,145 +1,117 @@
 """One transformer block of a Restormer as launches over buffers of a workspace.
 
-Where a level has many pixels, memory for the expanded arrays would cost most, and a block is three launches:
-stream_gram (v, and all of the attention up to the sums of q and k), fold (the attention as one matrix), stream_ffn (the
-attention's application and the feed-forward network). `choose` says where; on compute capability 9.0 both are those of
-wide.cu where they fit. Elsewhere either half is as restormer_plain says. Where there are many partial sums, adding them
-is one launch more.
+Where a level has many pixels, memory traffic of the expanded arrays would cost most, and a block is three launches:
+mdta_gram (v, and all of the attention up to the sums of q and k), attention_matrix, gdfn (the attention's application
+and the feed-forward network). `fused_halves` decides. On compute capability 9.0 both are those of sm90.cu where they
+fit. Elsewhere either half is as restormer_unfused plans it. Where there are many partial sums, adding them is one more
+launch.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from restort.backends.fused.restormer_plain import Buffer, PlainPlanner
+from restort.backends.fused.restormer_unfused import Buffer, UnfusedPlanner
 from restort.backends.fused.restormer_weights import Block
-from restort.kernels.depthwise_gram import kernel as depthwise_gram
-from restort.kernels.stream_ffn import kernel as stream_ffn
-from restort.kernels.stream_ffn import wide
-from restort.kernels.stream_gram import kernel as stream_gram
-from restort.kernels.stream_gram import wide as gram_wide
+from restort.kernels.depthwise_gram import triton as depthwise_gram
+from restort.kernels.gdfn import sm80 as gdfn_sm80
+from restort.kernels.gdfn import sm90 as gdfn_sm90
+from restort.kernels.mdta_gram import sm80 as mdta_gram_sm80
+from restort.kernels.mdta_gram import sm90 as mdta_gram_sm90
 
-FEW_TILES = 0.6  # of 128 pixels, for each multiprocessor
+FEW_TILES = 0.6  # of 128 pixels, per SM
 
 
-def choose(pixels: int, channels: int, heads: int, capability: int, processors: int) -> tuple[bool, bool]:
-    """Whether (q, k, v with their sums; the feed-forward network) of a block at so many pixels are streamed.
+def fused_halves(pixels: int, channels: int, heads: int, capability: int, num_sms: int) -> tuple[bool, bool]:
+    """Return whether (q, k, v with their sums; the feed-forward network) of a block are fused kernels.
 
-    Not where most multiprocessors would have no tile: from about half of them on one wave of tiles takes less time than
-    the plain kernels (at 256x256 on an H100, 2.5 times less at half size).
+    Not where most SMs would have no tile: from about half of them on one wave of tiles takes less time than the unfused
+    kernels (at 256x256 on an H100, 2.5 times less at half size).
     """
-    many = pixels >= FEW_TILES * 128 * processors
+    many = pixels >= FEW_TILES * 128 * num_sms
     return (
-        many and stream_gram.worthwhile(pixels, channels, heads, capability),
-        many and stream_ffn.worthwhile(pixels, channels, capability),
+        many and mdta_gram_sm80.fits(channels, heads, capability),
+        many and gdfn_sm80.fits(channels, capability),
     )
 
 
-class BlockPlanner(PlainPlanner):
-    """Plans blocks: streamed halves where they are faster, plain ones elsewhere."""
+class BlockPlanner(UnfusedPlanner):
+    """Plans blocks: fused halves where they are faster, unfused ones elsewhere."""
 
     def block(self, label: str, level: int, x: Buffer, keep: bool) -> Buffer:
-        """One transformer block; `keep`: x stays as it is, otherwise it is overwritten or released."""
+        """Plan one transformer block; `keep`: x stays as it is, otherwise it is overwritten or released."""
         block = self.packed.blocks[label]
         release = self.workspace.release
-        gram_streamed, ffn_streamed = self.choose(level, block)
-        attend = self.attend_streamed if gram_streamed else self.attend
-        feed = self.feed_streamed if ffn_streamed else self.feed
+        fused_gram, fused_ffn = self.fused_halves(level, block)
+        attend = self.attend_fused if fused_gram else self.attend
+        feed = self.feed_fused if fused_ffn else self.feed
         v, sums, splits = attend(label, level, block, x)
-        matrix = self.sum_and_fold(label, block, sums, splits)
+        matrix = self.finish_attention(label, block, sums, splits)
         y = feed(label, level, block, x, v, matrix, keep)
         release(v)
         release(matrix)
         return y
 
-    def choose(self, level: int, block: Block) -> tuple[bool, bool]:
-        """`choose` as overridden, and as far as the streaming kernels go."""
-        if not self.by_cuda():
+    def fused_halves(self, level: int, block: Block) -> tuple[bool, bool]:
+        """Return `fused_halves` of a block; if `fused_blocks` is True, both wherever the kernels take the block."""
+        if not self.cuda_enabled():
             return False, False
-        pixels = 1 << 40 if self.streamed else self.n * (self.h >> level) * (self.w >> level)
-        return choose(pixels, block.channels, block.heads, self.capability, self.processors)
+        pixels = 1 << 40 if self.fused_blocks else self.n * (self.h >> level) * (self.w >> level)
+        return fused_halves(pixels, block.channels, block.heads, self.capability, self.num_sms)
 
-    def attend_streamed(self, label: str, level: int, block: Block, x: Buffer) -> tuple[Buffer, Buffer, int]:
-        """`attend` in one kernel."""
+    def attend_fused(self, label: str, level: int, block: Block, x: Buffer) -> tuple[Buffer, Buffer, int]:
+        """Plan `attend` as one kernel."""
         h, w, channels, heads = self.h >> level, self.w >> level, block.channels, block.heads
         v = self.take(level, channels)
-        broad = gram_wide.fits(channels, heads, self.capability)
-        if broad:
-            splits = gram_wide.splits(self.n, h, w, channels, self.processors)
+        sm90 = mdta_gram_sm90.fits(channels, heads, self.capability)
+        if sm90:
+            splits = mdta_gram_sm90.splits(self.n, h, w, channels, self.num_sms)
         else:
-            splits = stream_gram.splits(self.n, h, w, channels, self.processors, self.capability)
+            splits = mdta_gram_sm80.splits(self.n, h, w, channels, self.num_sms, self.capability)
         sums = self.workspace.take(depthwise_gram.sums_shape(self.n, heads, channels, splits), torch.float32)
-        if broad:
-            packed = block.qkv_wide
+        options: dict[str, Any] = {"centred": self.centred, "label": f"{label}.attn"}
+        if sm90:
+            packed = block.qkv_sm90
             self.steps.append(
-                lambda get: [
-                    gram_wide.launch(
-                        get(x), packed, get(v), get(sums), centred=self.centred, label=f"{label}.attn"
-                    )
-                ]
+                lambda get: [mdta_gram_sm90.launch(get(x), packed, get(v), get(sums), **options)]
             )
         else:
             weights = block.qkv
+            options["capability"] = self.capability
             self.steps.append(
                 lambda get: [
-                    stream_gram.launch(
-                        get(x),
-                        weights.w,
-                        weights.affine,
-                        weights.dw16,
-                        get(v),
-                        get(sums),
-                        centred=self.centred,
-                        capability=self.capability,
-                        label=f"{label}.attn",
+                    mdta_gram_sm80.launch(
+                        get(x), weights.w, weights.affine, weights.dw16, get(v), get(sums), **options
                     )
                 ]
             )
         return v, sums, splits
 
-    def feed_streamed(
+    def feed_fused(
         self, label: str, level: int, block: Block, x: Buffer, v: Buffer, matrix: Buffer, keep: bool
     ) -> Buffer:
-        """`feed` in one kernel."""
+        """Plan `feed` as one kernel."""
         out = self.take(level, block.channels)
-        weights, bias = block.ffn, self.packed.spec.bias
-        if wide.fits(block.channels, block.hidden, self.capability):
-            broad = block.ffn_wide
+        attention_b, out_b = (block.attention_b, block.ffn_b) if self.packed.spec.bias else (None, None)
+        options: dict[str, Any] = {"centred": self.centred, "label": f"{label}.ffn"}
+        if gdfn_sm90.fits(block.channels, block.hidden, self.capability):
+            sm90 = block.ffn_sm90
             self.steps.append(
                 lambda get: [
-                    wide.launch(
-                        get(x),
-                        get(v),
-                        get(matrix),
-                        block.attention_b if bias else None,
-                        broad,
-                        block.ffn_b if bias else None,
-                        get(out),
-                        centred=self.centred,
-                        capability=self.capability,
-                        label=f"{label}.ffn",
+                    gdfn_sm90.launch(
+                        get(x), get(v), get(matrix), attention_b, sm90, out_b, get(out), **options
                     )
                 ]
             )
         else:
-            image = block.ffn_image
+            sm80 = block.ffn_sm80
+            options |= {"hidden": block.hidden, "capability": self.capability}
             self.steps.append(
                 lambda get: [
-                    stream_ffn.launch(
-                        get(x),
-                        get(v),
-                        get(matrix),
-                        block.attention_b if bias else None,
-                        weights.w,
-                        weights.affine,
-                        weights.dw16,
-                        block.ffn_w,
-                        block.ffn_b if bias else None,
-                        get(out),
-                        centred=self.centred,
-                        capability=self.capability,
-                        weights=image,
-                        label=f"{label}.ffn",
+                    gdfn_sm80.launch(
+                        get(x), get(v), get(matrix), attention_b, sm80, out_b, get(out), **options
                     )
                 ]
             )

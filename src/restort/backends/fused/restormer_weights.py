@@ -1,4 +1,4 @@
-"""A Restormer's weights as its kernels read them: folded, padded, in their order of use.
+"""A Restormer's weights in the form that its kernels read: folded and padded.
 
 T is the storage type (float16, bfloat16, or float32 for tests). Activations are (N, H, W, C) contiguous. C channels of
 a level, M rows of an expansion, F hidden channels of the feed-forward network, FP = F rounded up to a multiple of 32.
@@ -17,7 +17,7 @@ Depthwise 3x3 (same channels):
 Attention:
     temperature  (heads,) float32
     out_w   (C, C) float32  the output projection as published; its product with the softmax gives per image the
-                            matrix `fold` (N, C, C) T, and x' = x + v @ fold[n]^T + out_b
+                            attention matrix A (N, C, C) T, and x' = x + v @ A[n]^T + out_b
     out_b   (C,) float32
 
 Feed-forward:
@@ -41,12 +41,14 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
-from restort.kernels.conv3x3 import first_tile
-from restort.kernels.conv3x3 import tile as conv_tile
-from restort.kernels.norm_expand import wide as expand_wide
-from restort.kernels.stream_ffn import kernel as stream_ffn
-from restort.kernels.stream_ffn import wide
-from restort.kernels.stream_gram import wide as gram_wide
+from restort.kernels.conv3x3 import sm90 as conv3x3_sm90
+from restort.kernels.conv3x3_first import sm80 as conv3x3_first_sm80
+from restort.kernels.conv3x3_last import sm90 as conv3x3_last_sm90
+from restort.kernels.gdfn import sm80 as gdfn_sm80
+from restort.kernels.gdfn import sm90 as gdfn_sm90
+from restort.kernels.integers import next_power_of_2, round_up
+from restort.kernels.layernorm_conv1x1 import sm90 as layernorm_conv1x1_sm90
+from restort.kernels.mdta_gram import sm90 as mdta_gram_sm90
 from restort.models.blocks import block_names
 from restort.models.spec import RestormerSpec
 from restort.weights.checkpoint import Weights
@@ -68,9 +70,9 @@ class Expansion:
     dw16: Tensor
 
     @functools.cached_property
-    def w_wide(self) -> Tensor:
-        """`w` as restort.kernels.norm_expand.wide reads it."""
-        return expand_wide.pack(self.w)
+    def w_sm90(self) -> Tensor:
+        """`w` in the order of restort.kernels.layernorm_conv1x1.sm90."""
+        return layernorm_conv1x1_sm90.pack(self.w)
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,19 @@ class Block:
     ffn_b: Tensor
 
     @functools.cached_property
-    def ffn_image(self) -> Tensor:
-        """The feed-forward weights as restort.kernels.stream_ffn reads them."""
-        return stream_ffn.image(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
+    def ffn_sm80(self) -> Tensor:
+        """The feed-forward weights in the order of restort.kernels.gdfn.sm80."""
+        return gdfn_sm80.pack(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
 
     @functools.cached_property
-    def ffn_wide(self) -> wide.Weights:
-        """The feed-forward weights as restort.kernels.stream_ffn.wide reads them."""
-        return wide.pack(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
+    def ffn_sm90(self) -> gdfn_sm90.Weights:
+        """The feed-forward weights in the order of restort.kernels.gdfn.sm90."""
+        return gdfn_sm90.pack(self.ffn.w, self.ffn.affine, self.ffn.dw16, self.ffn_w)
 
     @functools.cached_property
-    def qkv_wide(self) -> gram_wide.Weights:
-        """The attention's expansion as restort.kernels.stream_gram.wide reads it."""
-        return gram_wide.pack(self.qkv.w, self.qkv.affine, self.qkv.dw16)
+    def qkv_sm90(self) -> mdta_gram_sm90.Weights:
+        """The attention's expansion in the order of restort.kernels.mdta_gram.sm90."""
+        return mdta_gram_sm90.pack(self.qkv.w, self.qkv.affine, self.qkv.dw16)
 
 
 @dataclass(frozen=True)
@@ -115,31 +117,37 @@ class Packed:
     layers: dict[str, tuple[Tensor, Tensor]]  # (weight, bias)
 
     def to(self, device: Any) -> Packed:
-        """The same on a device."""
+        """Return a copy on a device."""
         blocks = {name: _map(block, lambda t: t.to(device)) for name, block in self.blocks.items()}
         layers = {name: (w.to(device), b.to(device)) for name, (w, b) in self.layers.items()}
         return Packed(self.spec, self.dtype, blocks, layers)
 
-    def tiled(self, mode: int, name: str, channels: int, how: dict[str, int]) -> Tensor:
-        """The weights of a 3x3 convolution of so many channels as restort.kernels.conv3x3.tile reads them."""
-        key = name, how.get("COLUMNS"), how.get("CHUNK")
-        if key not in self._tiled:
-            self._tiled[key] = conv_tile.pack(mode, self.layers[name][0], channels, how)
-        return self._tiled[key]
+    def conv_sm90(self, name: str, channels: int, macros: dict[str, int]) -> Tensor:
+        """Return a convolution's weights in the order of restort.kernels.conv3x3.sm90 with these macros."""
+        key = name, macros["COLUMNS"], macros["CHUNK"]
+        if key not in self._conv_sm90:
+            self._conv_sm90[key] = conv3x3_sm90.pack(self.layers[name][0], channels, macros)
+        return self._conv_sm90[key]
 
     @functools.cached_property
-    def first_tiled(self) -> Tensor:
-        """The weights of the first one as restort.kernels.conv3x3.first_tile reads them."""
-        weight, _ = self.layers["patch_embed.proj"]
-        return first_tile.pack(weight, self.spec.in_channels, self.dtype)
-
-    @functools.cached_property
-    def _tiled(self) -> dict[Any, Tensor]:
+    def _conv_sm90(self) -> dict[Any, Tensor]:
         return {}
+
+    @functools.cached_property
+    def first_sm80(self) -> Tensor:
+        """The first convolution's weights in the order of restort.kernels.conv3x3_first.sm80."""
+        weight, _ = self.layers["patch_embed.proj"]
+        return conv3x3_first_sm80.pack(weight, self.spec.in_channels, self.dtype)
+
+    @functools.cached_property
+    def last_sm90(self) -> Tensor:
+        """The last convolution's weights in the order of restort.kernels.conv3x3_last.sm90."""
+        weight, _ = self.layers["output"]
+        return conv3x3_last_sm90.pack(weight, 2 * self.spec.dim)
 
     @property
     def bytes(self) -> int:
-        """Memory of all its arrays."""
+        """Bytes of all arrays."""
         count = 0
 
         def add(tensor: Tensor) -> Tensor:
@@ -156,7 +164,7 @@ class Packed:
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A dataclass with its tensors changed."""
+    """Return a copy of a dataclass with its tensors changed."""
     changed = {}
     for field in fields(value):
         part = getattr(value, field.name)
@@ -169,25 +177,20 @@ def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def step(channels: int) -> int:
-    """How many of the 3 C numbers of a row of taps one step of a 3x3 convolution multiplies."""
+    """Return how many of the 3 C numbers of a row of taps one step of a 3x3 convolution multiplies."""
     return 64 if 3 * channels % 64 == 0 else 32
 
 
-def up(number: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-number // multiple) * multiple
-
-
 def pack(weights: Weights, dtype: torch.dtype) -> Packed:
-    """Folds and pads a Restormer's weights, on the CPU, in float64 before the one rounding to `dtype`.
+    """Fold and pad a Restormer's weights, on the CPU, in float64 before the one rounding to `dtype`.
 
-    RestortError for a network whose channels are no multiple of 8, which the kernels' loads need.
+    RestortError if the channels are no multiple of 8, which the kernels' loads need.
     """
     spec = weights.spec
     assert isinstance(spec, RestormerSpec)
     if spec.dim % CHANNELS:
         raise RestortError(
-            f"the fused backend runs Restormers whose dim is a multiple of {CHANNELS}, and this one has {spec.dim}; "
+            f"backend 'fused' needs a Restormer whose dim is a multiple of {CHANNELS}, not {spec.dim}; "
             "use another backend"
         )
     state = {name: np.asarray(value, dtype=np.float64) for name, value in weights.state.items()}
@@ -203,10 +206,10 @@ def _block(state: dict[str, Array], name: str, spec: RestormerSpec, dtype: torch
     channels = attention.shape[0]
     projected = state[f"{name}.ffn.project_out.weight"][:, :, 0, 0]
     true_hidden = projected.shape[1]
-    hidden = up(true_hidden, HIDDEN)
+    hidden = round_up(true_hidden, HIDDEN)
 
     def both(array: Array) -> Array:
-        """Gates and values, each padded to FP rows."""
+        """Pad gates and values to FP rows each."""
         halves = [np.pad(half, ((0, hidden - true_hidden), (0, 0))) for half in np.split(array, 2)]
         return np.concatenate(halves)
 
@@ -243,9 +246,9 @@ def _block(state: dict[str, Array], name: str, spec: RestormerSpec, dtype: torch
 
 
 def _layers(state: dict[str, Array], spec: RestormerSpec, dtype: torch.dtype) -> Any:
-    """Every layer outside of the blocks: (name, (weight, bias))."""
+    """Yield every layer outside of the blocks: (name, (weight, bias))."""
     first = state["patch_embed.proj.weight"].reshape(spec.dim, -1)
-    length = max(16, 1 << (first.shape[1] - 1).bit_length())
+    length = next_power_of_2(first.shape[1])
     first = np.pad(first, ((0, 0), (0, length - first.shape[1])))
     yield "patch_embed.proj", (_tensor(first, torch.float32), torch.zeros(spec.dim))
     for name in ("down1_2", "down2_3", "down3_4", "up4_3", "up3_2", "up2_1", "output"):
@@ -266,7 +269,7 @@ def _taps(w: Array) -> Array:
     """(rows, C, 3, 3) -> (rows, 3, K)."""
     rows, channels = w.shape[:2]
     flat = w.transpose(0, 2, 3, 1).reshape(rows, 3, 3 * channels)
-    return np.pad(flat, ((0, 0), (0, 0), (0, up(3 * channels, step(channels)) - 3 * channels)))
+    return np.pad(flat, ((0, 0), (0, 0), (0, round_up(3 * channels, step(channels)) - 3 * channels)))
 
 
 def _or_zeros(array: Array | None, length: int) -> Array:

@@ -1,4 +1,4 @@
-"""The backend `fused`: a network on an NVIDIA GPU, its passes fused kernels in CUDA graphs."""
+"""The runner of the backend `fused`: a network on an NVIDIA GPU, its passes CUDA graphs of fused kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork, full_float32
 from restort.backends.precision_fallback import PRECISION_FALLBACK, FallbackWarning, run_with_fallback
 from restort.errors import OutOfMemory, RestortError, UsageError
-from restort.kernels import cuda
+from restort.kernels import nvrtc
 from restort.runner import Array, check_shape, checked, closed
 from restort.weights.checkpoint import Weights
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 SHAPES = 8
-"""How many shapes stay ready to run."""
+"""The number of shapes that stay ready to run."""
 
 _log = logging.getLogger("restort")
 
@@ -37,9 +37,9 @@ class FusedRunner:
     shapes      graphs of so many shapes are kept; `limit` bounds their bytes (default: half of the device's memory).
     device      for tests: 'cpu' runs the kernels in Triton's interpreter, without graphs.
 
-    Several threads may call one runner, and several runners may live side by side. `say` is told what takes long,
-    `warn` once if results had to be computed in another precision. Raises RestortError where kernels cannot be
-    compiled, OutOfMemory where the device's memory is not enough.
+    Several threads may call one runner, and several runners may exist at once. `say` reports what takes long, `warn`
+    once that results had to be computed in another precision. Raises RestortError if kernels cannot be compiled,
+    OutOfMemory if the device's memory is not enough.
     """
 
     name = "fused"
@@ -66,7 +66,7 @@ class FusedRunner:
         self._networks: dict[str, Network] = {}
         self._lock = threading.Lock()
         self._warn_fallback = FallbackWarning()
-        self._looked = False
+        self._warned_nvrtc = False
         self._guarded(lambda: self._network(precision))
 
     def __call__(self, x: Array) -> Array:
@@ -76,9 +76,9 @@ class FusedRunner:
         )
 
     def run_tensor(self, x: Tensor, *, check: bool = True) -> Tensor:
-        """The network over a tensor that is on the device: (N, C, H, W) in [0, 1] -> float32 (N, C', H * scale, ...).
+        """Run a tensor of the device: (N, C, H, W) in [0, 1] -> float32 (N, C', H * scale, ...).
 
-        The result is ready for the caller's current stream. `check=False` skips the look for NaN and infinity, and
+        The result is ready for the caller's current stream. `check=False` skips the check for NaN and infinity, and
         with it the wait for the GPU.
         """
         if not isinstance(x, torch.Tensor) or x.device != self._device:
@@ -94,9 +94,9 @@ class FusedRunner:
         input_is_finite: Callable[[], bool],
         shape: tuple[int, ...],
     ) -> Result:
-        """Run in this precision and, while the result is not finite, though the input is, in the next."""
-        if not self._looked:
-            self._look()
+        """Run in this precision and, while the result is not finite although the input is, in safer ones."""
+        if not self._warned_nvrtc:
+            self._warn_without_nvrtc()
         return run_with_fallback(
             PRECISION_FALLBACK[self.precision],
             lambda precision: self._guarded(partial(self._once, precision, run), shape),
@@ -107,13 +107,13 @@ class FusedRunner:
     def _once(self, precision: str, run: Callable[[Network], Result]) -> Result:
         return run(self._network(precision))
 
-    def _look(self) -> None:
-        """Says once what keeps this GPU from its fastest kernels."""
+    def _warn_without_nvrtc(self) -> None:
+        """Warn once if kernels in CUDA C++ cannot be compiled."""
         with self._lock:
-            first, self._looked = not self._looked, True
-        if first and self._device.type == "cuda" and self.precision != "fp32" and not cuda.available():
+            first, self._warned_nvrtc = not self._warned_nvrtc, True
+        if first and self._device.type == "cuda" and self.precision != "fp32" and not nvrtc.available():
             self.warn(
-                f"the fastest kernels are left out, since NVRTC cannot be loaded; {cuda.REMEDY} brings it"
+                f"NVRTC cannot be loaded, so the fastest kernels are not used; install it with: {nvrtc.REMEDY}"
             )
 
     def _network(self, precision: str) -> Network:
@@ -137,12 +137,12 @@ class FusedRunner:
             return self._networks[precision]
 
     def _guarded(self, run: Callable[[], Result], shape: tuple[int, ...] | None = None) -> Result:
-        """`run()`; where the memory runs out once more, after all other shapes have given theirs back."""
+        """Return `run()`; if it runs out of memory, free that of all shapes and try once more."""
         try:
             return run()
         except Exception as error:
             self._explain(error)
-        # Only here, where no error keeps the frames that hold memory, can it be given back.
+        # Not in the except clause: there the error keeps alive the frames that hold the memory.
         for network in list(self._networks.values()):
             network.clear()
         if self._device.type == "cuda":
@@ -152,15 +152,15 @@ class FusedRunner:
         except Exception as error:
             self._explain(error)
         what = "this network" if shape is None else f"an array of shape {list(shape)}"
-        raise OutOfMemory(f"the memory of {self.device} is not enough for {what}")
+        raise OutOfMemory(f"out of memory on {self.device} for {what}")
 
     def _explain(self, error: Exception) -> None:
-        """Raises it, or a clearer one, unless the memory ran out."""
+        """Raise the error, or a clearer one, unless it says that memory ran out."""
         if out_of_memory(error):
             return
         if "C compiler" in str(error):
             raise RestortError(
-                "Triton needs a C compiler to launch kernels, and there is none; install gcc, or set CC"
+                "no C compiler found, which Triton needs to launch kernels; install gcc or set CC"
             ) from None
         raise error
 
@@ -168,31 +168,31 @@ class FusedRunner:
     def device(self) -> str:
         """The GPU's name."""
         if self._device.type == "cpu":
-            return "the processor (Triton's interpreter)"
+            return "the CPU (Triton's interpreter)"
         return str(torch.cuda.get_device_name(self._device))
 
     def device_peak_bytes(self) -> int:
-        """The most memory that this process's tensors had on the device so far."""
+        """Return the peak of this process's tensors on the device so far."""
         return int(torch.cuda.max_memory_allocated(self._device)) if self._device.type == "cuda" else 0
 
     def tile_memory(self) -> tuple[int, int]:
-        """(bytes of the device that a picture may take now, bytes per pixel of the input)."""
+        """Return (bytes of the device that an image may take now, bytes per pixel of the input)."""
         network = self._guarded(lambda: self._network(self.precision))
         if self._device.type == "cpu":
             return 1 << 32, network.bytes_per_pixel()
         free, _ = torch.cuda.mem_get_info(self._device)
         kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        held = network.instances.bytes if isinstance(network, FusedNetwork) else 0  # can be given back
+        held = network.instances.bytes if isinstance(network, FusedNetwork) else 0  # can be freed
         return int(0.9 * (free + kept + held)), network.bytes_per_pixel()
 
     def timer(self, x: Array) -> Callable[[], float]:
-        """A function that runs x, on the device already, and returns the milliseconds of CUDA's events."""
+        """Copy x to the device; return a function that runs it and returns milliseconds, by CUDA events."""
         x = checked(x, self.spec)
         network = self._network(self.precision)
         return self._guarded(lambda: network.timer(x), x.shape)
 
     def blocks(self, x: Array) -> dict[str, Array]:
-        """Every block's output, float32 (N, C, H, W), by name."""
+        """Return every block's output, float32 (N, C, H, W), by name."""
         x = checked(x, self.spec)
         network = self._network(self.precision)
         return self._guarded(lambda: network.blocks(x), x.shape)
@@ -205,14 +205,14 @@ class FusedRunner:
         folder: Path,
         progress: Callable[[int, int], None] | None = None,
     ) -> Iterator[tuple[int, Array]]:
-        """The result of the whole picture, strip by strip, by PyTorch's operations: restort.backends.strips.
+        """Yield the result of the whole image, strip by strip, by PyTorch's operations (restort.backends.strips).
 
         In float16 for a runner in fp16, else in float32.
         """
         from restort.backends.strips.network import GPU_CELL_BYTES, StripNetwork
 
         if not self.spec.whole_image:
-            raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")
+            raise UsageError("strips are for Restormer; run an ELAN on the whole image or on tiles")
         x = checked(x, self.spec)
         dtype = torch.float16 if self.precision == "fp16" else torch.float32
         strips = StripNetwork(self._guarded(lambda: self._plain(dtype)).model)
@@ -235,7 +235,7 @@ class FusedRunner:
             )
 
     def _plain(self, dtype: Any) -> PlainNetwork:
-        """PyTorch's network for strips; not kept."""
+        """Return a new PyTorch network for strips."""
         with self._lock:
             if self._weights is None:
                 raise closed(self.name)
@@ -249,7 +249,7 @@ class FusedRunner:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that the device's memory is not enough: PyTorch's own error, or the driver's through Triton."""
+    """Return whether the error says that memory ran out: PyTorch's own, or the driver's through Triton."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()

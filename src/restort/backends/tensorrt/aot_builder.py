@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import restort
 from restort.backends.fused.aot_cache import PRECISIONS, Wanted
-from restort.backends.fused.aot_package import Plan, read_plan
+from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.backends.tensorrt import network as networks
 from restort.backends.tensorrt import plugin
 from restort.backends.tensorrt.builder import make_report, run_builder
@@ -96,7 +96,7 @@ def package_report(path: Path) -> dict[str, Any]:
     `memory` is in bytes on the GPU: of the weights, and of each execution context.
     """
     data = path.read_bytes()
-    package = read_plan(data)
+    package = read_aot(data)
     names = ("restort", "sources", "compilers")
     weights = sum(region.size for region in package.regions if region.kind == "weights")
     return {
@@ -120,11 +120,11 @@ def aot_graph(weights: Weights, package: bytes | Path | str) -> onnx.ModelProto:
     AOT package, or one of other weights.
     """
     if isinstance(package, bytes):
-        read, attribute = read_plan(package), package
+        read, attribute = read_aot(package), package
     else:
         path = Path(package).resolve()
         try:
-            read, attribute = read_plan(path.read_bytes()), f"file:{path}".encode()
+            read, attribute = read_aot(path.read_bytes()), f"file:{path}".encode()
         except OSError as error:
             raise RestortError(f"cannot read the AOT package {path}: {error.strerror}") from None
     if read.text.get("weights_sha256") != weights.digest:
@@ -142,7 +142,7 @@ def aot_graph(weights: Weights, package: bytes | Path | str) -> onnx.ModelProto:
     return model
 
 
-def _metadata(weights: Weights, package: Plan) -> dict[str, str]:
+def _metadata(weights: Weights, package: AotPackage) -> dict[str, str]:
     """The metadata that restort.export.emit writes into graphs."""
     spec = weights.spec
     return {

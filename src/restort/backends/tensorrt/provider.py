@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.aot_cache import PlanCache, Wanted, given, model_of, sources_digest
+from restort.backends.fused.aot_cache import AotCache, Wanted, model_of, sources_digest, validate_aot_file
 from restort.backends.tensorrt import plugin
 from restort.backends.tensorrt.aot_builder import aot_request, build_aot_engine, check_aot_options
 from restort.backends.tensorrt.builder import build, check_options, graph_precision, wants_fixed_size
@@ -159,7 +159,9 @@ class EngineProvider:
         Raises UsageError where `package` does not fit it.
         """
         key = self.key(profile)
-        package = None if self.package is None else given(self.package, self._aot_request(profile))
+        package = (
+            None if self.package is None else validate_aot_file(self.package, self._aot_request(profile))
+        )
         stored = self.cache.obtain(key, lambda: self._build(profile, package), self.say)
         if package is not None and stored.about["aot"]["sha256"] != sha256(package):
             self.cache.discard(stored, self.say, "it holds another AOT package, by other compilers")
@@ -207,7 +209,7 @@ class EngineProvider:
         wanted = self._aot_request(options.profile)
         plugin.load(self.flavour, self.say)  # before minutes of compiling: this fails quickly
         if package is None:
-            package = PlanCache().provide(wanted, self.say)
+            package = AotCache().provide(wanted, self.say)
         return build_aot_engine(self.flavour, self.weights, package, options)
 
     def timing_cache(self) -> TimingCache | None:

@@ -4,8 +4,3 @@ The picture is float32 (N, C, H, W) in [0, 1], the features are (N, H + 4, W + 4
 of zeros around them, which later kernels read instead of testing for the picture's edge. The centred picture goes into
 the product as the sum of two numbers of the storage type, so that it is exact.
 """
-
-from restort.kernels.colour_head.kernel import launch
-from restort.kernels.colour_head.reference import colour_head
-
-__all__ = ["colour_head", "launch"]

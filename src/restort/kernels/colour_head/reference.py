@@ -1,4 +1,4 @@
-"""The same in PyTorch, on the kernel's arrays."""
+"""The op in plain PyTorch, on the kernel's arrays."""
 
 from __future__ import annotations
 

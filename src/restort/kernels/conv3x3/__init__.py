@@ -1,5 +1,4 @@
-"""3x3 convolutions: of the image, before a pixel-unshuffle, before a pixel-shuffle, and to the resulting image.
+"""3x3 convolutions between the levels: before a pixel-unshuffle (DOWN) and before a pixel-shuffle (UP).
 
-`kernel.launch` for the middle two and the last, `first.launch` for the first; the formulas are in `reference`. The same
-in CUDA C++: `tile.launch` (compute capability 9.0) and `first_tile.launch`.
+The Triton kernel also is the last convolution, to the resulting image (LAST); on Hopper that is conv3x3_last.
 """

@@ -14,13 +14,6 @@ def conv3x3(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x.float().permute(0, 3, 1, 2), kernel, bias, padding=1)
 
 
-def first(image: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
-    """image (N, C, H, W) float32, w (rows, K >= 9 C) in the order (channel, dy, dx) -> (N, H, W, rows)."""
-    channels = image.shape[1]
-    kernel = w[:, : 9 * channels].view(-1, channels, 3, 3)
-    return F.conv2d(image, kernel, padding=1).permute(0, 2, 3, 1).to(dtype)
-
-
 def down(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
     """(N, H, W, C) -> (N, H / 2, W / 2, 4 rows), the order of torch's PixelUnshuffle."""
     return F.pixel_unshuffle(conv3x3(x, w, bias), 2).permute(0, 2, 3, 1).to(x.dtype)
@@ -33,9 +26,3 @@ def up(x: Tensor, w: Tensor, bias: Tensor, skip: Tensor | None = None) -> Tensor
     y = y.view(n, 2, 2, rows // 4, height, width).permute(0, 4, 1, 5, 2, 3)
     y = y.reshape(n, 2 * height, 2 * width, rows // 4).to(x.dtype)
     return y if skip is None else torch.cat([y, skip], -1)
-
-
-def last(x: Tensor, w: Tensor, bias: Tensor, image: Tensor | None = None) -> Tensor:
-    """(N, H, W, C) -> (N, rows, H, W) float32, plus `image`."""
-    y = conv3x3(x, w, bias)
-    return y if image is None else y + image

@@ -1,4 +1,4 @@
-"""Depthwise 3x3 and Gram matrix in plain PyTorch."""
+"""The op in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same in PyTorch, on the kernel's arrays."""
+"""The op in plain PyTorch, on the kernel's arrays."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0), (0, 0))
 
 
 def moved(x: Tensor, group: int) -> Tensor:
-    """(N, H, W, C) -> the pixel that group `group` of a shift takes, zero outside of the picture."""
+    """(N, H, W, C) -> the pixel that group `group` of a shift takes, zero outside of the image."""
     dy, dx = _MOVES[group]
     n, h, w, c = x.shape
-    wide = x.new_zeros(n, h + 2, w + 2, c)
-    wide[:, 1:-1, 1:-1] = x
-    return wide[:, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
+    padded = x.new_zeros(n, h + 2, w + 2, c)
+    padded[:, 1:-1, 1:-1] = x
+    return padded[:, 1 + dy : 1 + dy + h, 1 + dx : 1 + dx + w]
 
 
 def shift(x: Tensor, channels: int) -> Tensor:

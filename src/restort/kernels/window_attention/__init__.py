@@ -3,9 +3,3 @@
 Zhang et al., ECCV 2022, section 3.3: a third of the channels for each window size, scores not scaled, windows moved
 cyclically by half their size in every second group. Scores are made where they are used and never stored.
 """
-
-from restort.kernels.window_attention import tile
-from restort.kernels.window_attention.kernel import BORDER, WINDOWS, launch
-from restort.kernels.window_attention.reference import window_attention
-
-__all__ = ["BORDER", "WINDOWS", "launch", "tile", "window_attention"]
