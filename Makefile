@@ -1,6 +1,7 @@
 # make demo   sets up .venv and restores the example photographs into demo/
 # make test   sets up .venv with everything the tests need, and runs them
 # make lint   style and types
+# make wheel-check   builds the wheel, installs it into an empty environment, restores a picture there, checks sizes
 #
 # PYTHON   the interpreter to make .venv with (3.10 or newer)
 # TORCH    what pip installs as PyTorch for the tests. The default is a build for CPU where pip's sources offer one,
@@ -22,7 +23,7 @@ BINDINGS := tensorrt-bindings==8.6.1 tensorrt-cu13-bindings==10.16.1.11 tensorrt
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format wheel-check clean
 
 demo: .venv/.core
 	$(BIN)/python examples/demo.py --output demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
@@ -38,6 +39,9 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel-check: $(BIN)/python
+	$(BIN)/python .ci/wheel_check.py
 
 clean:
 	rm -rf .venv demo
