@@ -16,7 +16,9 @@ from restort.backends.fused.aot_cache import Wanted
 from restort.backends.tensorrt import cuda, plugin, provider, runner
 from restort.backends.tensorrt.aot_builder import aot_graph, package_report
 from restort.backends.tensorrt.options import BuildOptions, Built
+from restort.backends.tensorrt.runner import TensorrtRunner
 from restort.utils.gpu import Gpu
+from restort.weights.checkpoint import Weights
 from tests.fakes import fake_tensorrt
 from tests.fakes.empty_aot import aot_of
 from tests.fakes.fake_cuda import FakeCuda
@@ -103,3 +105,13 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def picture(h: int = 32, w: int = 48, n: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((n, 3, h, w), np.float32)
+
+
+def make_runner(
+    weights: Weights, precision: str = "fp16", **options: Any
+) -> tuple[TensorrtRunner, list[str]]:
+    """A runner, and the lines that it says and warns."""
+    said: list[str] = []
+    found = TensorrtRunner(weights, precision, **options)
+    found.say = found.warn = said.append
+    return found, said

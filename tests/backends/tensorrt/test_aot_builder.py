@@ -23,7 +23,7 @@ from restort.errors import RestortError, UsageError
 from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights
 from tests.fakes.empty_aot import aot_of
-from tests.fakes.fake_gpu import H100, World, picture
+from tests.fakes.fake_gpu import H100, World, make_runner, picture
 from tests.fakes.fake_tensorrt import enlarged
 
 FUSED = {"kernels": "fused"}
@@ -31,10 +31,7 @@ MANY = Profile((1, 16, 16), (1, 32, 32), (1, 64, 64))
 
 
 def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:
-    said: list[str] = []
-    found = TensorrtRunner(weights, precision, options={**FUSED, **options})
-    found.say = found.warn = said.append
-    return found, said
+    return make_runner(weights, precision, options={**FUSED, **options})
 
 
 def wanted_of(weights: Weights, h: int = 32, w: int = 48) -> Wanted:

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from restort.backends import registry
 from restort.backends.tensorrt import mixed_precision, provider
 from restort.backends.tensorrt.cache import EngineCache
 from restort.backends.tensorrt.options import Built, Profile
-from restort.backends.tensorrt.provider import EngineProvider, profile_for, report_seldom
-from restort.backends.tensorrt.runner import TensorrtRunner, is_finite
+from restort.backends.tensorrt.provider import profile_for
+from restort.backends.tensorrt.runner import is_finite
 from restort.errors import OutOfMemory, RestortError
 from restort.tiling.tiles import run_tiled, tile_layout
 from restort.utils.gpu import Gpu
-from restort.weights.checkpoint import Weights, load_weights
-from tests.fakes.fake_backend import RESTORMER, write_weights
-from tests.fakes.fake_gpu import World, picture
+from restort.weights.checkpoint import Weights
+from tests.fakes.fake_gpu import World, make_runner, picture
 from tests.fakes.fake_tensorrt import enlarged
 
 
-def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[TensorrtRunner, list[str]]:
-    said: list[str] = []
-    found = TensorrtRunner(weights, precision, **options)
-    found.say = found.warn = said.append
-    return found, said
-
-
 def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weights) -> None:
-    first, said = made(weights)
+    first, said = make_runner(weights)
     assert not world.builds  # nothing is built before a size is known
     for h, w in ((32, 48), (16, 16), (1280, 64)):
         np.testing.assert_array_equal(first(picture(h, w)), enlarged(picture(h, w)))
@@ -45,7 +34,7 @@ def test_one_engine_serves_many_sizes_and_processes(world: World, weights: Weigh
     first.close()
     with pytest.raises(RestortError, match="closed"):
         first(picture())
-    second, said = made(weights)
+    second, said = make_runner(weights)
     second(picture())
     assert len(world.builds) == 1 and not said
     second.close()
@@ -62,24 +51,24 @@ def test_types_that_the_library_does_not_give_are_noted(
         return replace(built, report=built.report | more)
 
     monkeypatch.setattr(provider, "build", silent)
-    runner, said = made(weights)
+    runner, said = make_runner(weights)
     runner(picture())
     assert said[2:] == ["could not verify that the engine computes in fp16: it gives only names"]
     runner.close()
 
 
 def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights: Weights) -> None:
-    first, _ = made(weights)
+    first, _ = make_runner(weights)
     x = picture(n=3)
     np.testing.assert_array_equal(first(x), enlarged(x))
     assert first.timer(x)() == 4.5
     first.close()
-    whole, _ = made(weights, profile=Profile.fixed(3, 32, 48))
+    whole, _ = make_runner(weights, profile=Profile.fixed(3, 32, 48))
     np.testing.assert_array_equal(whole(x), enlarged(x))
     with pytest.raises(RestortError, match="the engine takes inputs of 3x32x48"):
         whole(picture())
     whole.close()
-    later, said = made(weights)
+    later, said = make_runner(weights)
     later(x)
     later(picture())  # the special engine for the batch, the general one for the rest
     assert len(later._opened) == 2 and len(world.builds) == 2 and not said
@@ -88,7 +77,7 @@ def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights
 
 
 def test_an_engine_that_cannot_be_opened_is_built_again(world: World, weights: Weights) -> None:
-    first, _ = made(weights)
+    first, _ = make_runner(weights)
     first(picture())
     first.close()
     (stored,) = EngineCache().entries()
@@ -97,23 +86,23 @@ def test_an_engine_that_cannot_be_opened_is_built_again(world: World, weights: W
     from restort.backends.tensorrt import sidecar
 
     sidecar.write(stored.path, Built(damaged, about))
-    second, said = made(weights)
+    second, said = make_runner(weights)
     np.testing.assert_array_equal(second(picture()), enlarged(picture()))
     assert len(world.builds) == 2 and "rebuilding" in said[0] and "does not parse" in said[0]
     second.close()
 
 
 def test_updates_of_library_and_driver_build_again(world: World, weights: Weights) -> None:
-    first, _ = made(weights)
+    first, _ = make_runner(weights)
     first(picture())
     first.close()
     world.flavour.version = "10.16.1"
-    second, said = made(weights)
+    second, said = make_runner(weights)
     second(picture())
     assert "version of the library is 8.6.0, not 10.16.1" in said[0]
     second.close()
     world.gpu = Gpu("NVIDIA H100", (9, 0), (13, 1))
-    third, said = made(weights)
+    third, said = make_runner(weights)
     third(picture())
     assert "driver is 13.0, not 13.1" in said[0]
     third.close()
@@ -121,7 +110,7 @@ def test_updates_of_library_and_driver_build_again(world: World, weights: Weight
 
 def test_a_result_that_is_not_finite_is_computed_again(world: World, weights: Weights) -> None:
     world.behaves = {"fp16": "nan"}
-    first, said = made(weights)
+    first, said = make_runner(weights)
     for seed in range(3):
         np.testing.assert_array_equal(first(picture(seed=seed)), enlarged(picture(seed=seed)))
     assert [options.precision for options in world.builds] == ["fp16", "fp32"]  # 8.6 has no bfloat16
@@ -132,11 +121,11 @@ def test_a_result_that_is_not_finite_is_computed_again(world: World, weights: We
     assert not np.isfinite(first(x)).all() and len(world.builds) == 2
     first.close()
     world.flavour.precisions = ("fp32", "tf32", "fp16", "bf16", "mixed")
-    third, _ = made(weights)  # a graph without bfloat16 cannot be built: then float32 it is
+    third, _ = make_runner(weights)  # a graph without bfloat16 cannot be built: then float32 it is
     np.testing.assert_array_equal(third(picture()), enlarged(picture()))
     third.close()
     world.flavour.capabilities.newer_operators = True
-    second, _ = made(weights)
+    second, _ = make_runner(weights)
     second(picture())
     assert world.builds[-1].precision == "bf16"
     second.close()
@@ -144,7 +133,7 @@ def test_a_result_that_is_not_finite_is_computed_again(world: World, weights: We
 
 def test_streams_check_every_result(world: World, weights: Weights) -> None:
     world.behaves = {"fp16": "nan"}
-    first, said = made(weights)
+    first, said = make_runner(weights)
     pictures = [picture(32, 48, seed=i) for i in range(3)] + [picture(16, 16, 2, 9), picture(16, 32, seed=4)]
     for x, y in zip(pictures, first.stream(iter(pictures)), strict=True):
         np.testing.assert_array_equal(y, enlarged(x))
@@ -153,7 +142,7 @@ def test_streams_check_every_result(world: World, weights: Weights) -> None:
 
 
 def test_tiles_flow_through_the_stream(world: World, weights: Weights) -> None:
-    first, _ = made(weights)
+    first, _ = make_runner(weights)
     x = picture(300, 500)
     y = run_tiled(first, x, tile_layout(300, 500, weights.spec, 128))
     np.testing.assert_allclose(y, enlarged(x), atol=1e-6)
@@ -163,7 +152,7 @@ def test_tiles_flow_through_the_stream(world: World, weights: Weights) -> None:
 
 
 def test_memory_that_is_short_is_told_as_such(world: World, weights: Weights) -> None:
-    first, _ = made(weights)
+    first, _ = make_runner(weights)
     first(picture())
     world.cuda.memory = world.cuda.used
     with pytest.raises(OutOfMemory, match="smaller tiles"):
@@ -174,7 +163,7 @@ def test_memory_that_is_short_is_told_as_such(world: World, weights: Weights) ->
 
 def test_timings_are_kept_between_builds(world: World, weights: Weights) -> None:
     for precision in ("fp16", "fp32"):
-        first, _ = made(weights, precision)
+        first, _ = make_runner(weights, precision)
         first(picture())
         first.close()
     assert [options.timing_cache for options in world.builds] == [None, b"times of fp16"]
@@ -182,9 +171,9 @@ def test_timings_are_kept_between_builds(world: World, weights: Weights) -> None
 
 def test_mixed_needs_its_choice(world: World, weights: Weights) -> None:
     with pytest.raises(RestortError, match="restort build --precision mixed"):
-        made(weights, "mixed")
+        make_runner(weights, "mixed")
     mixed_precision.remember(weights, {"weights_sha256": weights.digest, "keep_fp32": ["tail", "head"]})
-    first, _ = made(weights, "mixed")
+    first, _ = make_runner(weights, "mixed")
     first(picture())
     assert EngineCache().entries()[0].key["keep_fp32"] == ["head", "tail"]
     first.close()
@@ -226,54 +215,6 @@ def test_a_mixed_engine_is_checked_against_its_budget(
     assert "takes PyTorch" in engine_check.of_engine(weights, "auto", whole, {}, Budget())[1]
 
 
-def test_sizes_beyond_the_usual_get_an_engine_that_lasts(weights: Weights) -> None:
-    spec = weights.spec
-    assert profile_for(spec, (1, 16, 16)) == Profile((1, 16, 16), (1, 384, 640), (1, 1280, 1280))
-    assert profile_for(spec, (4, 1296, 64)).max == (1, 1536, 1280)
-
-
-@pytest.mark.parametrize("is_typed", [False, True])
-def test_a_restormer_has_an_engine_for_each_size_where_the_library_has_no_types(
-    world: World, tmp_path: Path, is_typed: bool
-) -> None:
-    world.flavour.capabilities.strongly_typed = is_typed
-    restormer = load_weights(write_weights(tmp_path / "restormer.safetensors", RESTORMER))
-    provider = EngineProvider(restormer, "fp16", world.flavour)
-    one = Profile.fixed(1, 32, 48)
-    assert provider.profile_for((1, 32, 48)) == (
-        profile_for(restormer.spec, (1, 32, 48)) if is_typed else one
-    )
-    assert provider.provide((1, 32, 48)).built and not provider.provide((1, 32, 48)).built
-    assert provider.provide((1, 64, 64)).built is not is_typed
-
-
-def test_building_ahead_needs_no_gpu(world: World, weights: Weights) -> None:
-    world.gpu = None
-    world.flavour.name, world.flavour.version = "rtx", "1.7.1"
-    said: list[str] = []
-    ahead = EngineProvider(weights, "fp16", world.flavour, targets=("8.6", "8.9"), say=said.append)
-    stored = ahead.obtain(profile_for(weights.spec, (1, 64, 64)))
-    assert world.builds[-1].compute_capabilities == ("8.6", "8.9") and stored.key["gpu"] is None
-    with pytest.raises(RestortError, match="no usable NVIDIA GPU"):
-        made(weights)
-    world.gpu = Gpu("GeForce RTX 4090", (8, 9), (12, 9))
-    later, said = made(weights)
-    np.testing.assert_array_equal(later(picture()), enlarged(picture()))
-    assert len(world.builds) == 1 and not said
-    later.close()
-
-
-def test_the_progress_of_a_build_is_reported_seldom() -> None:
-    said: list[str] = []
-    times = iter([0.0, 1.0, 16.0, 16.0, 17.0, 40.0, 40.0])
-    tell = report_seldom(said.append, lambda: next(times))
-    tell("parsing", None)
-    tell("timing", 0.25)
-    tell("timing", 0.3)
-    tell("writing", None)
-    assert said == ["still building: timing, 25%", "still building: writing"]
-
-
 def test_finite() -> None:
     y = np.zeros((1, 3, 8, 8), np.float32)
     assert is_finite(y) and is_finite(y + np.float32(3e38))
@@ -282,56 +223,3 @@ def test_finite() -> None:
         assert not is_finite(y)
     y[0, 0, 0, 0] = np.inf
     assert not is_finite(y)
-
-
-def test_the_backend_is_registered(
-    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from restort.backends.tensorrt import availability
-    from restort.utils.gpu import Unavailable
-
-    assert registry._library("tensorrt") in ("tensorrt", "tensorrt_rtx")
-    monkeypatch.setattr(registry, "_library", lambda name: "numpy")  # something that is here
-    monkeypatch.setattr(
-        availability, "check_available", lambda: Unavailable("no NVIDIA driver is loaded", "install it")
-    )
-    with pytest.raises(RestortError, match="tensorrt cannot be used: no NVIDIA driver is loaded; install it"):
-        registry.create(weights, "tensorrt")
-    monkeypatch.setattr(availability, "check_available", lambda: None)
-    monkeypatch.setattr(availability, "is_ready", lambda weights, precision: False)
-    said: list[str] = []
-    assert registry._on_a_gpu(weights, "auto", "auto", None, said.append) is None and not said
-    with caplog.at_level(logging.INFO):
-        found: Any = registry.create(weights, "tensorrt", say=said.append)
-    assert found.name == "tensorrt" and found.precision == "fp16"
-    found(picture())
-    assert said and "building" in said[0]
-    found.close()
-    monkeypatch.setattr(availability, "is_ready", lambda weights, precision: precision == "fp16")
-    taken = registry.create(weights, say=said.append)
-    assert taken.name == "tensorrt" and "auto took tensorrt/fp16: NVIDIA H100" in said
-    taken.close()
-
-
-def test_auto_takes_engines_that_are_there(
-    world: World, weights: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from restort.backends.tensorrt import availability, library
-
-    monkeypatch.setattr(library, "installed", lambda: {"tensorrt": "8.6.0"})
-    assert not availability.is_ready(weights, "fp16")
-    first, _ = made(weights)
-    first(picture())
-    first.close()
-    assert availability.is_ready(weights, "fp16") and not availability.is_ready(weights, "fp32")
-    world.gpu = Gpu("NVIDIA H200", (9, 0), (13, 0))
-    assert not availability.is_ready(weights, "fp16")
-
-
-def test_what_is_missing_is_found_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    from restort.backends.tensorrt import availability
-
-    monkeypatch.setattr(availability, "query_gpu", lambda: Gpu("GPU", (9, 0), (13, 0)))
-    monkeypatch.setattr(availability, "_has", lambda module: False)
-    found = availability.check_available()
-    assert found is not None and found.remedy == "pip install cuda-python"
