@@ -1,6 +1,6 @@
 # make demo   sets up .venv and restores the example photographs into demo/
 # make test   sets up .venv with everything the tests need, and runs them
-# make lint   style and types
+# make lint   style, types, and who may import whom (pyproject.toml: tool.importlinter)
 # make wheel-check   builds the wheel, installs it into an empty environment, restores a picture there, checks sizes
 #
 # PYTHON   the interpreter to make .venv with (3.10 or newer)
@@ -35,6 +35,7 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from restort.version import __version__
+
 __all__ = ["Model", "RestortError", "UsageError", "__version__", "list_models", "load", "restore"]
 
 if TYPE_CHECKING:

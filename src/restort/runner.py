@@ -1,48 +1,118 @@
-"""What every backend gives: a Runner, arrays in and arrays out, and a word on whether it works here."""
+"""The contract of everything that computes: arrays in, arrays out."""
 
 from __future__ import annotations
 
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from restort.errors import RestortError
+from restort.errors import RestortError, UsageError
 from restort.models.spec import Spec
 
 Array: TypeAlias = npt.NDArray[Any]
+Say: TypeAlias = Callable[[str], object]
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called as progress(done, total)."""
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "tf32", "mixed"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "tf32", "mixed")
 
+_log = logging.getLogger("restort")
 
-class Runner(Protocol):
-    """One network, ready to run on arrays; made by `restort.backends.registry.create`.
 
-    `runner(x)`: x float32 (N, C, H, W) in [0, 1], H and W multiples of `spec.size_multiple`; the result is
-    float32 (N, C', H * scale, W * scale), C-contiguous, on the same scale and not clipped, and belongs to the
-    caller. Several threads may call one runner. `close()` frees what it holds; it may be called twice.
+class Runner(ABC):
+    """One network on one backend, ready to run; `restort.backends.registry.create` makes them.
 
-    A call raises restort.errors.OutOfMemory (or any MemoryError) where the array is too large for the memory, and
-    works on for smaller ones. A runner may also have
-        tile_memory()   (bytes that a picture may take now, bytes per pixel of the input), where its memory is not
-                        the computer's
-        warn, say       functions that are told, in a sentence, what the user should know
-    and what restort.profiling.bench, .block_outputs and restort.inference.exact ask for.
+    name        of the backend, a key of restort.backends.registry.BACKENDS
+    precision   numbers it computes in, one of PRECISIONS
+    spec        hyper-parameters of the network
+    say, warn   receive one sentence each about what takes long and about what the user should know
+
+    A backend implements `__call__` and `close`. The other methods are abilities with defaults; it overrides those that
+    it has. Several threads may call one runner.
     """
 
     name: str
     precision: str
     spec: Spec
+    say: Say = _log.info
+    warn: Say = _log.warning
 
-    def __call__(self, x: Array) -> Array: ...
+    @abstractmethod
+    def __call__(self, x: Array, /) -> Array:
+        """Run the network.
 
-    def close(self) -> None: ...
+        x         float32 (N, C, H, W) in [0, 1]; H and W are multiples of `spec.size_multiple`
+        returns   float32 (N, C', H * scale, W * scale), C-contiguous, not clipped; the caller owns it
+
+        Raises OutOfMemory (or any MemoryError) where x is too large for the memory; smaller arrays still run then.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the runner holds. A second call does nothing."""
+
+    def stream(self, arrays: Iterable[Array]) -> Iterator[Array] | None:
+        """Return a generator of the results of `arrays` in order, which overlaps copies with computing.
+
+        None where the backend has nothing to overlap: call it array by array.
+        """
+        return None
+
+    def expect(self, shape: tuple[int, ...]) -> None:  # noqa: B027, a default that does nothing
+        """Prepare for many arrays of `shape`: compile for it before the first one."""
+
+    @property
+    def device(self) -> str | None:
+        """Name of the GPU; None on the processor."""
+        return None
+
+    def device_peak_bytes(self) -> int | None:
+        """Return the largest memory taken on the GPU so far; None on the processor."""
+        return None
+
+    def tile_memory(self) -> tuple[int, int] | None:
+        """Return (bytes that a picture may take now, bytes per pixel of the input); None for the computer's memory."""
+        return None
+
+    def timer(self, x: Array) -> Callable[[], float] | None:
+        """Return a function that runs x once, on the device already, and returns milliseconds by the device's events.
+
+        None where the device has no events: measure calls by the wall clock.
+        """
+        return None
+
+    def blocks(self, x: Array) -> dict[str, Array] | None:
+        """Return every block's output for x, float32 (N, C, H, W), by the names of restort.models.blocks.
+
+        None where the backend does not expose them.
+        """
+        return None
+
+    def exact(
+        self, x: Array, *, memory_bytes: int, folder: Path, progress: Progress | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """Yield (top, rows (N, C', rows, W)) of the whole-image result from top to bottom, computed strip by strip.
+
+        Intermediate feature maps stay in memory up to `memory_bytes`, then in files in `folder`, which are removed when
+        the iterator is closed.
+        """
+        raise UsageError(f"backend {self.name!r} does not support --tile exact; use --backend fused or torch")
 
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """One backend on this machine: `works` where a network could be run now, else `reason` and `remedy`."""
+    """One backend on this machine.
+
+    installed   its library can be found
+    works       a network could be run now; otherwise `reason` says why not and `remedy` what helps
+    version     of its library, where known
+    """
 
     name: str
     installed: bool
@@ -54,13 +124,13 @@ class BackendStatus:
 
 
 def checked(x: Array, spec: Spec) -> Array:
-    """`x` as float32, C-contiguous; RestortError where its shape is not one the network takes."""
+    """Return `x` as C-contiguous float32. Raises RestortError for a shape that the network does not take."""
     check_shape(tuple(x.shape), spec)
     return np.ascontiguousarray(x, np.float32)
 
 
 def check_shape(shape: tuple[int, ...], spec: Spec) -> None:
-    """Raises RestortError for a shape of arrays that the network does not take."""
+    """Raise RestortError for a shape that the network does not take."""
     if len(shape) != 4 or shape[1] != spec.in_channels or 0 in shape:
         raise RestortError(f"this network takes arrays of shape (N, {spec.in_channels}, H, W), not {shape}")
     multiple = spec.size_multiple
@@ -76,5 +146,5 @@ def closed(name: str) -> RestortError:
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of a library's message, without line breaks."""
+    """The first 200 characters of an error's message on one line."""
     return " ".join(str(error).split())[:200]

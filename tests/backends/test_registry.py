@@ -17,7 +17,7 @@ import pytest
 from restort.backends import autotune, registry
 from restort.errors import RestortError, UsageError
 from restort.models.spec import ElanSpec, RestormerSpec, Spec
-from restort.runner import Array
+from restort.runner import Array, Runner
 from restort.utils import cpu as processor
 from restort.weights.checkpoint import Weights
 
@@ -170,9 +170,12 @@ def test_peers_are_the_originals(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorflow"}, "choose auto, onnxruntime, openvino, torch"),
-        ({"precision": "int8"}, "choose auto, fp32, fp16, bf16, tf32 or mixed"),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "has no bf16"),
+        ({"backend": "tensorflow"}, "unknown backend 'tensorflow'; use auto, onnxruntime, openvino, torch"),
+        ({"precision": "int8"}, "unknown precision 'int8'; use auto, fp32, fp16, bf16, tf32 or mixed"),
+        (
+            {"backend": "onnxruntime", "precision": "bf16"},
+            r"'onnxruntime' does not support bf16 \(supported: fp32\); use --backend",
+        ),
         ({"threads": 0}, "at least 1"),
     ],
 )
@@ -189,12 +192,14 @@ def absent(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_a_missing_library_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = make_weights("elan")
     absent(monkeypatch, "openvino", "torch")
-    with pytest.raises(RestortError, match=r"openvino is not installed.*pip install 'restort\[openvino\]'"):
+    with pytest.raises(
+        RestortError, match=r"backend 'openvino' is not installed.*pip install 'restort\[openvino\]'"
+    ):
         registry.create(weights, "openvino")
     states = {state.name: state for state in registry.status()}
     assert states["onnxruntime"].works and states["onnxruntime"].version
     assert not states["torch"].installed and states["torch"].remedy == "pip install 'restort[torch]'"
-    with pytest.raises(RestortError, match="no backend that can be used here has bf16; pip install"):
+    with pytest.raises(RestortError, match="no backend that works here supports bf16; pip install"):
         registry.create(weights, precision="bf16")
     absent(monkeypatch, "onnxruntime")
     with pytest.raises(RestortError, match="no backend is installed"):
@@ -227,7 +232,7 @@ class Clock:
         return self.now
 
 
-class Fake:
+class Fake(Runner):
     """A runner that takes `seconds` and errs by `noise`."""
 
     def __init__(

@@ -108,7 +108,8 @@ def test_mixed_precision_keeps_what_is_asked_for(
 
     monkeypatch.setattr("restort.profiling.sensitivity.Search", Search)
     monkeypatch.setattr(
-        "restort.profiling.sensitivity.keep", lambda w, c: [mixed_precision.remember(w, c.to_json())] * 2
+        "restort.profiling.sensitivity_files.keep",
+        lambda w, c: [mixed_precision.remember(w, c.to_json())] * 2,
     )
     for _ in range(2):  # the second time it is remembered
         told = restort(

@@ -15,7 +15,7 @@ from restort.imaging.encode import write
 from restort.imaging.folder import collect
 from restort.imaging.picture import Picture
 from restort.inference.batch import Options
-from restort.inference.preflight import sift
+from restort.inference.preflight import preflight
 from tests.fakes.fake_backend import ELAN, create, write_weights
 
 FETCHED = ["--model", "restormer-motion-deblurring"]  # neither shipped nor in the cache
@@ -56,9 +56,21 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (["empty", "-o", "out"], 2, "there is no picture in empty"),
         (["good.png", "-o", "good.png"], 2, "would overwrite the input good.png"),
         (["good.png", "pictures", "-o", "out.png"], 2, "give the name of a folder"),
-        (["good.png", "-o", "o.png", "--backend", "onnxruntime", "--precision", "bf16"], 2, "has no bf16"),
-        (["good.png", "-o", "o.png", "--tile", "exact", "--overlap", "8"], 2, "leave --overlap out"),
-        (["good.png", "-o", "o.png", "--tile", "exact", "--backend", "openvino"], 2, "has no --tile exact"),
+        (
+            ["good.png", "-o", "o.png", "--backend", "onnxruntime", "--precision", "bf16"],
+            2,
+            "does not support bf16",
+        ),
+        (
+            ["good.png", "-o", "o.png", "--tile", "exact", "--overlap", "8"],
+            2,
+            "leave --overlap out",
+        ),
+        (
+            ["good.png", "-o", "o.png", "--tile", "exact", "--backend", "openvino"],
+            2,
+            "does not support --tile exact",
+        ),
     ],
 )
 def test_one_sentence_and_no_model(
@@ -113,7 +125,7 @@ def test_a_backend_without_its_gpu_is_told_before_the_download(
         "restort.backends.registry.check_available", lambda name: Unavailable("no GPU", "use another")
     )
     assert main(["deblur", "good.png", "-o", "out.png", *FETCHED, "--backend", "fused"]) == 1
-    assert "fused cannot be used: no GPU; use another" in capsys.readouterr().err
+    assert "cannot use backend 'fused': no GPU; use another" in capsys.readouterr().err
     with pytest.raises(restort.RestortError, match="no GPU"):
         restort.load("restormer-motion-deblurring", backend="fused")
 
@@ -144,8 +156,8 @@ def test_of_a_folder_no_more_is_opened_than_it_takes() -> None:
     for name in ("mixed/a.png", "mixed/c.png"):
         Path(name).write_text("dear diary")
     jobs = collect(["mixed"], "out")
-    sound, refused = sift(jobs, Options(), named=[Path("mixed")], alone=False)
+    sound, refused = preflight(jobs, Options(), named=[Path("mixed")], alone=False)
     assert [job.source.name for job in sound] == ["b.png", "c.png"]
     assert [result.source.name for result in refused] == ["a.png"]
-    sound, refused = sift(jobs, Options(), named=[Path("mixed/c.png")], alone=False)
+    sound, refused = preflight(jobs, Options(), named=[Path("mixed/c.png")], alone=False)
     assert [result.source.name for result in refused] == ["a.png", "c.png"]

@@ -406,9 +406,9 @@ def test_a_reader_that_goes_away() -> None:
 def test_backends_and_commands_are_those_of_the_package() -> None:
     from restort.backends import registry
 
-    assert getattr(registry, "BACKENDS", options.BACKENDS) == options.BACKENDS
+    assert tuple(registry.BACKENDS) == options.BACKENDS
     help = parser().format_help()
-    for name in ("models", "upscale", "denoise", "deblur", "run", "export", "doctor", "evaluate"):
+    for name in ("models", "upscale", "denoise", "dejpeg", "deblur", "run", "export", "doctor", "evaluate"):
         assert f"\n    {name} " in help
 
 

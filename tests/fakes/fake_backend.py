@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from restort.errors import OutOfMemory
 from restort.models.spec import ElanSpec, RestormerSpec, Spec, parameter_shapes
+from restort.runner import Runner
 
 ELAN = {
     scale: ElanSpec(
@@ -59,7 +60,7 @@ def write_weights(path: Path, spec: Spec, seed: int = 0, metadata: dict[str, str
     return path
 
 
-class FakeRunner:
+class FakeRunner(Runner):
     name = "fake"
 
     def __init__(self, spec: Spec, precision: str) -> None:

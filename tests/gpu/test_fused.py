@@ -208,7 +208,10 @@ def test_exact_strips(tmp_path: Path) -> None:
 def test_auto_and_the_clock() -> None:
     said: list[str] = []
     runner: Any = registry.create(weights_of("elan-light"), say=said.append)
-    assert (runner.name, runner.precision) == ("fused", "fp16") and "auto took fused/fp16" in said[0]
+    assert (runner.name, runner.precision) == (
+        "fused",
+        "fp16",
+    ) and "auto selected fused/fp16 on NVIDIA" in said[0]
     once = runner.timer(picture(runner.spec, 1, 64, 64))
     assert 0 < min(once() for _ in range(5)) < 50
     assert runner.device_peak_bytes() > 0 and runner.device.startswith("NVIDIA")

@@ -21,19 +21,19 @@ from typing import Any
 
 import numpy as np
 
-import restort
 from restort.errors import RestortError
 from restort.models.spec import Spec
-from restort.runner import Array, Runner
+from restort.runner import Array, Runner, Say
 from restort.utils.cache_dir import cache_root
 from restort.utils.cpu import default_threads, native_bfloat16, processor_name
+from restort.utils.extras import library_version
 from restort.utils.files import write_bytes
 from restort.utils.integers import round_up
+from restort.version import __version__
 from restort.weights.checkpoint import Weights
 
 Pair = tuple[str, str]
 Make = Callable[[str, str, Weights, int | None], Runner]
-Say = Callable[[str], None]
 
 NEAR_DB = 45.0  # PSNR of bf16 against fp32 (peak 1) from which `auto` takes it: 1.4 steps of 8 bits, RMS
 BUDGET_S = 5.0  # no further candidate is tried after this long
@@ -154,8 +154,7 @@ class _Trial:
         """Seconds of one warm run."""
         runner = self.make(*pair, self.weights, self.threads)
         with contextlib.closing(runner):
-            if hasattr(runner, "expect"):
-                runner.expect(self.tile.shape)
+            runner.expect(self.tile.shape)
             times: list[float] = []
             for _ in range(WARM + REPEATS):
                 start = self.clock()
@@ -196,7 +195,6 @@ def _sentence(chosen: str, found: Findings, ids: list[str], kept: bool, near: di
 
 def _record(spec: Spec, threads: int, ranked: Sequence[Pair]) -> tuple[Path, dict[str, Any]]:
     """The file for this machine and network, and what it must say of itself."""
-    from restort.backends.registry import library_version
     from restort.export.emit import EMITTER
 
     names = sorted({name for name, _ in ranked})
@@ -205,7 +203,7 @@ def _record(spec: Spec, threads: int, ranked: Sequence[Pair]) -> tuple[Path, dic
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "restort": restort.__version__,
+        "restort": __version__,
         "emitter": EMITTER,
         "libraries": {name: library_version(name) for name in names},
         "network": {"architecture": spec.architecture} | asdict(spec),

@@ -1,19 +1,17 @@
-"""ONNX Runtime on the CPU, float32: the backend that the core install always has."""
+"""The backend `onnxruntime`: ONNX Runtime on the CPU in float32; the core install always has it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from restort.errors import RestortError
-from restort.runner import Array, checked, closed, one_line
+from restort.runner import Array, Runner, checked, closed, one_line
 from restort.utils.cpu import default_threads
 from restort.weights.checkpoint import Weights
 
-PRECISIONS = ("fp32",)
 
-
-class OnnxRuntimeRunner:
-    """A session on the emitted graph. Sessions may be run from several threads at once."""
+class OnnxRuntimeRunner(Runner):
+    """An ONNX Runtime session on the emitted graph; threads may run it at the same time."""
 
     name = "onnxruntime"
     precision = "fp32"
@@ -30,14 +28,14 @@ class OnnxRuntimeRunner:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        # Softmax tails underflow to denormals, which are slow and worth nothing.
+        # Softmax tails underflow to denormals, which are slow and do not change a pixel.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         path = graph_path(weights, "fp32")
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise RestortError(
-                f"ONNX Runtime cannot load {path} ({one_line(error)}); delete that file"
+                f"ONNX Runtime cannot load {path}: {one_line(error)}; delete that file"
             ) from None
         self._input = self._session.get_inputs()[0].name
 
@@ -50,7 +48,7 @@ class OnnxRuntimeRunner:
             result: Array = session.run(None, {self._input: x})[0]
         except Exception as error:
             raise RestortError(
-                f"ONNX Runtime failed on {x.shape} ({one_line(error)}); try smaller tiles"
+                f"ONNX Runtime failed on an array of shape {x.shape}: {one_line(error)}; try smaller tiles (--tile)"
             ) from None
         return result
 

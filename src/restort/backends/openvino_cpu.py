@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, float32 or bfloat16: the fastest backend on x86 processors."""
+"""The backend `openvino`: OpenVINO on the CPU in float32 or bfloat16, the fastest on x86 processors."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.runner import Array, checked, closed, one_line
+from restort.runner import Array, Runner, checked, closed, one_line
 from restort.utils.cpu import default_threads
 from restort.weights.checkpoint import Weights
 
-PRECISIONS = ("fp32", "bf16")
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16"}  # INFERENCE_PRECISION_HINT by our names
 SHAPES_KEPT = 3  # compiled models of fixed shapes; each holds a copy of the weights
 
 
-class OpenVinoRunner:
-    """The emitted graph, compiled for any shape and, where that pays, again for shapes that come back.
+class OpenVinoRunner(Runner):
+    """The emitted graph, compiled for any shape and, for ELAN, again for each shape that repeats.
 
-    ELAN's index arithmetic becomes constants once the shape is fixed, and the network a third faster; compiling
-    takes about a second. So the first picture of a shape runs on the dynamic model and the second compiles,
-    which serves folders of equal pictures and tiles. Restormer gains nothing and stays dynamic (figures in
-    docs/design/cpu-backends.md). The two models round differently in the last bits. Calls from several threads take
-    turns: one inference uses all threads already.
+    A fixed shape turns ELAN's index arithmetic into constants, which makes it a third faster; compiling takes about a
+    second. So the first array of a shape runs on the dynamic model, and the second one compiles for that shape: folders
+    of equal pictures and tiles gain. Restormer gains nothing and stays dynamic (figures in docs/design/cpu-backends.md).
+    The two models differ in the last bits. Calls from several threads take turns: one inference uses all threads.
     """
 
     name = "openvino"
@@ -40,11 +38,11 @@ class OpenVinoRunner:
         self._fixes_shapes = weights.spec.architecture == "elan"
         self._core: Any = ov.Core()
         self._options = {
-            # Said always: without it OpenVINO takes bfloat16 by itself where the processor has it.
+            # Without this hint OpenVINO computes in bfloat16 wherever the processor supports it.
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": threads or default_threads(),
             "PERFORMANCE_HINT": "LATENCY",
-            # Two processes that pin their threads pin them to the same cores.
+            # Two processes that pin their threads would pin them to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
         self._path = graph_path(weights, "fp32", norm="convolution")
@@ -63,18 +61,17 @@ class OpenVinoRunner:
                 request.infer([x], share_inputs=True)
             except Exception as error:
                 raise RestortError(
-                    f"OpenVINO failed on {x.shape} ({one_line(error)}); try smaller tiles"
+                    f"OpenVINO failed on an array of shape {x.shape}: {one_line(error)}; try smaller tiles (--tile)"
                 ) from None
-            # The request's own buffer is written again by the next call.
+            # Copied: the next call overwrites the request's buffer.
             return np.array(request.get_output_tensor(0).data, np.float32, order="C")
 
     def expect(self, shape: tuple[int, ...]) -> None:
-        """Says that arrays of `shape` will come again and again: the first one compiles for it already."""
         with self._lock:
             self._seen.add(shape)
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        """The inference request for x of `shape`, compiled if it is not there yet."""
+        """Return the inference request for x of `shape`, compiled if it is not kept."""
         if shape in self._fixed:
             self._fixed.move_to_end(shape)
             return self._fixed[shape]
@@ -96,7 +93,7 @@ class OpenVinoRunner:
             return self._core.compile_model(model, "CPU", self._options).create_infer_request()
         except Exception as error:
             raise RestortError(
-                f"OpenVINO cannot compile {self._path} ({one_line(error)}); use --backend onnxruntime"
+                f"OpenVINO cannot compile {self._path}: {one_line(error)}; use --backend onnxruntime"
             ) from None
 
     def close(self) -> None:

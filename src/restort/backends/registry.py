@@ -1,24 +1,27 @@
-"""How a network runs: one small Runner protocol, and the libraries behind it.
+"""Every backend: how it is found, checked and loaded, and which one `auto` takes.
 
-`create` makes a Runner of weights; `status` tells what is installed. Libraries are imported when one is made.
+`create` makes a Runner of weights; `status` reports what works on this machine. A backend's library is imported when a
+runner is made, never before. To add a backend: write a Runner and add an entry to BACKENDS.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from restort.errors import RestortError, UsageError
-from restort.runner import PRECISIONS, BackendStatus, Runner, one_line
+from restort.runner import PRECISIONS, BackendStatus, Runner, Say, one_line
+from restort.utils.extras import library_version
 
 if TYPE_CHECKING:
     from restort.utils.gpu import Unavailable
     from restort.weights.checkpoint import Weights
+
+    RunnerClass = Callable[[Weights, str, int | None], Runner]
 
 __all__ = [
     "BACKENDS",
@@ -34,64 +37,132 @@ __all__ = [
 _log = logging.getLogger("restort")
 
 
+def _nothing_missing() -> Unavailable | None:
+    return None
+
+
+def _always_ready(weights: Weights, precision: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Backend:
-    """Where a backend lives and how a user gets it.
+    """One backend. Its functions import what they need when they are called.
 
-    library     what it imports, if that has another name than the backend; of several names the first installed.
-    device      'gpu' where its library alone is not enough: `check`, MODULE:FUNCTION, tells what else is in the way,
-                quickly and without loading the library, and `deep_check` the same after loading it.
-    first       `auto` takes it before any other, unmeasured, where it can be used,
-    ready       and, if this is given, where MODULE:FUNCTION(weights, precision) is true.
+    libraries          names of the packages it runs on; the first one that is installed counts
+    install            command that installs it
+    precisions         what it computes in, the usual one first
+    load               import it and return the class of its runners: (weights, precision, threads) -> Runner
+    exact_precisions   precisions of `Runner.exact`, the usual one first; empty where it has none
+    is_gpu             it runs on an NVIDIA GPU; `auto` takes it before any backend on the processor, unmeasured
+    check_available    what is missing to use it, found without importing its library
+    check_usable       like check_available, after importing its library
+    is_ready           whether `auto` can take it for (weights, precision) without minutes of preparation
     """
 
-    module: str
-    runner: str
+    libraries: tuple[str, ...]
+    install: str
     precisions: tuple[str, ...]
-    remedy: str
-    library: str = ""
-    device: str = "cpu"
-    check: str = ""
-    deep_check: str = ""
-    first: bool = False
-    ready: str = ""
+    load: Callable[[], RunnerClass]
+    exact_precisions: tuple[str, ...] = ()
+    is_gpu: bool = False
+    check_available: Callable[[], Unavailable | None] = _nothing_missing
+    check_usable: Callable[[], Unavailable | None] = _nothing_missing
+    is_ready: Callable[[Weights, str], bool] = _always_ready
 
 
-_TABLE = {
-    "onnxruntime": Backend("onnxruntime_cpu", "OnnxRuntimeRunner", ("fp32",), "pip install onnxruntime"),
-    "openvino": Backend(
-        "openvino_cpu", "OpenVinoRunner", ("fp32", "bf16"), "pip install 'restort[openvino]'"
+def _load_onnxruntime() -> RunnerClass:
+    from restort.backends.onnxruntime_cpu import OnnxRuntimeRunner
+
+    return OnnxRuntimeRunner
+
+
+def _load_openvino() -> RunnerClass:
+    from restort.backends.openvino_cpu import OpenVinoRunner
+
+    return OpenVinoRunner
+
+
+def _load_torch() -> RunnerClass:
+    from restort.backends.torch_cpu import TorchRunner
+
+    return TorchRunner
+
+
+def _load_fused() -> RunnerClass:
+    from restort.backends.fused.runner import FusedRunner
+
+    return FusedRunner
+
+
+def _fused_available() -> Unavailable | None:
+    from restort.utils import gpu
+
+    return gpu.check_available()
+
+
+def _fused_usable() -> Unavailable | None:
+    from restort.utils import gpu
+
+    return gpu.check_usable()
+
+
+def _load_tensorrt() -> RunnerClass:
+    from restort.backends.tensorrt.runner import TensorrtRunner
+
+    return TensorrtRunner
+
+
+def _tensorrt_available() -> Unavailable | None:
+    from restort.backends.tensorrt import availability
+
+    return availability.check_available()
+
+
+def _tensorrt_usable() -> Unavailable | None:
+    from restort.backends.tensorrt import availability
+
+    return availability.check_usable()
+
+
+def _tensorrt_is_ready(weights: Weights, precision: str) -> bool:
+    from restort.backends.tensorrt import availability
+
+    return availability.is_ready(weights, precision)
+
+
+BACKENDS = {
+    "onnxruntime": Backend(("onnxruntime",), "pip install onnxruntime", ("fp32",), _load_onnxruntime),
+    "openvino": Backend(("openvino",), "pip install 'restort[openvino]'", ("fp32", "bf16"), _load_openvino),
+    "torch": Backend(
+        ("torch",), "pip install 'restort[torch]'", ("fp32", "bf16"), _load_torch, exact_precisions=("fp32",)
     ),
-    "torch": Backend("torch_cpu", "TorchRunner", ("fp32", "bf16"), "pip install 'restort[torch]'"),
     "fused": Backend(
-        "fused.runner",
-        "FusedRunner",
-        ("fp16", "bf16", "fp32"),
+        ("torch",),
         "pip install 'restort[fused]'",
-        library="torch",
-        device="gpu",
-        check="restort.utils.gpu:check_available",
-        deep_check="restort.utils.gpu:check_usable",
-        first=True,
+        ("fp16", "bf16", "fp32"),
+        _load_fused,
+        exact_precisions=("fp32", "fp16"),
+        is_gpu=True,
+        check_available=_fused_available,
+        check_usable=_fused_usable,
     ),
     "tensorrt": Backend(
-        "tensorrt.runner",
-        "TensorrtRunner",
-        ("fp16", "bf16", "fp32", "tf32", "mixed"),
+        ("tensorrt_rtx", "tensorrt"),
         "pip install 'restort[rtx]' (or 'restort[tensorrt]')",
-        library="tensorrt_rtx tensorrt",
-        device="gpu",
-        check="restort.backends.tensorrt.availability:check_available",
-        deep_check="restort.backends.tensorrt.availability:check_usable",
-        first=True,
-        ready="restort.backends.tensorrt.availability:is_ready",
+        ("fp16", "bf16", "fp32", "tf32", "mixed"),
+        _load_tensorrt,
+        is_gpu=True,
+        check_available=_tensorrt_available,
+        check_usable=_tensorrt_usable,
+        is_ready=_tensorrt_is_ready,
     ),
 }
-BACKENDS = tuple(_TABLE)
+"""In the order in which `auto` and `restort doctor` go through them."""
 
 
 def installed(name: str) -> bool:
-    """Whether the library of backend `name` can be found; it is not imported."""
+    """Whether the library of a backend can be found; it is not imported."""
     return importlib.util.find_spec(_library(name)) is not None
 
 
@@ -100,61 +171,42 @@ def check_available(name: str) -> Unavailable | None:
 
     Nothing large is imported, so for backends on the processor the answer is always None.
     """
-    return _checked(_TABLE[name].check)
+    return BACKENDS[name].check_available()
 
 
 def check_usable(name: str) -> Unavailable | None:
     """Like `check_available`, and import the backend's library to see whether it works."""
-    return _checked(_TABLE[name].deep_check)
-
-
-def _checked(place: str) -> Unavailable | None:
-    found: Unavailable | None = _function(place)() if place else None
-    return found
-
-
-def _function(place: str) -> Any:
-    module, function = place.split(":")
-    return getattr(importlib.import_module(module), function)
+    return BACKENDS[name].check_usable()
 
 
 def _library(name: str) -> str:
-    names = _TABLE[name].library.split() if name in _TABLE else []
-    return next((n for n in names if importlib.util.find_spec(n) is not None), names[0] if names else name)
+    """The first installed library of a backend, or the first of all where none is."""
+    names = BACKENDS[name].libraries
+    return next((library for library in names if importlib.util.find_spec(library) is not None), names[0])
 
 
 def status() -> list[BackendStatus]:
-    """Every backend, in the order of BACKENDS. Imports the libraries to see whether they load."""
-    return [_status(name, backend) for name, backend in _TABLE.items()]
+    """Check every backend, in the order of BACKENDS. Imports their libraries to see whether they load."""
+    return [_status(name, backend) for name, backend in BACKENDS.items()]
 
 
 def _status(name: str, backend: Backend) -> BackendStatus:
-    if not installed(name):
-        reason = f"{_library(name)} is not installed"
-        return BackendStatus(name, False, False, None, (), reason, backend.remedy)
     library = _library(name)
+    if not installed(name):
+        return BackendStatus(name, False, False, None, (), f"{library} is not installed", backend.install)
     version = library_version(library)
-    shallow = check_available(name)
-    if shallow is not None:
-        return BackendStatus(name, True, False, version, (), shallow.reason, shallow.remedy)
+    missing = check_available(name)
+    if missing is not None:
+        return BackendStatus(name, True, False, version, (), missing.reason, missing.remedy)
     try:
         importlib.import_module(library)
     except Exception as error:
         reason = f"{library} is installed but does not load ({one_line(error)})"
-        return BackendStatus(name, True, False, version, (), reason, f"{backend.remedy} --force-reinstall")
-    found = check_usable(name)
-    if found is not None:
-        return BackendStatus(name, True, False, version, (), found.reason, found.remedy)
+        return BackendStatus(name, True, False, version, (), reason, f"{backend.install} --force-reinstall")
+    missing = check_usable(name)
+    if missing is not None:
+        return BackendStatus(name, True, False, version, (), missing.reason, missing.remedy)
     return BackendStatus(name, True, True, version, backend.precisions, None, None)
-
-
-def library_version(name: str) -> str | None:
-    """The installed version of a library, None where it is not known."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        packages = importlib.metadata.packages_distributions().get(name, ())
-        return importlib.metadata.version(packages[0]) if packages else None
 
 
 def create(
@@ -163,25 +215,23 @@ def create(
     precision: str = "auto",
     *,
     threads: int | None = None,
-    say: Callable[[str], None] = lambda sentence: None,
-    warn: Callable[[str], None] = _log.warning,
+    say: Say = lambda sentence: None,
+    warn: Say = _log.warning,
 ) -> Runner:
-    """A Runner of `weights`.
+    """Make a Runner of `weights`.
 
-    backend     'fused' and 'tensorrt' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a
-                GPU can be used, tensorrt where it cannot and an engine of these weights has been built, else the
-                fastest measured among the installed ones (the measurement, a few seconds on a small array, is
-                kept in the cache folder).
-    precision   'fp32', 'fp16', 'bf16', tensorrt's 'tf32' and 'mixed', or 'auto': fp16 on a GPU; on a processor
-                bf16 where it has that, the backend offers it, it is faster and its result on a small array is
-                near that of fp32 (restort.backends.autotune.NEAR_DB); else fp32.
+    backend     a key of BACKENDS or 'auto': fused where a GPU can be used; tensorrt where fused cannot and an engine of
+                these weights is in the cache; otherwise the fastest of the installed ones on the processor, measured in
+                a few seconds on a small array (the cache folder keeps the result).
+    precision   one of PRECISIONS or 'auto': fp16 on a GPU. On a processor bf16 where the processor and the backend have
+                it, it is faster, and its result on a small array is within restort.backends.autotune.NEAR_DB of fp32;
+                otherwise fp32.
     threads     default: the physical cores that this process may use.
-    say         receives one sentence when something was chosen automatically.
-    warn        receives one when a result had to be computed again in another precision.
+    say         receives a sentence when something was chosen automatically or takes long.
+    warn        receives a sentence when a result was computed again in another precision.
 
-    Raises UsageError for an unknown backend or precision, a precision the backend has not, or threads below 1;
-    RestortError for a backend that is not installed or does not load, or has no GPU that it can use, with the
-    remedy.
+    Raises UsageError for an unknown backend or precision, a precision that the backend does not support, or threads
+    below 1; RestortError with a remedy for a backend that is not installed, does not load or finds no usable GPU.
     """
     _check_request(backend, precision, threads)
     runner = _on_a_gpu(weights, backend, precision, threads, say)
@@ -189,116 +239,120 @@ def create(
         from restort.backends.autotune import choose
 
         runner = choose(weights, _candidates(backend, precision), threads=threads, say=say, make=make)
-    if hasattr(runner, "warn"):
-        runner.warn = warn
-    if hasattr(runner, "say"):
-        runner.say = say
+    runner.say, runner.warn = say, warn
     return runner
 
 
 def check(backend: str, precision: str, threads: int | None) -> None:
-    """Raises the errors of `create` that need no weights and load no library: options that do not go together, a
-    backend that is not installed or has no GPU that it can use."""
+    """Raise those errors of `create` that need neither weights nor a library.
+
+    These are options that do not go together, and a backend that is not installed or finds no usable GPU.
+    """
     _check_request(backend, precision, threads)
     if backend != "auto":
         _require_available(backend)
 
 
 def _check_request(backend: str, precision: str, threads: int | None) -> None:
-    """The same without asking for a GPU, which `make` does."""
-    if backend != "auto" and backend not in _TABLE:
-        raise UsageError(
-            f"there is no backend {backend!r}; choose auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}"
-        )
+    """Like `check`, without looking for a GPU, which `make` does."""
+    if backend not in ("auto", *BACKENDS):
+        raise UsageError(f"unknown backend {backend!r}; use {_either(('auto', *BACKENDS))}")
     if precision not in ("auto", *PRECISIONS):
-        raise UsageError(
-            f"there is no precision {precision!r}; choose auto, {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
-        )
+        raise UsageError(f"unknown precision {precision!r}; use {_either(('auto', *PRECISIONS))}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}")
-    if backend != "auto" and precision not in ("auto", *_TABLE[backend].precisions):
-        others = [name for name, other in _TABLE.items() if precision in other.precisions]
+    if backend == "auto":
+        return
+    own = BACKENDS[backend].precisions
+    if precision not in ("auto", *own):
+        others = [name for name, other in BACKENDS.items() if precision in other.precisions]
         raise UsageError(
-            f"the backend {backend} has no {precision}; use --backend {' or '.join(others)}, "
-            f"or --precision {' or '.join(_TABLE[backend].precisions)}"
+            f"backend {backend!r} does not support {precision} (supported: {', '.join(own)}); "
+            f"use --backend {_either(others)}"
         )
-    if backend != "auto" and not installed(backend):
-        raise RestortError(f"the backend {backend} is not installed; get it with: {_TABLE[backend].remedy}")
+    if not installed(backend):
+        raise RestortError(
+            f"backend {backend!r} is not installed; install it with: {BACKENDS[backend].install}"
+        )
+
+
+def _either(names: Iterable[str]) -> str:
+    """'a', 'a or b', 'a, b or c'."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _require_available(name: str) -> None:
     """Raise RestortError where a backend cannot be used here."""
-    found = check_available(name)
-    if found is not None:
-        raise RestortError(f"the backend {name} cannot be used: {found.reason}; {found.remedy}")
+    missing = check_available(name)
+    if missing is not None:
+        raise RestortError(f"cannot use backend {name!r}: {missing.reason}; {missing.remedy}")
 
 
-def _on_a_gpu(
-    weights: Weights, backend: str, precision: str, threads: int | None, say: Callable[[str], None]
-) -> Runner | None:
-    """The runner of the GPU backend that was asked for, or that `auto` takes first; None where it is to be another.
+def _on_a_gpu(weights: Weights, backend: str, precision: str, threads: int | None, say: Say) -> Runner | None:
+    """Make the runner on a GPU that was named or that `auto` takes; return None where another backend is to run.
 
-    Raises RestortError where the backend was asked for by name and cannot be used.
+    Raises RestortError where the backend was named and cannot be used.
     """
     if backend == "auto":
         names = [
-            n for n, b in _TABLE.items() if b.first and installed(n) and precision in ("auto", *b.precisions)
+            name
+            for name, other in BACKENDS.items()
+            if other.is_gpu and installed(name) and precision in ("auto", *other.precisions)
         ]
     else:
-        names = [backend] if _TABLE[backend].device == "gpu" else []
+        names = [backend] if BACKENDS[backend].is_gpu else []
     for name in names:
-        chosen = _TABLE[name].precisions[0] if precision == "auto" else precision
+        chosen = BACKENDS[name].precisions[0] if precision == "auto" else precision
         if backend == name:
             return make(name, chosen, weights, threads)
         if check_available(name) is not None:
-            continue  # a machine without such a GPU: nothing to tell
-        if _TABLE[name].ready and not _function(_TABLE[name].ready)(weights, chosen):
-            continue  # it would work, after minutes of preparation that nobody asked for
+            continue  # most machines have no such GPU: no news
+        if not BACKENDS[name].is_ready(weights, chosen):
+            continue
         try:
             runner = make(name, chosen, weights, threads)
         except RestortError as error:
-            say(f"auto does not use the GPU: {error}")
+            say(f"auto cannot use the GPU: {error}")
             continue
-        say(f"auto took {name}/{chosen}: {getattr(runner, 'device', 'the GPU')}")
+        say(f"auto selected {name}/{chosen} on {runner.device}")
         return runner
     return None
 
 
 def _candidates(backend: str, precision: str) -> list[tuple[str, str]]:
-    """(backend, precision) pairs to choose from; RestortError where nothing is installed."""
-    processor = [name for name in BACKENDS if _TABLE[name].device == "cpu" and installed(name)]
-    names = [backend] if backend != "auto" else processor
+    """(backend, precision) pairs on the processor to choose from. Raises RestortError where there are none."""
+    on_processor = [name for name, other in BACKENDS.items() if not other.is_gpu and installed(name)]
+    names = [backend] if backend != "auto" else on_processor
     if not names:
-        raise RestortError(f"no backend is installed; get one with: {_TABLE['onnxruntime'].remedy}")
+        raise RestortError(f"no backend is installed; install one with: {BACKENDS['onnxruntime'].install}")
     wanted = PRECISIONS if precision == "auto" else (precision,)
-    pairs = [(name, p) for name in names for p in wanted if p in _TABLE[name].precisions]
+    pairs = [(name, p) for name in names for p in wanted if p in BACKENDS[name].precisions]
     if not pairs:
         others = [
-            name for name, other in _TABLE.items() if precision in other.precisions and name not in names
+            name for name, other in BACKENDS.items() if precision in other.precisions and name not in names
         ]
-        ways = [f"{_TABLE[name].remedy} ({name})" for name in others if not installed(name)]
-        ways += [f"{name} cannot be used: {found.reason}" for name in others if (found := _known(name))]
+        remedies = [f"{BACKENDS[name].install} ({name})" for name in others if not installed(name)]
+        for name in others:
+            missing = check_available(name) if installed(name) else None
+            if missing is not None:
+                remedies.append(f"backend {name!r} cannot be used: {missing.reason}")
         raise RestortError(
-            f"no backend that can be used here has {precision}; {'; '.join(ways) or 'use fp32'}"
+            f"no backend that works here supports {precision}; {'; '.join(remedies) or 'use fp32'}"
         )
     return pairs
 
 
-def _known(name: str) -> Unavailable | None:
-    return check_available(name) if installed(name) else None
-
-
 def make(name: str, precision: str, weights: Weights, threads: int | None) -> Runner:
-    """The Runner of one backend, without any choice; RestortError where its library does not load."""
-    backend = _TABLE[name]
+    """Make the Runner of one backend, without any choice. Raises RestortError where its library does not load."""
+    backend = BACKENDS[name]
     _require_available(name)
     try:
         importlib.import_module(_library(name))
-        module: Any = importlib.import_module(f"restort.backends.{backend.module}")
+        runner_class = backend.load()
     except ImportError as error:
         raise RestortError(
-            f"the backend {name} does not load ({one_line(error)}); "
-            f"install it again with: {backend.remedy} --force-reinstall"
+            f"backend {name!r} does not load ({one_line(error)}); "
+            f"reinstall it with: {backend.install} --force-reinstall"
         ) from None
-    runner: Runner = getattr(module, backend.runner)(weights, precision, threads)
-    return runner
+    return runner_class(weights, precision, threads)

@@ -1,26 +1,24 @@
-"""PyTorch on the CPU: the reference networks themselves, channels last, in float32 or bfloat16."""
+"""The backend `torch`: the reference networks in PyTorch on the CPU, channels last, in float32 or bfloat16."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from restort.errors import UsageError
-from restort.runner import Array, checked, closed
+from restort.runner import Array, Progress, Runner, checked, closed
 from restort.utils.cpu import default_threads
 from restort.weights.checkpoint import Weights
 
-PRECISIONS = ("fp32", "bf16")
 
-
-class TorchRunner:
+class TorchRunner(Runner):
     """The PyTorch network in inference mode.
 
-    In bfloat16 weights and activations are bfloat16 (autocast is slower and no nearer to float32); the networks
-    take their statistics in float32. PyTorch has one number of threads per process; the last runner made sets it.
+    With precision bf16, weights and activations are bfloat16 (autocast is slower and no closer to float32); statistics
+    are float32. PyTorch has one thread count per process; the last runner made sets it.
     """
 
     name = "torch"
@@ -52,18 +50,13 @@ class TorchRunner:
         return np.ascontiguousarray(result.numpy(), np.float32)
 
     def exact(
-        self,
-        x: Array,
-        *,
-        memory_bytes: int,
-        folder: Path,
-        progress: Callable[[int, int], None] | None = None,
+        self, x: Array, *, memory_bytes: int, folder: Path, progress: Progress | None = None
     ) -> Iterator[tuple[int, Array]]:
-        """The result of the whole picture, strip by strip, in float32: restort.backends.strips."""
+        """Compute the whole-image result by restort.backends.strips, in float32."""
         from restort.backends.strips.network import StripNetwork
 
         if not self.spec.whole_image:
-            raise UsageError("strips are for Restormer; run an ELAN on the whole picture or on tiles")
+            raise UsageError("--tile exact is for Restormer only; run ELAN with --tile auto or none")
         x = checked(x, self.spec)
         model = self._model
         if model is None:

@@ -232,7 +232,8 @@ def _float32_sections(args: argparse.Namespace, weights: Weights | None, precisi
     if before is not None and args.budget in (None, before.get("budget", {}).get("relative_l2")):
         return mixed_precision.kept_sections(weights)
     from restort.profiling.pairs import pairs
-    from restort.profiling.sensitivity import Budget, Search, keep
+    from restort.profiling.sensitivity import Budget, Search
+    from restort.profiling.sensitivity_files import keep
 
     say = choice.silent if args.quiet else choice.say
     limit = Budget() if args.budget is None else Budget(relative_l2=args.budget)

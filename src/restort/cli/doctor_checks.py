@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from restort import __version__
 from restort.utils.text import printable
+from restort.version import __version__
 
 Findings = dict[str, Any]
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from restort import __version__
 from restort.cli import bench, build, cache, compare, doctor, evaluate, export, inspect, models, restore
 from restort.errors import RestortError, UsageError
+from restort.version import __version__
 
 COMMANDS = (restore, models, export, build, inspect, evaluate, compare, bench, cache, doctor)
 """In the order of `restort --help`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restort.cli import choice, options
+from restort.version import __version__
 
 if TYPE_CHECKING:
     from restort.inference.batch import Options, Summary
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace, task: str | None) -> int:
     from restort.imaging.encode import QUALITY
     from restort.imaging.folder import collect
     from restort.inference.batch import Options, Summary, restore_files
-    from restort.inference.preflight import sift
+    from restort.inference.preflight import preflight
     from restort.inference.progress import failure, observer
 
     jobs = collect(args.inputs, args.output)
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace, task: str | None) -> int:
         args.quality or QUALITY,
         MAX_PIXELS if args.max_pixels == "default" else args.max_pixels,
     )
-    sound, refused = sift(jobs, how, named=args.inputs, alone=root is None)
+    sound, refused = preflight(jobs, how, named=args.inputs, alone=root is None)
     for result in refused:
         print(failure(result), file=sys.stderr, flush=True)
     if not sound:
@@ -109,7 +110,7 @@ def _finish(args: argparse.Namespace, how: Options, summary: Summary, model: Mod
         choice.say(_closing(totals))
     if args.json:
         report: dict[str, Any] = {
-            "restort": _version(),
+            "restort": __version__,
             "command": args.name,
             "status": status,
             "model": model and _about(model),
@@ -147,9 +148,3 @@ def _closing(totals: dict[str, Any]) -> str:
     ]
     start = "interrupted: " if totals["interrupted"] else ""
     return f"{start}{', '.join(parts)} of {totals['files']} in {totals['seconds']:.1f} s"
-
-
-def _version() -> str:
-    from restort import __version__
-
-    return __version__

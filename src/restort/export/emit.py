@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx
 
-import restort
 from restort.errors import RestortError
 from restort.export.elan import ElanGraph
 from restort.export.form import Form, Norm, sections
 from restort.export.graph import GraphBuilder, Precision
 from restort.export.restormer import RestormerGraph
 from restort.models.spec import RestormerSpec
+from restort.version import __version__
 
 if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
@@ -73,7 +73,7 @@ def emit(
         "restort.scale": str(spec.scale),
         "restort.size_multiple": str(spec.size_multiple),
         "restort.precision": "mixed" if keep_fp32 and precision != "fp32" else precision,
-        "restort.version": restort.__version__,
+        "restort.version": __version__,
         "restort.model": name,
         "restort.weights_sha256": weights.digest,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +10,27 @@ import numpy.typing as npt
 from restort.errors import RestortError
 from restort.imaging.blend import blend
 from restort.imaging.picture import LUMA, Picture
-
-if TYPE_CHECKING:
-    from restort.inference.model import Model, TileProgress
+from restort.models.spec import Spec
+from restort.runner import Progress
 
 Array = npt.NDArray[Any]
 
 
-def array_through(model: Model, image: Array, progress: TileProgress | None) -> Array:
+class Restorer(Protocol):
+    """The part of restort.inference.model.Model that arrays need."""
+
+    name: str
+    strength: float
+
+    @property
+    def spec(self) -> Spec: ...
+    def restore_picture(self, picture: Picture, *, progress: Progress | None = None) -> Picture: ...
+    def run(
+        self, x: npt.NDArray[np.float32], progress: Progress | None = None, *, bits: int = 8
+    ) -> npt.NDArray[np.float32]: ...
+
+
+def array_through(model: Restorer, image: Array, progress: Progress | None) -> Array:
     """Any array `Model.__call__` takes, through the network."""
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise RestortError(f"an array of shape {image.shape} is no image; give (H, W) or (H, W, C)")
@@ -37,7 +50,7 @@ def array_through(model: Model, image: Array, progress: TileProgress | None) -> 
     return restored[:, :, 0] if image.ndim == 2 else restored
 
 
-def _floats_through(model: Model, planes: Array, progress: TileProgress | None) -> Array:
+def _floats_through(model: Restorer, planes: Array, progress: Progress | None) -> Array:
     """(H, W, C) -> (H * scale, W * scale, C') of the same type, without going through integers."""
     if planes.dtype in (np.uint8, np.uint16):
         peak = float(np.iinfo(planes.dtype).max)

@@ -25,7 +25,7 @@ from restort.imaging.blend import blended_bands
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY, check_output, write
 from restort.imaging.picture import Bands, Picture
-from restort.inference.exact import check_exact, run_exact, settle, stream_exact
+from restort.inference.exact import check_exact, resolve_backend, run_exact, stream_exact
 from restort.tiling.halving import Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
 
@@ -149,8 +149,8 @@ class Model:
         return self._layout(self._runner, height, width, batch)
 
     def _layout(self, runner: Runner, height: int, width: int, batch: int) -> TileLayout:
-        memory = getattr(runner, "tile_memory", None)
-        room, each = memory() if memory is not None and self.tile == "auto" else (None, None)
+        memory = runner.tile_memory() if self.tile == "auto" else None
+        room, each = memory or (None, None)
         return tile_layout(
             height, width, self.spec, self.tile, self.overlap, room, batch=batch, pixel_bytes=each
         )
@@ -172,7 +172,7 @@ class Model:
         """What tiles are given to: the backend, or what halves a tile that is too large for its memory."""
         if self.tile is None:
             return runner
-        return Halving(runner, self.spec, self.overlap, getattr(runner, "warn", _log.warning))
+        return Halving(runner, self.spec, self.overlap, runner.warn)
 
     @overload
     def __call__(self, image: Array, *, progress: TileProgress | None = None) -> Array: ...
@@ -388,10 +388,13 @@ def assemble(
     from restort.backends.registry import create
 
     edge = tile if isinstance(tile, int) else 1024
-    tile_layout(
-        4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30
-    )  # a wrong tile or overlap is told at once
-    used = settle(weights.spec, backend, precision, overlap) if tile == "exact" else (backend, precision)
+    # A wrong tile or overlap raises here, before a runner is made.
+    tile_layout(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)
+    used = (
+        resolve_backend(weights.spec, backend, precision, overlap)
+        if tile == "exact"
+        else (backend, precision)
+    )
     check_strength(strength)
     if strength != 1 and weights.spec.in_channels not in (1, 3):
         raise UsageError(

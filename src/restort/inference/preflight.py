@@ -11,7 +11,7 @@ from restort.inference.batch import FileResult, Options, failed
 from restort.utils.files import check_free
 
 
-def sift(
+def preflight(
     jobs: Iterable[Job], options: Options, *, named: Iterable[Path], alone: bool
 ) -> tuple[list[Job], list[FileResult]]:
     """The jobs to do, and the failures of the others.

@@ -14,7 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restort.runner import Runner
 
 Timer = Callable[[], float]
 
@@ -57,7 +60,7 @@ class Meter:
         weights = load_weights(Path(job["weights"]))
         x = synthetic(weights.spec, (job["batch"], job["height"], job["width"])).x
         start = time.perf_counter()
-        self.runner: Any = create(weights, job["backend"], job["precision"], threads=job["threads"])
+        self.runner = create(weights, job["backend"], job["precision"], threads=job["threads"])
         made = time.perf_counter()
         self.runner(x)
         first = time.perf_counter()
@@ -70,8 +73,8 @@ class Meter:
             "warm_ms": warm,
             "timer": clock,
         }
-        if hasattr(self.runner, "device"):
-            self.about["device"] = str(self.runner.device)
+        if self.runner.device is not None:
+            self.about["device"] = self.runner.device
 
     def burst(self, calls: int) -> dict[str, Any]:
         """The times of `calls` calls."""
@@ -84,19 +87,16 @@ class Meter:
         from restort.profiling.machine import peak_rss
 
         found: dict[str, Any] = {"host_peak_bytes": peak_rss()}
-        if hasattr(self.runner, "device_peak_bytes"):
-            found["device_peak_bytes"] = int(self.runner.device_peak_bytes())
+        peak = self.runner.device_peak_bytes()
+        if peak is not None:
+            found["device_peak_bytes"] = peak
         return found
 
 
-def timer_of(runner: Any, x: Any) -> tuple[Timer, str]:
-    """A function that runs `x` once and returns milliseconds, and what clock it is.
-
-    A runner may bring one: `runner.timer(x)`, for example with x on the device and the device's own events.
-    """
-    own = getattr(runner, "timer", None)
-    if callable(own):
-        timer: Timer = own(x)
+def timer_of(runner: Runner, x: Any) -> tuple[Timer, str]:
+    """Return a function that runs `x` once and returns milliseconds, and a description of its clock."""
+    timer = runner.timer(x)
+    if timer is not None:
         return timer, "the device's events, input and output on the device"
 
     def wall() -> float:

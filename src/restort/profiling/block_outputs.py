@@ -25,9 +25,9 @@ def block_outputs(runner: Runner, weights: Weights, x: Array, threads: int | Non
 
     Raises UsageError for a backend that cannot show its blocks.
     """
-    own = getattr(runner, "blocks", None)
-    if callable(own):
-        found: dict[str, Array] = own(x)
+    own = runner.blocks(x)
+    if own is not None:
+        found = own
     elif (network := _network(runner)) is not None:
         found = _hooked(runner, network, x)
     elif runner.name == "onnxruntime":

@@ -14,7 +14,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,26 +220,6 @@ class Search:
             [pair.name for pair in self.pairs],
             {"computed_on": self.device, **provenance()},
         )
-
-
-def keep(weights: Weights, found: Choice) -> list[Path]:
-    """Keeps a choice for engines of these weights, with its table and, where matplotlib is there, its plot.
-
-    The files: NAME.json (restort.backends.tensorrt.mixed_precision reads it), NAME.csv, NAME.svg in the cache folder.
-    """
-    from restort.backends.tensorrt.mixed_precision import remember
-    from restort.profiling.plots import sensitivity
-    from restort.utils.files import write_bytes
-
-    path = remember(weights, found.to_json())
-    kept = [path, path.with_suffix(".csv")]
-    write_bytes(kept[1], found.to_csv().encode(), overwrite=True)
-    try:
-        plot = sensitivity(found)
-    except RestortError:  # a plot is not worth an error
-        return kept
-    write_bytes(path.with_suffix(".svg"), plot, overwrite=True)
-    return [*kept, path.with_suffix(".svg")]
 
 
 def _norm(errors: Any) -> float:

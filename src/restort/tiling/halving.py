@@ -35,7 +35,7 @@ class Halving:
         network: Network,
         spec: Spec,
         overlap: int | None = None,
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         self._network, self._spec, self._overlap, self._tell = network, spec, overlap, tell
         self._too_many: float = float("inf")  # pixels of a batch that did not fit
@@ -46,8 +46,8 @@ class Halving:
         own = getattr(self._network, "stream", None)
         sent: deque[Float32] = deque()
         rest = iter(tiles)
-        if own is not None:
-            results = own(_noted(rest, sent))
+        results = None if own is None else own(_noted(rest, sent))
+        if results is not None:
             try:
                 for y in results:
                     sent.popleft()

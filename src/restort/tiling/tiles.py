@@ -254,11 +254,11 @@ def _tiles(x: Float32, layout: TileLayout) -> Iterator[Float32]:
 def _results(network: Network, tiles: Iterator[Float32]) -> Generator[Float32, None, None]:
     """Yield the result of each tile, through `network.stream` where there is one."""
     stream = getattr(network, "stream", None)
-    if stream is None:
+    results = None if stream is None else stream(tiles)
+    if results is None:
         for tile in tiles:
             yield network(tile)
         return
-    results = stream(tiles)
     try:
         yield from results
     finally:

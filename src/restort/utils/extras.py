@@ -1,8 +1,9 @@
-"""Optional dependencies: import them when first used, and word the command that installs them."""
+"""Optional dependencies: import them when first used, their versions, and the commands that install them."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import shlex
 from functools import cache
 from pathlib import Path
@@ -49,3 +50,12 @@ def need(module: str, purpose: str) -> Any:
         raise RestortError(
             f"{purpose} needs {_PACKAGES[root]}, which is not installed; install it with: {command}"
         ) from None
+
+
+def library_version(name: str) -> str | None:
+    """Return the installed version of a library by its import name or package name; None where it is unknown."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        packages = importlib.metadata.packages_distributions().get(name, ())
+        return importlib.metadata.version(packages[0]) if packages else None

@@ -95,7 +95,9 @@ def test_what_is_in_the_way_is_told(
     found = gpu.check_available()
     assert found is not None and found == gpu.check_usable()
     pattern = (
-        f"{reason}.*{remedy}" if "absent" not in given or "triton" in given["absent"] else "fused is not"
+        f"{reason}.*{remedy}"
+        if "absent" not in given or "triton" in given["absent"]
+        else "backend 'fused' is not"
     )
     weights: Any = None
     with pytest.raises(RestortError, match=pattern):
@@ -153,7 +155,9 @@ def test_auto_takes_the_gpu(machine: Any, monkeypatch: pytest.MonkeyPatch) -> No
     warn = said.append
     weights: Any = None
     runner: Any = registry.create(weights, say=said.append, warn=warn)
-    assert made == ["fused/fp16"] and said == ["auto took fused/fp16: NVIDIA H100"] and runner.warn is warn
+    assert (
+        made == ["fused/fp16"] and said == ["auto selected fused/fp16 on NVIDIA H100"] and runner.warn is warn
+    )
     assert registry.create(weights, precision="bf16").precision == "bf16"
     assert registry.create(weights, "fused").precision == "fp16"
 
@@ -171,7 +175,7 @@ def test_auto_goes_on_without_a_gpu_that_fails(machine: Any, monkeypatch: pytest
     said: list[str] = []
     weights: Any = None
     assert registry.create(weights, say=said.append).precision == "onnxruntime"
-    assert said == ["auto does not use the GPU: install gcc"]
+    assert said == ["auto cannot use the GPU: install gcc"]
     with pytest.raises(RestortError, match="install gcc"):
         registry.create(weights, "fused")
 
@@ -185,27 +189,29 @@ def test_fp16_without_a_gpu_says_what_it_needs(
     monkeypatch.setattr(registry, "installed", lambda name: name in here)
     weights: Any = None
     with pytest.raises(
-        RestortError, match=r"has fp16; .*fused cannot be used: no NVIDIA driver is loaded"
+        RestortError, match=r"supports fp16; .*backend 'fused' cannot be used: no NVIDIA driver is loaded"
     ) as error:
         registry.create(weights, precision="fp16")
     assert ("pip install 'restort[rtx]'" in str(error.value)) is not has_tensorrt
-    assert ("tensorrt cannot be used: no NVIDIA driver is loaded" in str(error.value)) is has_tensorrt
+    assert (
+        "backend 'tensorrt' cannot be used: no NVIDIA driver is loaded" in str(error.value)
+    ) is has_tensorrt
 
 
 def test_exact_strips_run_where_they_are_fastest(machine: Any) -> None:
     from restort.errors import UsageError
-    from restort.inference.exact import settle
+    from restort.inference.exact import resolve_backend
     from tests.fakes.fake_backend import RESTORMER
 
     machine()
-    assert settle(RESTORMER, "auto", "auto", None) == ("torch", "fp32")
+    assert resolve_backend(RESTORMER, "auto", "auto", None) == ("torch", "fp32")
     machine(driver=Driver())
-    assert settle(RESTORMER, "auto", "auto", None) == ("fused", "fp32")
-    assert settle(RESTORMER, "fused", "fp16", None) == ("fused", "fp16")
-    with pytest.raises(UsageError, match="torch computes in fp32, not in fp16"):
-        settle(RESTORMER, "torch", "fp16", None)
+    assert resolve_backend(RESTORMER, "auto", "auto", None) == ("fused", "fp32")
+    assert resolve_backend(RESTORMER, "fused", "fp16", None) == ("fused", "fp16")
+    with pytest.raises(UsageError, match=r"backend 'torch' does not support fp16 \(supported: fp32\)"):
+        resolve_backend(RESTORMER, "torch", "fp16", None)
     with pytest.raises(UsageError, match="use --backend torch or fused"):
-        settle(RESTORMER, "openvino", "auto", None)
+        resolve_backend(RESTORMER, "openvino", "auto", None)
 
 
 def test_kernels_are_loaded_when_first_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def test_the_backend_is_registered(
     monkeypatch.setattr(
         availability, "check_available", lambda: Unavailable("no NVIDIA driver is loaded", "install it")
     )
-    with pytest.raises(RestortError, match="tensorrt cannot be used: no NVIDIA driver is loaded; install it"):
+    with pytest.raises(RestortError, match="cannot use backend 'tensorrt': no NVIDIA driver is loaded; install it"):
         registry.create(weights, "tensorrt")
     monkeypatch.setattr(availability, "check_available", lambda: None)
     monkeypatch.setattr(availability, "is_ready", lambda weights, precision: False)
@@ -38,7 +38,7 @@ def test_the_backend_is_registered(
     found.close()
     monkeypatch.setattr(availability, "is_ready", lambda weights, precision: precision == "fp16")
     taken = registry.create(weights, say=said.append)
-    assert taken.name == "tensorrt" and "auto took tensorrt/fp16: NVIDIA H100" in said
+    assert taken.name == "tensorrt" and "auto selected tensorrt/fp16 on NVIDIA H100" in said
     taken.close()
 
 

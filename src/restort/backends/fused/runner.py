@@ -16,7 +16,7 @@ from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork,
 from restort.backends.precision_fallback import PRECISION_FALLBACK, FallbackWarning, run_with_fallback
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.kernels import nvrtc
-from restort.runner import Array, check_shape, checked, closed
+from restort.runner import Array, Runner, check_shape, checked, closed
 from restort.weights.checkpoint import Weights
 
 Tensor = Any
@@ -29,7 +29,7 @@ SHAPES = 8
 _log = logging.getLogger("restort")
 
 
-class FusedRunner:
+class FusedRunner(Runner):
     """A network on the current CUDA device.
 
     precision   'fp16' or 'bf16': storage and matrix products; statistics and sums are float32. 'fp32': PyTorch's own

@@ -31,7 +31,7 @@ from restort.backends.tensorrt.options import BuildOptions, Profile, Size
 from restort.backends.tensorrt.provider import LARGEST, EngineProvider, check_build, require_gpu
 from restort.errors import RestortError, UsageError
 from restort.models.memory_estimate import bytes_per_pixel
-from restort.runner import Array, checked, closed
+from restort.runner import Array, Runner, checked, closed
 from restort.utils.files import write_bytes
 from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights
@@ -44,7 +44,7 @@ KEPT = 4  # engines of one size each that stay open, each with its own weights a
 _log = logging.getLogger("restort")
 
 
-class TensorrtRunner:
+class TensorrtRunner(Runner):
     """A network on the first GPU.
 
     flavour     the library; default: the environment variable RESTORT_TENSORRT, or the installed one
