@@ -22,8 +22,8 @@ class OpenVinoRunner(Runner):
 
     A fixed shape turns ELAN's index arithmetic into constants, which makes it a third faster; compiling takes about a
     second. So the first array of a shape runs on the dynamic model, and the second one compiles for that shape: folders
-    of equal pictures and tiles gain. Restormer gains nothing and stays dynamic (figures in docs/design/cpu-backends.md).
-    The two models differ in the last bits. Calls from several threads take turns: one inference uses all threads.
+    of equal pictures and tiles gain. Restormer gains nothing and stays dynamic (docs/design/cpu-backends.md). The two
+    models differ in the last bits. Calls from several threads take turns: one inference uses all threads.
     """
 
     name = "openvino"

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import restort
 from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.utils.cache_dir import cache_root, slug
@@ -200,7 +199,7 @@ def model_of(weights: Weights) -> str:
 @functools.cache
 def sources_digest() -> str:
     """Return the SHA-256 of the sources that decide a package: restort.kernels and restort.backends.fused."""
-    root = Path(restort.__file__).parent
+    root = Path(__file__).parents[2]
     found = hashlib.sha256()
     for folder in (root / "kernels", root / "backends" / "fused"):
         for path in sorted(folder.rglob("*")):

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-import restort
 from restort.backends.fused.aot_cache import sources_digest
 from restort.backends.fused.aot_package import (
     ADDRESS,
@@ -44,6 +43,7 @@ from restort.kernels.gpu_target import SHARED_KIB, planning_for
 from restort.kernels.launch import Launch
 from restort.kernels.precompile import Job, job, precompile_cuda
 from restort.runner import check_shape
+from restort.version import __version__
 from restort.weights.checkpoint import Weights
 
 __all__ = ["compile_aot", "parameters", "plan_pass", "read_aot"]
@@ -126,7 +126,7 @@ def _described(made: Pass, weights: Weights, precision: str, capability: int, pr
         "precision": precision,
         "model": weights.metadata.get("name") or weights.path.stem,
         "weights_sha256": weights.digest,
-        "restort": restort.__version__,
+        "restort": __version__,
         "sources": sources_digest(),
         "compilers": _compilers(),
     }

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto, helper
 
-import restort
 from restort.backends.fused.aot_cache import PRECISIONS, Wanted
 from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.backends.tensorrt import network as networks
@@ -21,6 +20,7 @@ from restort.backends.tensorrt.builder import make_report, run_builder
 from restort.backends.tensorrt.options import BuildOptions, Built, Profile
 from restort.errors import RestortError, UsageError
 from restort.utils.gpu import find_gpu
+from restort.version import __version__
 
 if TYPE_CHECKING:
     from restort.backends.tensorrt.library import Flavour
@@ -150,7 +150,7 @@ def _metadata(weights: Weights, package: AotPackage) -> dict[str, str]:
         "restort.scale": str(spec.scale),
         "restort.size_multiple": str(spec.size_multiple),
         "restort.precision": str(package.text.get("precision", "")),
-        "restort.version": restort.__version__,
+        "restort.version": __version__,
         "restort.model": weights.metadata.get("name") or weights.path.stem,
         "restort.weights_sha256": weights.digest,
     }

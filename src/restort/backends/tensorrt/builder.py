@@ -17,7 +17,6 @@ from typing import Any
 
 import onnx
 
-import restort
 from restort.backends.tensorrt import inspector
 from restort.backends.tensorrt import network as networks
 from restort.backends.tensorrt.library import Flavour
@@ -29,6 +28,7 @@ from restort.export import typed
 from restort.export.fixed import with_fixed_input
 from restort.export.form import ENGINE_PRECISIONS
 from restort.utils.gpu import Gpu, find_gpu
+from restort.version import __version__
 
 MOST_THREADS = 16  # more do not shorten a build, and each takes memory
 PROGRESS_STEP = 0.005  # smaller steps are not reported: they come by the thousand
@@ -343,7 +343,7 @@ def make_report(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     return {
         "schema": SCHEMA,
-        "restort": restort.__version__,
+        "restort": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": outcome.seconds,
         "bytes": len(outcome.plan),
