@@ -24,7 +24,9 @@ def test_the_backend_is_registered(
     monkeypatch.setattr(
         availability, "check_available", lambda: Unavailable("no NVIDIA driver is loaded", "install it")
     )
-    with pytest.raises(RestortError, match="cannot use backend 'tensorrt': no NVIDIA driver is loaded; install it"):
+    with pytest.raises(
+        RestortError, match="cannot use backend 'tensorrt': no NVIDIA driver is loaded; install it"
+    ):
         registry.create(weights, "tensorrt")
     monkeypatch.setattr(availability, "check_available", lambda: None)
     monkeypatch.setattr(availability, "is_ready", lambda weights, precision: False)
