@@ -1,4 +1,4 @@
-"""A plan of no launches, which takes neither PyTorch nor a compiler to make."""
+"""An AOT package without launches; making it needs neither PyTorch nor a compiler."""
 
 from __future__ import annotations
 
