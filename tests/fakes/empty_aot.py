@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import restort
-from restort.backends.fused.aot_cache import Wanted, sources_digest
+from restort.backends.fused.aot_cache import Wanted
 from restort.backends.fused.aot_package import ALIGNMENT, AotPackage, Kernel, Region, write_aot
+from restort.backends.fused.sources import sources_digest
 
 
 def aot_of(wanted: Wanted, **text: Any) -> bytes:

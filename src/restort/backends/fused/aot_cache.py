@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import importlib.util
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restort.backends.fused.aot_package import AotPackage, read_aot
+from restort.backends.fused.sources import sources_digest
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.utils.cache_dir import cache_root, slug
 from restort.utils.files import read_bytes, write_bytes
@@ -194,15 +194,3 @@ def validate_aot_file(path: Path, wanted: Wanted) -> Path:
 
 def model_of(weights: Weights) -> str:
     return weights.metadata.get("name") or weights.path.stem
-
-
-@functools.cache
-def sources_digest() -> str:
-    """Return the SHA-256 of the sources that decide a package: restort.kernels and restort.backends.fused."""
-    root = Path(__file__).parents[2]
-    found = hashlib.sha256()
-    for folder in (root / "kernels", root / "backends" / "fused"):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".py", ".cu", ".cuh"):
-                found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()

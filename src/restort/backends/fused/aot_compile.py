@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from restort.backends.fused.aot_cache import sources_digest
 from restort.backends.fused.aot_package import (
     ADDRESS,
     ALIGNMENT,
@@ -36,6 +35,7 @@ from restort.backends.fused.aot_package import (
 )
 from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
+from restort.backends.fused.sources import sources_digest
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.kernels import nvrtc
 from restort.kernels.finite_check import triton as finite_check

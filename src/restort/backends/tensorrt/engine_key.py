@@ -119,7 +119,7 @@ def graph_digest(weights_digest: str, *options: object) -> str:
 def aot_digest(weights_digest: str, sources: str, plugin: str) -> str:
     """Identify the content of an engine of RestoRT's own kernels, without compiling it.
 
-    sources     digest of the kernels' sources (restort.backends.fused.aot_cache.sources_digest).
+    sources     digest of the kernels' sources (restort.backends.fused.sources).
     plugin      digest of the plugin (restort.backends.tensorrt.plugin.digest).
 
     Precision, size and compute capability are in the key beside it.

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.aot_cache import AotCache, Wanted, model_of, sources_digest, validate_aot_file
+from restort.backends.fused.aot_cache import AotCache, Wanted, model_of, validate_aot_file
+from restort.backends.fused.sources import sources_digest
 from restort.backends.tensorrt import plugin
 from restort.backends.tensorrt.aot_builder import aot_request, build_aot_engine, check_aot_options
 from restort.backends.tensorrt.builder import build, check_options, graph_precision, wants_fixed_size
