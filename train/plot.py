@@ -22,6 +22,18 @@ def read_log(path: Path) -> dict[str, list[float]]:
     return columns
 
 
+def read_gains(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, mean gain in dB) of every named set in the validation.csv beside a log; empty where there is none."""
+    gains: dict[str, list[tuple[int, float]]] = {}
+    beside = path.parent / "validation.csv"
+    if beside.is_file():
+        with beside.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if float(row["input"]) < 80:  # undamaged pictures have nothing to gain
+                    gains.setdefault(row["set"], []).append((int(row["step"]), float(row["output"]) - float(row["input"])))
+    return gains
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.plot", description=__doc__)
     parser.add_argument("logs", nargs="+", type=Path)
@@ -42,11 +54,16 @@ def main() -> None:
         window = min(SMOOTH, len(log["loss"]))
         smooth = np.convolve(log["loss"], np.ones(window) / window, "valid")
         left.plot(log["step"][window - 1 :], smooth, label=name)
-        right.plot(log["psnr_step"], log["psnr"], marker="o", markersize=3, label=name)
+        gains = read_gains(path)
+        for kind, points in gains.items():
+            right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=kind)
+        if not gains:
+            right.plot(log["psnr_step"], log["psnr"], marker="o", markersize=3, label=name)
+    sets = any(read_gains(path) for path in args.logs)
     left.set(xlabel="step", ylabel=f"training loss (mean of {SMOOTH} log rows)")
     if min(min(axis.get_ydata()) for axis in left.get_lines()) > 0:  # a negative PSNR has no logarithm
         left.set_yscale("log")
-    right.set(xlabel="step", ylabel="PSNR of held-out photographs, dB")
+    right.set(xlabel="step", ylabel=f"{'gain' if sets else 'PSNR'} of held-out photographs, dB")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
