@@ -30,7 +30,9 @@ def read_gains(path: Path) -> dict[str, list[tuple[int, float]]]:
         with beside.open(newline="") as file:
             for row in csv.DictReader(file):
                 if float(row["input"]) < 80:  # undamaged pictures have nothing to gain
-                    gains.setdefault(row["set"], []).append((int(row["step"]), float(row["output"]) - float(row["input"])))
+                    gains.setdefault(row["set"], []).append(
+                        (int(row["step"]), float(row["output"]) - float(row["input"]))
+                    )
     return gains
 
 
