@@ -17,7 +17,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = ROOT / "examples/kitten_noisy.png"
+PICTURE = ROOT / "examples/coffee_noisy.jpg"
 WHEEL_MB = 30.0  # 10**6 bytes
 INSTALL_MB = 300.0  # 2**20 bytes, blocks of 4 KiB as on disk
 

@@ -1,4 +1,4 @@
-"""What `make demo` runs: restores the example photographs by the command line and shows before and after.
+"""Restore the example photographs by the command line and show before and after: what `make demo` runs.
 
     python examples/demo.py [--output FOLDER] [--weights FILE]
 
@@ -20,9 +20,10 @@ from restort.weights.catalogue import default_for
 
 HERE = Path(__file__).resolve().parent
 STEPS = (  # command, input, result
-    ("upscale", "kitten_small.png", "kitten_large.png"),
-    ("denoise", "kitten_noisy.png", "kitten_clean.png"),
-    ("deblur", "kitten_blurred.png", "kitten_sharp.png"),
+    ("denoise", "coffee_noisy.jpg", "coffee_clean.png"),
+    ("dejpeg", "astronaut_quality30.jpg", "astronaut_clean.png"),
+    ("deblur", "cat_shaken.png", "cat_sharp.png"),
+    ("upscale", "osprey_small.jpg", "osprey_large.png"),
 )
 
 
