@@ -165,7 +165,7 @@ def test_memory_is_given_back_then_reported(weights: Weights) -> None:
     runner = runner_of(weights)
     runner(picture(1, 16, 16))
     fake_fused.room.append(1024)
-    with pytest.raises(OutOfMemory, match=r"not enough for an array of shape \[1, 3, 64, 64\]"):
+    with pytest.raises(OutOfMemory, match=r"for an array of shape \[1, 3, 64, 64\]"):
         runner(picture(1, 64, 64))
     network: Any = runner._networks["fp16"]
     assert network.instances.shapes == ()  # all was given up before that
@@ -247,13 +247,13 @@ def test_missing_compiler_is_told_once(weights: Weights, monkeypatch: pytest.Mon
     runner = runner_of(weights)
     runner.warn = said.append
     monkeypatch.setattr(nvrtc, "available", lambda: False)
-    runner._look()
-    assert not said  # nothing is missing on a processor
+    runner._warn_without_nvrtc()
+    assert not said  # nothing is missing on a CPU
     for there in (runner_of(weights), runner_of(weights, "fp32")):
         there.warn = said.append
         monkeypatch.setattr(there, "_device", torch.device("cuda", 0))
         for _ in range(2):
-            there._look()
+            there._warn_without_nvrtc()
     assert said == [
         f"NVRTC cannot be loaded, so the fastest kernels are not used; install it with: {nvrtc.REMEDY}"
     ]
