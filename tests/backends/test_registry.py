@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from restort.errors import RestortError, UsageError
 from restort.models.spec import ElanSpec, RestormerSpec, Spec
 from restort.runner import Array, Runner
 from restort.utils import cpu as processor
+from restort.utils.extras import install_command
 from restort.weights.checkpoint import Weights
 
 SPECS: dict[str, Spec] = {
@@ -193,12 +195,12 @@ def test_a_missing_library_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     weights = make_weights("elan")
     absent(monkeypatch, "openvino", "torch")
     with pytest.raises(
-        RestortError, match=r"backend 'openvino' is not installed.*pip install 'restort\[openvino\]'"
+        RestortError, match=rf"backend 'openvino' is not installed.*{re.escape(install_command('openvino'))}"
     ):
         registry.create(weights, "openvino")
     states = {state.name: state for state in registry.status()}
     assert states["onnxruntime"].works and states["onnxruntime"].version
-    assert not states["torch"].installed and states["torch"].remedy == "pip install 'restort[torch]'"
+    assert not states["torch"].installed and states["torch"].remedy == install_command("torch")
     with pytest.raises(RestortError, match="no backend that works here supports bf16; pip install"):
         registry.create(weights, precision="bf16")
     absent(monkeypatch, "onnxruntime")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from restort.errors import RestortError, UsageError
 from restort.runner import PRECISIONS, BackendStatus, Runner, Say, one_line
-from restort.utils.extras import library_version
+from restort.utils.extras import install_command, library_version
 
 if TYPE_CHECKING:
     from restort.utils.gpu import Unavailable
@@ -133,13 +133,13 @@ def _tensorrt_is_ready(weights: Weights, precision: str) -> bool:
 
 BACKENDS = {
     "onnxruntime": Backend(("onnxruntime",), "pip install onnxruntime", ("fp32",), _load_onnxruntime),
-    "openvino": Backend(("openvino",), "pip install 'restort[openvino]'", ("fp32", "bf16"), _load_openvino),
+    "openvino": Backend(("openvino",), install_command("openvino"), ("fp32", "bf16"), _load_openvino),
     "torch": Backend(
-        ("torch",), "pip install 'restort[torch]'", ("fp32", "bf16"), _load_torch, exact_precisions=("fp32",)
+        ("torch",), install_command("torch"), ("fp32", "bf16"), _load_torch, exact_precisions=("fp32",)
     ),
     "fused": Backend(
         ("torch",),
-        "pip install 'restort[fused]'",
+        install_command("fused"),
         ("fp16", "bf16", "fp32"),
         _load_fused,
         exact_precisions=("fp32", "fp16"),
@@ -149,7 +149,7 @@ BACKENDS = {
     ),
     "tensorrt": Backend(
         ("tensorrt_rtx", "tensorrt"),
-        "pip install 'restort[rtx]' (or 'restort[tensorrt]')",
+        f"{install_command('rtx')} (or the extra tensorrt)",
         ("fp16", "bf16", "fp32", "tf32", "mixed"),
         _load_tensorrt,
         is_gpu=True,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from restort.utils.extras import install_command, reinstall_command
 from restort.utils.text import printable
 from restort.version import __version__
 
@@ -207,13 +208,13 @@ def missing(findings: Findings) -> list[dict[str, str]]:
     for extra, packages in findings["extras"].items():
         lacking = [name for name, version in packages.items() if version is None]
         if lacking and extra not in listed:
-            how = f"pip install 'restort[{extra}]'"
+            how = install_command(extra)
             found.append({"what": ", ".join(lacking), "for": _PURPOSE[extra], "how": how})
     if not findings["cache"].get("writable"):
         how = "set RESTORT_CACHE to a folder that can be written"
         found.append({"what": "a cache folder", "for": "emitted graphs and downloads", "how": how})
     if not findings["models"].get("shipped"):
-        how = "install restort again, or use --model NAME or --weights FILE"
+        how = f"{reinstall_command()}, or use --model NAME or --weights FILE"
         found.append({"what": "shipped models", "for": "the commands without --model", "how": how})
     return found
 

@@ -22,6 +22,7 @@ from restort.errors import RestortError
 from restort.export.form import sections
 from restort.profiling.machine import provenance
 from restort.profiling.pairs import Pair
+from restort.utils.extras import install_command
 from restort.weights.checkpoint import Weights
 
 FORMAT = 1
@@ -131,8 +132,8 @@ class Search:
             import torch
         except ImportError:
             raise RestortError(
-                "measuring which blocks need float32 takes PyTorch, which is not installed; "
-                "get it with: pip install 'restort[torch]'"
+                "measuring sensitivity needs PyTorch, which is not installed; "
+                f"install it with: {install_command('torch')}"
             ) from None
         from restort.models.build import build
         from restort.profiling.lowered import fold_batch_norms

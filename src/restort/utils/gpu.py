@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from restort.utils.extras import install_command
+
 LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units, asynchronous copies
 LEAST_TORCH = (2, 7)
 LEAST_TRITON = (3, 3)
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
-_INSTALL = "pip install 'restort[fused]'"
+_INSTALL = install_command("fused")
 _CUDA_BUILD = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 _OTHER = "use --backend auto, onnxruntime or torch"
 _UPDATE = "update the NVIDIA driver (https://www.nvidia.com/drivers)"

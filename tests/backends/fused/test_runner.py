@@ -14,6 +14,7 @@ import pytest
 from restort.backends import registry
 from restort.errors import RestortError
 from restort.utils import gpu
+from restort.utils.extras import install_command
 from tests.fakes.fake_driver import Driver
 
 HERE = Path(__file__).resolve().parent
@@ -192,7 +193,7 @@ def test_fp16_without_a_gpu_says_what_it_needs(
         RestortError, match=r"supports fp16; .*backend 'fused' cannot be used: no NVIDIA driver is loaded"
     ) as error:
         registry.create(weights, precision="fp16")
-    assert ("pip install 'restort[rtx]'" in str(error.value)) is not has_tensorrt
+    assert (install_command("rtx") in str(error.value)) is not has_tensorrt
     assert (
         "backend 'tensorrt' cannot be used: no NVIDIA driver is loaded" in str(error.value)
     ) is has_tensorrt

@@ -22,6 +22,7 @@ from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.backends.fused.sources import sources_digest
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.utils.cache_dir import cache_root, slug
+from restort.utils.extras import install_command
 from restort.utils.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ def compile_wanted(wanted: Wanted, processes: int | None = None) -> bytes:
         from restort.backends.fused.aot_compile import compile_aot
     except ImportError as error:
         raise RestortError(
-            f"AOT packages are compiled by PyTorch and Triton ({error}); install them with: pip install "
-            "'restort[fused]'"
+            f"AOT packages are compiled by PyTorch and Triton ({error}); install them with: "
+            f"{install_command('fused')}"
         ) from None
     count = processes or max(1, min(16, os.cpu_count() or 1))
     with _writing(cache_root()):  # compiled kernels are kept there

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
+from restort.utils.extras import install_command
 from restort.utils.gpu import Unavailable, find_gpu, query_gpu
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check_usable() -> Unavailable | None:
     if gpu is not None and targets and gpu.compute_capability not in targets:
         return Unavailable(
             f"{flavour.title} does not support {gpu.name} (compute capability {gpu.compute_capability})",
-            "use --backend fused, or TensorRT: pip install 'restort[tensorrt]'",
+            f"use --backend fused, or TensorRT: {install_command('tensorrt')}",
         )
     return None
 

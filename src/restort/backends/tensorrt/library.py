@@ -16,13 +16,14 @@ from typing import Any, Literal, TypeAlias
 
 from restort.backends.tensorrt.logger import Logger
 from restort.errors import RestortError, UsageError
+from restort.utils.extras import install_command
 from restort.utils.gpu import find_gpu, load_lazily
 
 Name: TypeAlias = Literal["tensorrt", "rtx"]
 
 MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
-REMEDIES: dict[Name, str] = {"tensorrt": "pip install tensorrt", "rtx": "pip install 'restort[rtx]'"}
+REMEDIES: dict[Name, str] = {"tensorrt": "pip install tensorrt", "rtx": install_command("rtx")}
 
 
 @dataclass(frozen=True)
