@@ -206,9 +206,9 @@ def compiled(case: Case, weights: Any, x: Any) -> Run:
         network = torch.compile(net.network, dynamic=False)
         note = "compiled whole: the network as its authors wrote it"
     else:
-        from restort.models.build import build
         from restort.models.elan import Group
         from restort.models.restormer import Block
+        from restort.models.torch_network import build
 
         network = build(weights.spec, weights.state, dtype_of(case)).to(DEVICE)
         for module in network.modules():

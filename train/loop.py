@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from restort.models.build import build
+from restort.models.torch_network import build
 from train.config import Config
 from train.fast import forward, losses, speed_up
 from train.start import starting_weights

@@ -88,7 +88,7 @@ class Runner(ABC):
         return None
 
     def blocks(self, x: Array) -> dict[str, Array] | None:
-        """Return every block's output for x, float32 (N, C, H, W), by the names of restort.models.blocks.
+        """Return every block's output for x, float32 (N, C, H, W), by the names of restort.models.block_names.
 
         None where the backend does not expose them.
         """

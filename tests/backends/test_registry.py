@@ -72,7 +72,7 @@ def expected(weights: Weights, x: Array) -> Array:
     """The PyTorch network in float64."""
     import torch
 
-    from restort.models.build import build
+    from restort.models.torch_network import build
 
     spec = weights.spec
     model = build(spec, weights.state, torch.float64)

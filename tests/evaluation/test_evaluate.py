@@ -228,7 +228,7 @@ def test_baselines_of_the_published_sets(shared: Path) -> None:
 def test_elan_light_scores_what_its_authors_code_scores(shared: Path, tmp_path: Path) -> None:
     """One of the pictures that make 32.438 dB on Set5 with the original network and code."""
     torch = pytest.importorskip("torch")
-    from restort.models.build import build
+    from restort.models.torch_network import build
     from restort.weights.checkpoint import load_weights
 
     weights = load_weights(next((shared / "weights").glob("elan_light_x4*.safetensors")))

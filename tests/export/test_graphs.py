@@ -118,7 +118,7 @@ def picture(spec: Spec, batch: int, height: int, width: int) -> np.ndarray:
 
 def by_torch(weights: Weights, x: np.ndarray) -> np.ndarray:
     torch = pytest.importorskip("torch")
-    from restort.models.build import build
+    from restort.models.torch_network import build
 
     scale = weights.spec.value_range
     threads = torch.get_num_threads()

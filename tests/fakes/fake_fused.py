@@ -16,7 +16,7 @@ import triton.language as tl
 from restort.backends.fused.forward_pass import Pass
 from restort.kernels.launch import Launch
 from restort.kernels.workspace import Workspace
-from restort.models.blocks import block_channels
+from restort.models.block_names import block_channels
 
 GAIN = 2.0
 plans: list[tuple[int, int, int]] = []

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from restort.models.build import build
 from restort.models.spec import ElanSpec, RestormerSpec, Spec
+from restort.models.torch_network import build
 from restort.weights.checkpoint import Weights
 
 ELAN = ElanSpec(4, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)

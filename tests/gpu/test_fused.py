@@ -28,7 +28,7 @@ from restort.backends import registry  # noqa: E402
 from restort.backends.fused.networks import TYPES, PlainNetwork  # noqa: E402
 from restort.backends.fused.runner import FusedRunner  # noqa: E402
 from restort.errors import OutOfMemory  # noqa: E402
-from restort.models.blocks import block_channels  # noqa: E402
+from restort.models.block_names import block_channels  # noqa: E402
 from restort.models.spec import ElanSpec, Spec  # noqa: E402
 from restort.tiling.halving import Halving  # noqa: E402
 from restort.weights.checkpoint import Weights, load_weights  # noqa: E402

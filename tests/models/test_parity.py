@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
-from restort.models.build import build  # noqa: E402
 from restort.models.elan import shift, shift_kernel  # noqa: E402
 from restort.models.spec import ElanSpec, RestormerSpec, detect, parameter_shapes  # noqa: E402
+from restort.models.torch_network import build  # noqa: E402
 
 GOLDEN = (
     "restormer_withbias",

@@ -19,7 +19,7 @@ from restort.export.blocks import with_block_outputs
 from restort.export.emit import emit
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
-from restort.models.blocks import block_names
+from restort.models.block_names import block_names
 from restort.models.spec import parameter_shapes
 from restort.profiling.compare import compare
 from restort.profiling.samples import samples, synthetic

@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 from restort.backends.tensorrt import mixed_precision  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
 from restort.export.form import sections  # noqa: E402
-from restort.models.build import build  # noqa: E402
 from restort.models.spec import Spec  # noqa: E402
+from restort.models.torch_network import build  # noqa: E402
 from restort.profiling.lowered import fold_batch_norms, lowered, modules_of  # noqa: E402
 from restort.profiling.pairs import Pair, pairs  # noqa: E402
 from restort.profiling.sensitivity import Budget, Choice, Cost, Search  # noqa: E402

@@ -222,8 +222,8 @@ def test_elan_in_tiles_is_elan_on_the_whole_picture(shared: Path) -> None:
     from PIL import Image
     from safetensors.numpy import load_file
 
-    from restort.models.build import build
     from restort.models.spec import detect
+    from restort.models.torch_network import build
 
     state = load_file(shared / "weights" / "elan_light_x4_friedricelab.safetensors")
     spec = detect(state)

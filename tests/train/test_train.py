@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 from PIL import Image  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from restort.models.build import build  # noqa: E402
 from restort.models.spec import ElanSpec, RestormerSpec  # noqa: E402
+from restort.models.torch_network import build  # noqa: E402
 from restort.weights.checkpoint import load_weights  # noqa: E402
 from train.config import Config, read_config  # noqa: E402
 from train.data import Bank  # noqa: E402

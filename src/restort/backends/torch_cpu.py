@@ -26,7 +26,7 @@ class TorchRunner(Runner):
     def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
         import torch
 
-        from restort.models.build import build
+        from restort.models.torch_network import build
 
         torch.set_num_threads(threads or default_threads())
         self.precision = precision

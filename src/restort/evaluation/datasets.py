@@ -79,7 +79,7 @@ class Dataset:
 
 
 def check_folder(folder: Path) -> None:
-    """RestortError where a test set's folder is none."""
+    """Raise RestortError where the folder of a test set does not exist."""
     if not folder.is_dir():
         raise RestortError(f"there is no folder {folder}; give the folder of a test set")
 
@@ -101,7 +101,7 @@ def open_dataset(
     limit: int | None = None,
     crop: int | None = None,
 ) -> Dataset:
-    """The test set in `folder` for `task`; nothing but names (and kernels) is read yet.
+    """Open the test set in `folder` for `task`; reads only names and blur kernels.
 
     scale      of the network, for upscale.
     channels   1 makes colour pictures gray (BT.601, 8 bit) before anything else, 3 repeats gray ones.
@@ -208,7 +208,7 @@ class _Sources:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures directly in `folder`, by name; numbers in names count as numbers."""
+    """Return the pictures directly in `folder`, sorted by name with numbers by value."""
 
     def order(path: Path) -> list[tuple[int, int, str]]:
         parts = re.split(r"(\d+)", path.name.lower())
@@ -225,7 +225,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def read_8_bit(path: Path, channels: int) -> Uint8:
-    """A picture file as uint8 (H, W, channels): without alpha, 16 bit rounded, gray repeated or made as needed."""
+    """Read a picture file as uint8 (H, W, channels): without alpha, 16 bit rounded, gray repeated or made as needed."""
     from restort.imaging.decode import read
     from restort.imaging.encode import to_8_bit
 

@@ -57,7 +57,7 @@ def evaluate(
     align: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Scores `model` on the test set in the folder `dataset` (layouts: restort.evaluation.datasets).
+    """Score `model` on the test set in the folder `dataset` (layouts: restort.evaluation.datasets).
 
     model      a Model, or any function from float32 (H, W, C), nominally in [0, 1] (noise is not clipped), to
                float32 (H * scale, W * scale, C). A Model tells its own task, scale and channels.
@@ -180,7 +180,7 @@ def _aligned(image: NDArray[Any], clean: NDArray[Any]) -> float:
 
 
 def _metrics(data: Dataset, ssim: bool, align: bool) -> dict[str, str]:
-    """What every number of the report is, in words."""
+    """Return the definition of every number of the report."""
     if data.task == "upscale":
         where = (
             f"on Y (ITU-R BT.601, 16..235) of 8-bit results, border of {data.scale} pixels left out, peak 255"

@@ -74,7 +74,7 @@ class Report:
         return means if len(means) < 2 else [*means, _mean("all", self.rows)]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON knows it (an infinite PSNR becomes null)."""
+        """Return the whole report as valid JSON (an infinite PSNR becomes null)."""
         return {
             "format": FORMAT,
             "task": self.task,
@@ -91,7 +91,7 @@ class Report:
         }
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
-        """Writes `to_json()` to a file (temporary name and rename)."""
+        """Write `to_json()` to a file (temporary name and rename)."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
         write_bytes(Path(path), text.encode(), overwrite=overwrite)
 
@@ -149,7 +149,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes: Python, this package, and the libraries that are installed."""
+    """Return the versions of Python, this package and the libraries that compute."""
     found = {"python": python_version()}
     for name in ("restort", "numpy", "scikit-image", "scipy", "onnxruntime", "openvino", "torch", "triton"):
         try:

@@ -7,7 +7,7 @@ from onnx import helper
 
 from restort.export.graph import Array
 from restort.export.restormer import space_to_depth_order
-from restort.models.blocks import block_names
+from restort.models.block_names import block_names
 from restort.models.spec import LEVELS, RestormerSpec, Spec
 
 REORDERED = LEVELS[1:]  # levels in SpaceToDepth's order of channels (restort.export.restormer)

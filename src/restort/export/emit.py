@@ -36,8 +36,8 @@ def emit(
 
     Input 'input' is [N, C, H, W] in [0, 1], H and W multiples of `spec.size_multiple` (padding stays outside of the
     graph). Output 'output' is [N, C', H * scale, W * scale], not clipped. The value that a block makes is named after
-    its module (restort.models.blocks): 'encoder_level1.0', 'body.3'. Statistics, norms, scores and softmax are float32
-    in every precision.
+    its module (restort.models.block_names): 'encoder_level1.0', 'body.3'. Statistics, norms, scores and softmax are
+    float32 in every precision.
 
     precision   type of weights and activations.
     norm        short for Form(norm=norm). OpenVINO on a CPU is faster with 'convolution'.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from restort.models.blocks import block_names
+from restort.models.block_names import block_names
 from restort.models.spec import RestormerSpec, Spec
 
 ENGINE_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "mixed")
@@ -46,7 +46,7 @@ WEAKLY_TYPED = Form(norm="arithmetic", attention="gram", gate="separate")
 def sections(spec: Spec) -> tuple[str, ...]:
     """The parts of a network that can each have a precision, in the order they run.
 
-    They are its blocks (`restort.models.blocks.block_names`) and what lies between the blocks: the convolutions
+    They are its blocks (`restort.models.block_names.block_names`) and what lies between the blocks: the convolutions
     before, after and between the levels of a Restormer; the head and the tail of an ELAN.
     """
     blocks = block_names(spec)

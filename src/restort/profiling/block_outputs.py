@@ -1,7 +1,7 @@
 """Every block's output of a network as one backend runs it, so that any two backends compare block by block.
 
 A runner may show its blocks itself, by a method `blocks(x)` that returns {name: float32 (N, C, H, W)} under the
-names of `restort.models.blocks.block_names`, channels in published order: that is how a backend with kernels or
+names of `restort.models.block_names.block_names`, channels in published order: that is how a backend with kernels or
 engines of its own takes part. Runners around a PyTorch module are hooked; for those around the emitted graph the
 same library runs the same graph with the blocks' values as further outputs, which keeps it from fusing across
 the end of a block but from nothing else.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from restort.errors import UsageError
-from restort.models.blocks import block_names
+from restort.models.block_names import block_names
 from restort.runner import Array, Runner
 from restort.utils.cpu import default_threads
 from restort.weights.checkpoint import Weights

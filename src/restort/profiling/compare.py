@@ -112,11 +112,11 @@ def compare(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Runs every sample through both, whole (padded by reflection, the padding cut off the output again).
+    """Run every sample through both, whole (padded by reflection, the padding cut off the output again).
 
-    blocks      also compares the output of every block (`restort.models.blocks`), padding included.
+    blocks      also compares the output of every block (`restort.models.block_names`), padding included.
     epsilon     what is added to the reference's magnitude in relative errors.
-    progress    told each sample's name before it is run.
+    progress    called with the name of each sample before it runs.
 
     Raises UsageError where a sample is too large to be run whole, or a backend does not show its blocks;
     RestortError where a backend fails.

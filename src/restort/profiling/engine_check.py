@@ -1,4 +1,4 @@
-"""Whether a mixed engine meets its budget, by running it: the one check after the one build."""
+"""Check a mixed engine against its budget by running it once after its build."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(weights: Weights, runner: Runner, search: Search | None = None) -> Cos
 
 
 def sentence(cost: Cost | None, budget: Budget) -> str:
-    """The outcome for people."""
+    """Return the outcome as a sentence."""
     if cost is None:
         return "the engine was not checked against the reference network, which takes PyTorch"
     found = f"relative L2 {cost.relative_l2:.1e}"

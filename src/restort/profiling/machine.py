@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, memory, load and clocks, libraries, the command, the date."""
+"""The conditions of a measurement: processor, memory, load and clocks, libraries, the command, the date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def provenance() -> dict[str, Any]:
-    """What every record carries: device, machine, versions, command, date."""
+    """Return what every record holds: device, machine, versions, command, date."""
     return {
         "device": processor_name(),
         "machine": machine(),
@@ -28,7 +28,7 @@ def provenance() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Cores this process may use, memory in GiB, load average of a minute, clocks, operating system."""
+    """Return the cores this process may use, memory in GiB, load average of a minute, clocks, operating system."""
     import psutil
 
     return {
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def clocks() -> dict[str, Any]:
-    """The processor's frequency now in MHz and its governor, None where the system does not say."""
+    """Return the processor's frequency now (MHz) and its governor; None where the system gives none."""
     import psutil
 
     try:
@@ -57,13 +57,13 @@ def clocks() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, the program by its name alone."""
+    """Return the command line, with the program by its name alone."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     return shlex.join([program, *sys.argv[1:]])
 
 
 def peak_rss() -> int | None:
-    """The largest resident memory of this process so far, in bytes; None where it cannot be read.
+    """Return the largest resident memory of this process so far, in bytes; None where it cannot be read.
 
     On Linux VmHWM, not getrusage's ru_maxrss: that one survives exec and so counts the parent's memory too.
     """

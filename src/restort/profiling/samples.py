@@ -1,4 +1,4 @@
-"""What two backends, or one against the clock, are given: pictures as networks take them."""
+"""Inputs of comparisons and benchmarks: pictures as float32 arrays in [0, 1]."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Sample:
 
 
 def synthetic(spec: Spec, size: Size = SIZE, seed: int = SEED) -> Sample:
-    """`dead_leaves`, one picture of its own per element of the batch."""
+    """Return a batch of `dead_leaves` pictures, each with a seed of its own."""
     batch, height, width = size
     planes = [dead_leaves(height, width, spec.in_channels, seed + i) for i in range(batch)]
     return Sample(f"dead leaves, seed {seed}", np.stack(planes))
 
 
 def files(inputs: Sequence[Path]) -> list[Path]:
-    """The pictures of `inputs`, of which those given by name have been looked at; nothing of a folder is opened.
+    """Return the pictures of `inputs`; check the header of files given by name, and only list folders.
 
-    Raises RestortError for a file that is none or no picture, and for a folder without pictures.
+    Raises RestortError for a missing file, a file that is not a picture, and a folder without pictures.
     """
     from restort.evaluation.datasets import pictures
     from restort.imaging.decode import check_input
@@ -55,10 +55,10 @@ def files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -> Iterator[Sample]:
-    """The pictures `inputs` (see `files`), one sample each; the synthetic one where there are none.
+    """Yield the pictures `inputs` (see `files`), one sample each; a synthetic one where there are none.
 
     With `size` a picture's middle is taken, or, for a batch, that many parts along its diagonal. Raises
-    UsageError where a picture is smaller, and for networks whose input no picture is (dual-pixel).
+    UsageError where a picture is smaller, and for dual-pixel networks, whose input is two pictures.
     """
     if not inputs:
         yield synthetic(spec, size or SIZE)

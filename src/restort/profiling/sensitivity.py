@@ -135,7 +135,7 @@ class Search:
                 "measuring sensitivity needs PyTorch, which is not installed; "
                 f"install it with: {install_command('torch')}"
             ) from None
-        from restort.models.build import build
+        from restort.models.torch_network import build
         from restort.profiling.lowered import fold_batch_norms
 
         if not pairs:
@@ -157,7 +157,7 @@ class Search:
         return found
 
     def cost(self, lowered_sections: Sequence[str]) -> Cost:
-        """Of lowering these sections together."""
+        """Return the cost of lowering these sections together."""
         from restort.profiling.lowered import lowered
 
         with lowered(self.network, lowered_sections, self.spec, self.low):  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ class Search:
         return self.cost_of(results)
 
     def cost_of(self, results: Sequence[np.ndarray[Any, Any]]) -> Cost:
-        """Of results on the pairs, however they were made, an engine's for instance."""
+        """Return the cost of results on the pairs, such as those of an engine."""
         squares = energy = 0.0
         losses = []
         for pair, y, reference in zip(self.pairs, results, self.references, strict=True):
@@ -180,7 +180,7 @@ class Search:
         return Cost(math.sqrt(squares / max(energy, 1e-30)), loss)
 
     def choose(self, budget: Budget = Budget(), say: Say = lambda line: None) -> Choice:
-        """The fewest sections to keep in float32, by the greedy choice above.
+        """Return the fewest sections to keep in float32, by the greedy choice above.
 
         Raises RestortError where even float32 everywhere is not within the budget.
         """

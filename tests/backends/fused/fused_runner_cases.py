@@ -17,7 +17,7 @@ from restort.errors import OutOfMemory, RestortError
 from restort.inference.model import Model
 from restort.kernels.finite_check import triton as finite_check
 from restort.kernels.finite_check.reference import non_finite
-from restort.models.blocks import block_channels
+from restort.models.block_names import block_channels
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes import fake_fused
 from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
@@ -102,7 +102,7 @@ def test_what_overflows_is_computed_again(weights: Weights, monkeypatch: pytest.
 
 
 def test_the_last_resort_is_the_reference(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    from restort.models.build import build
+    from restort.models.torch_network import build
 
     monkeypatch.setattr(fake_fused, "GAIN", 3e38)
     x = picture(1, 16, 32)
@@ -222,7 +222,7 @@ def test_the_finite_check() -> None:
 
 @pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-5), ("fp16", 1e-3)])
 def test_exact_strips(precision: str, near: float, tmp_path: Path) -> None:
-    from restort.models.build import build
+    from restort.models.torch_network import build
 
     weights = load_weights(write_weights(tmp_path / "weights.safetensors", RESTORMER))
     runner = runner_of(weights, precision)

@@ -28,7 +28,7 @@ from tests.fakes import triton_interpreter
 from restort.backends.fused import elan
 from restort.kernels.lfe import triton as lfe
 from restort.kernels.window_attention import triton as window_attention
-from restort.models.build import build
+from restort.models.torch_network import build
 from restort.models.spec import ElanSpec
 
 triton_interpreter.widen_products()
@@ -92,7 +92,7 @@ from tests.fakes import triton_interpreter
 from restort.backends.fused import elan
 from restort.kernels.lfe import triton as lfe
 from restort.kernels.window_attention import triton as window_attention
-from restort.models.build import build
+from restort.models.torch_network import build
 from restort.weights.checkpoint import load_weights
 
 triton_interpreter.widen_products()

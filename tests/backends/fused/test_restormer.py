@@ -18,8 +18,8 @@ from restort.backends.fused.restormer import pack, plan  # noqa: E402
 from restort.backends.fused.restormer_blocks import fused_halves  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
 from restort.kernels.gpu_target import planning_for  # noqa: E402
-from restort.models.build import build  # noqa: E402
 from restort.models.spec import RestormerSpec  # noqa: E402
+from restort.models.torch_network import build  # noqa: E402
 from restort.weights.checkpoint import Weights  # noqa: E402
 
 OFFICIAL = RestormerSpec(3, 3, 48, (4, 6, 6, 8), 4, (1, 2, 4, 8), 2.66, False, "WithBias", False)
@@ -29,8 +29,8 @@ import sys
 from pathlib import Path
 import torch
 from restort.backends.fused.restormer import pack, plan
-from restort.models.blocks import block_names
-from restort.models.build import build
+from restort.models.block_names import block_names
+from restort.models.torch_network import build
 from restort.weights.checkpoint import Weights
 from restort.models.spec import RestormerSpec
 from restort.kernels.nvrtc import CudaKernel

@@ -27,8 +27,8 @@ from restort.cli.main import main  # noqa: E402
 from restort.imaging.decode import read  # noqa: E402
 from restort.imaging.encode import write  # noqa: E402
 from restort.imaging.picture import Picture  # noqa: E402
-from restort.models.build import build  # noqa: E402
 from restort.models.spec import RestormerSpec, parameter_shapes  # noqa: E402
+from restort.models.torch_network import build  # noqa: E402
 from restort.weights.checkpoint import load_weights  # noqa: E402
 from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights  # noqa: E402
 

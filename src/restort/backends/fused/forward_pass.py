@@ -19,8 +19,8 @@ class Pass:
     input       float32 (N, C, H, W) in [0, 1], contiguous, on the device; written by the caller.
     output      float32 (N, C', H * scale, W * scale), contiguous, on the scale of [0, 1] and not clipped.
     workspace   all intermediate results; `input` and `output` are apart from it.
-    blocks      with keep_blocks each block's output by its name (restort.models.blocks): (N, H, W, C), the published
-                channels first, then padding, in the network's own range.
+    blocks      with keep_blocks each block's output by its name (restort.models.block_names): (N, H, W, C), the
+                published channels first, then padding, in the network's own range.
     """
 
     launches: list[Launch]

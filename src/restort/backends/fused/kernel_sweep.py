@@ -88,7 +88,7 @@ def plan_for(spec: Spec, capability: int, precision: str = "fp16", size: Any = S
     """Plan a pass of a network without memory, as on a GPU of that compute capability."""
     import torch
 
-    from restort.models.build import build
+    from restort.models.torch_network import build
     from restort.weights.checkpoint import Weights
 
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]

@@ -16,9 +16,9 @@ from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.instances import Instance, Instances, Shape
 from restort.kernels.integers import cdiv
-from restort.models.blocks import block_channels, block_names
-from restort.models.build import build
+from restort.models.block_names import block_channels, block_names
 from restort.models.memory_estimate import bytes_per_pixel
+from restort.models.torch_network import build
 from restort.runner import Array
 from restort.weights.checkpoint import Weights
 

@@ -49,7 +49,7 @@ from restort.kernels.gdfn import sm90 as gdfn_sm90
 from restort.kernels.integers import next_power_of_2, round_up
 from restort.kernels.layernorm_conv1x1 import sm90 as layernorm_conv1x1_sm90
 from restort.kernels.mdta_gram import sm90 as mdta_gram_sm90
-from restort.models.blocks import block_names
+from restort.models.block_names import block_names
 from restort.models.spec import RestormerSpec
 from restort.weights.checkpoint import Weights
 
@@ -109,7 +109,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Packed:
-    """All of a network: blocks by their names (restort.models.blocks), other layers by their published names."""
+    """All of a network: blocks by their names (restort.models.block_names), other layers by their published names."""
 
     spec: RestormerSpec
     dtype: torch.dtype
