@@ -51,7 +51,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["gone.png", "-o", "out.png"], 1, "cannot read gone.png: there is no such file; check the path"),
         (["gone/a.png", "-o", "out.png"], 1, "there is no folder gone; check the path"),
-        (["text.png", "-o", "out.png"], 1, "text.png: it is not a picture in a format known here"),
+        (["text.png", "-o", "out.png"], 1, "text.png: it is not a picture in a known format"),
         (["good.png", "-o", "taken.png"], 1, "taken.png already exists; use --overwrite"),
         (["empty", "-o", "out"], 2, "there is no picture in empty"),
         (["good.png", "-o", "good.png"], 2, "would overwrite the input good.png"),
@@ -94,7 +94,7 @@ def test_one_sentence_and_no_model(
         (["evaluate", "--dataset", "gone"], 1, "there is no folder gone; give the folder of a test set"),
         (["evaluate", "--dataset", "pictures", "--backend", "abacus"], 2, "abacus"),
         (["compare", "gone.png", *(sides := ["--backend", "torch", "--against", "openvino"])], 1, "gone.png"),
-        (["compare", "text.png", *sides], 1, "it is not a picture in a format known here"),
+        (["compare", "text.png", *sides], 1, "it is not a picture in a known format"),
         (["compare", "empty", *sides], 1, "there are no pictures in empty"),
     ],
 )

@@ -168,8 +168,15 @@ def test_what_tiff_carries(tmp_path: Path) -> None:
     source = tmp_path / "camera.jpg"
     source.write_bytes(camera_jpeg())
     picture = enlarged(read(source))
-    assert write(tmp_path / "out.tif", picture) == ("EXIF is not carried into TIFF",)
+    assert write(tmp_path / "out.tif", picture) == ()
+    tags = Image.open(tmp_path / "out.tif").getexif()
+    assert (tags[0x010F], tags[0x8298].strip(), tags.get(0x0112, 1)) == ("Maker", "(c) someone", 1)
+    details = tags.get_ifd(0x8769)
+    assert details[0x9003] == "2020:01:02 03:04:05"
+    assert (details[0xA002], details[0xA003]) == (64, 80)
+    assert tags.get_ifd(0x8825)[1] == "N"
     again = read(tmp_path / "out.tif")
+    assert np.array_equal(again.pixels, picture.pixels)
     assert (again.icc, again.xmp) == (picture.icc, picture.xmp)
     assert again.resolution == pytest.approx((300 / 25.4,) * 2, rel=1e-3)
 

@@ -11,12 +11,11 @@ FLAT_RADIUS = 3
 
 
 def fill_transparent(colours: Float32, alpha: Array) -> Float32:
-    """(C, H, W) with the colours of fully transparent pixels replaced by a smooth continuation of the
-    visible ones.
+    """Replace the colours of fully transparent pixels by a smooth continuation of the visible ones: (C, H, W).
 
-    What hides under alpha 0 is arbitrary, often black, and a network would draw it into the visible edge.
-    Averages of the visible pixels over ever larger squares (a pyramid) fill the gaps from the nearest ones
-    outwards. Pixels with any alpha keep their colour. Returned as it is where all or nothing is visible.
+    Colours under alpha 0 are arbitrary, often black, and a network would draw them into the visible edge. Averages of
+    the visible pixels over growing squares (a pyramid) fill the gaps from the nearest ones outwards. Pixels with any
+    alpha keep their colour. Returns `colours` itself if all pixels or none are visible.
     """
     visible = alpha > 0
     if visible.all() or not visible.any():
@@ -25,8 +24,7 @@ def fill_transparent(colours: Float32, alpha: Array) -> Float32:
 
 
 def _pull_push(weighted: Float32, weight: Float32) -> Float32:
-    """(C, H, W) sums and (H, W) weights -> (C, H, W) averages, taken from a coarser level where the weight
-    is 0."""
+    """Divide sums (C, H, W) by weights (H, W); where the weight is 0, take the average of a coarser level."""
     known = weight > 0
     average = (weighted / np.where(known, weight, 1)).astype(np.float32)
     if known.all() or weight.size == 1:
@@ -40,7 +38,7 @@ def _pull_push(weighted: Float32, weight: Float32) -> Float32:
 
 
 def _halve(x: Array) -> Array:
-    """(..., H, W) with even H and W -> (..., H / 2, W / 2): sums over squares of 2 x 2."""
+    """Sum squares of 2 x 2: (..., H, W) with even H and W -> (..., H / 2, W / 2)."""
     return x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]
 
 

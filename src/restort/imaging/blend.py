@@ -1,4 +1,4 @@
-"""A result blended with its input: what `--strength` below 1 means."""
+"""Blend a result with its input, for `--strength` below 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROWS = 256  # blended at a time, to keep the copies small
 
 
 def blend(result: Float32, x: Float32, strength: float) -> Float32:
-    """(1 - strength) * input + strength * result, for the result (N, C, H * scale, W * scale) of x (N, C, H, W)."""
+    """Compute (1 - strength) * input + strength * result of x (N, C, H, W) and its result at any scale."""
     bands = [band for _, band in blended_bands([(0, result)], x, result.shape[3] // x.shape[3], strength)]
     return np.concatenate(bands, axis=2)
 

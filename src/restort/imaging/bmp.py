@@ -1,4 +1,4 @@
-"""BMP through Pillow: the binary wheel of libvips has no reader or writer for it."""
+"""BMP through Pillow: libvips, as its binary wheel brings it, does not read or write BMP."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from restort.utils.array_types import Array
 
 
 class DamagedBmp(Exception):
-    """The file is no BMP that can be decoded; the text says why."""
+    """The BMP file cannot be decoded; the text says why."""
+
+
+class UnsupportedBmp(Exception):
+    """The BMP file is of a kind that is not read; the text names it."""
 
 
 def bmp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) as the header says, before anything is decoded."""
+    """Read (width, height) from the header, without decoding."""
     try:
         (kind,) = struct.unpack_from("<I", data, 14)
         if kind == 12:
@@ -31,7 +35,10 @@ def bmp_size(data: bytes) -> tuple[int, int]:
 
 
 def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
-    """((H, W, 1 to 4) uint8, pixels per millimetre or None)."""
+    """Decode to (H, W, 1 to 4) uint8 and the resolution in pixels per millimetre, None where unknown.
+
+    An alpha channel that is 0 everywhere is left out: screen grabbers leave the fourth byte unused.
+    """
     from PIL import BmpImagePlugin, Image
 
     try:
@@ -45,15 +52,27 @@ def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
             image = image.convert("L")
         pixels = np.array(image)
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise DamagedBmp(str(error) or type(error).__name__) from None
+        text = str(error) or type(error).__name__
+        raise (UnsupportedBmp if "nsupported" in text else DamagedBmp)(text) from None
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise DamagedBmp(f"an unusual kind of pixels ({image.mode})")
+        raise UnsupportedBmp(f"pixels of the kind {image.mode}")
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and not pixels[:, :, 3].any():
+        pixels = np.ascontiguousarray(pixels[:, :, :3])
     resolution = (dpi[0] / 25.4, dpi[1] / 25.4) if dpi and min(dpi) > 0 else None
     return (pixels[:, :, None] if pixels.ndim == 2 else pixels), resolution
 
 
+def bmp_profile(data: bytes) -> bytes | None:
+    """Return the ICC profile embedded in a BMP of version 5; None without one."""
+    if len(data) < 138 or struct.unpack_from("<I", data, 14)[0] < 124 or data[70:74] != b"DEBM":
+        return None
+    start, length = struct.unpack_from("<II", data, 14 + 112)
+    profile = data[14 + start : 14 + start + length]
+    return profile if length and len(profile) == length else None
+
+
 def write_bmp(pixels: Array, resolution: tuple[float, float] | None) -> bytes:
-    """(H, W, 1 or 3) uint8 -> the file; gray as 8 bit with a gray palette."""
+    """Encode (H, W, 1 or 3) uint8; gray becomes 8 bit with a gray palette."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Colour profiles: which one fits the pixels, and the way to sRGB for what the networks do not take."""
+"""ICC profiles: which one fits the pixels, and conversion to sRGB of colours that networks do not take."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ _SPACES = {b"RGB ": 3, b"GRAY": 1, b"CMYK": 4}
 
 
 def srgb_profile() -> bytes:
-    """The ICC profile of sRGB that libvips brings."""
+    """Return the sRGB profile of libvips."""
     return bytes(vips().Operation.call("profile_load", "srgb"))
 
 
 def profile_channels(icc: bytes) -> int | None:
-    """How many colour channels a profile is for, by its header; None where it is no ICC profile."""
+    """Read the number of colour channels from the header of a profile; None if it is no ICC profile."""
     if len(icc) < 128 or icc[36:40] != b"acsp":
         return None
     return _SPACES.get(icc[16:20])
+
+
+def repaired_profile(icc: bytes) -> bytes | None:
+    """Cut off bytes behind the end that the header of a profile gives; None for an incomplete profile.
+
+    Scanners pad profiles, and libpng refuses a profile of another length than its header says.
+    """
+    length = int.from_bytes(icc[:4], "big")
+    return icc[:length] if 132 <= length <= len(icc) and length % 4 == 0 else None
 
 
 def is_srgb(icc: bytes) -> bool:
@@ -28,7 +37,7 @@ def is_srgb(icc: bytes) -> bool:
 
 
 def cmyk_to_srgb(image: Any) -> Any:
-    """An image of libvips in CMYK -> in sRGB, through its own profile or, without one, the built-in one."""
+    """Convert a libvips image from CMYK to sRGB, by its own profile or, without one, that of libvips."""
     depth = 16 if image.format == "ushort" else 8
     return image.icc_transform(
         "srgb",
@@ -41,7 +50,7 @@ def cmyk_to_srgb(image: Any) -> Any:
 
 
 def pixels_to_srgb(pixels: Array, icc: bytes) -> Array:
-    """(H, W, 3) in the colours of `icc` -> (H, W, 3) in sRGB, same depth."""
+    """Convert (H, W, 3) from the colours of `icc` to sRGB; same dtype."""
     image = to_vips(pixels)
     image.set_type(vips().GValue.blob_type, "icc-profile-data", icc)
     depth = 16 if image.format == "ushort" else 8

@@ -1,5 +1,8 @@
-"""A file -> a Picture: the format by content, not by name; every kind of pixels made gray or RGB, 8 or 16
-bit."""
+"""A file -> a Picture: the format by content, not by name; all pixels become gray or RGB, 8 or 16 bit.
+
+A file that cannot be read fails in one of three ways, each with its remedy: unsupported (convert it), damaged (copy it
+again), too large (raise the limit).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,15 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.imaging import colour, formats, metadata
-from restort.imaging.bmp import DamagedBmp, bmp_size, read_bmp
+from restort.imaging import chunks, colour, formats, metadata, tiff_tags
+from restort.imaging.bmp import DamagedBmp, UnsupportedBmp, bmp_profile, bmp_size, read_bmp
 from restort.imaging.picture import Picture
 from restort.imaging.vips import reason, to_array, vips
 from restort.utils.array_types import Array
 from restort.utils.files import read_bytes
 
 MAX_PIXELS = 500_000_000
-"""Pixels a picture may have unless told otherwise; colour at 16 bit then takes 3 GB."""
-_HEAD = 16  # bytes that tell the format
+"""Default limit of pixels; a colour picture of this size with 16 bit takes 3 GB."""
 
 _LOADERS = {
     "png": "pngload_buffer",
@@ -29,17 +31,39 @@ _LOADERS = {
     "gif": "gifload_buffer",
     "avif": "heifload_buffer",
 }
+_UNSUPPORTED = (  # parts of libvips' messages about sound files of kinds that it does not read
+    "nsupported",
+    "not supported",
+    "not configured",
+    "not been built in",
+    "not a whole number of bytes",
+    "samples out of range",
+    "required field 262 missing",
+)
+_PROFILED = ("b-w", "grey16", "srgb", "rgb16")
+_OLD_JPEG = 6  # TIFF compression
 
 
 @dataclass
 class _Source:
+    """A file that is being read: its path, its format, and notes on what is left out."""
+
     path: Path
     format: str
     notes: list[str] = field(default_factory=list)
 
-    def damaged(self, why: str) -> RestortError:
+    def failed(self, why: str) -> RestortError:
+        """Return the error for a message of a decoder: an unsupported kind of file, or a damaged one."""
+        if "HEVC" in why:
+            return self.unsupported("HEIC files are not supported", formats.remedy("HEIC"))
+        if any(words in why for words in _UNSUPPORTED):
+            return self.unsupported(
+                f"this kind of {formats.NAMES[self.format]} file is not supported ({why})"
+            )
         name = formats.NAMES[self.format]
-        return RestortError(f"cannot read {self.path}: this {name} file is damaged or cut short ({why})")
+        return RestortError(
+            f"cannot read {self.path}: this {name} file is damaged or cut short ({why}); copy or download it again"
+        )
 
     def unsupported(
         self, what: str, remedy: str = "convert it to PNG or TIFF with 8 or 16 bits first"
@@ -48,50 +72,55 @@ class _Source:
 
 
 def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
-    """The picture in a file, upright.
+    """Read the picture in a file, upright.
 
-    Formats: PNG, JPEG, WebP, TIFF, BMP, GIF and AVIF, by content. Palettes become RGB, 1 to 4 bit gray 8
-    bit, CMYK and Lab sRGB (CMYK through its own profile if it has one); 16 bit stays 16 bit. RGB and gray
-    pixels are not converted: their profile travels with them. The orientation in EXIF is applied. Of several
-    pages or frames the first is taken, with a note.
+    Formats: PNG, JPEG, WebP, TIFF, BMP, GIF and AVIF, by content. Palettes become RGB, 1 to 4 bit gray 8 bit, CMYK and
+    Lab sRGB (CMYK through its own profile if it has one); 16 bit stays 16 bit. RGB and gray pixels stay as they are
+    and keep their profile. The orientation in EXIF is applied. Of several pages or frames the first is
+    read, with a note.
 
-    max_pixels   a file whose header claims more is refused before its pixels are decoded; None for no limit.
+    max_pixels   refuse a file whose header claims more, before decoding; None for no limit.
 
-    Raises RestortError, one sentence, for anything that is not such a picture, including files cut short.
+    Raises RestortError if the file is unsupported, damaged or too large.
     """
     path = Path(path)
     data = read_bytes(path, _most_bytes(max_pixels))
-    source = _recognized(path, data[:_HEAD])
+    source = _recognized(path, data[: formats.HEAD])
     try:
         if source.format == "bmp":
             return _bmp(source, data, max_pixels)
         return _through_vips(source, data, max_pixels)
     except MemoryError:
-        raise RestortError(f"cannot read {path}: the picture does not fit into the memory") from None
+        raise RestortError(
+            f"cannot read {path}: the picture does not fit into memory; close other programs"
+        ) from None
 
 
 def check_input(path: Path, max_pixels: int | None = MAX_PIXELS) -> None:
-    """Raises the RestortError of `read` for what a look at the first bytes can tell: no such file, no permission,
-    no picture. Worth asking before long work."""
-    _recognized(path, read_bytes(path, _most_bytes(max_pixels), first=_HEAD))
+    """Raise the RestortError of `read` that the first bytes call for: ask before long work."""
+    _recognized(path, read_bytes(path, _most_bytes(max_pixels), first=formats.HEAD))
 
 
 def _most_bytes(max_pixels: int | None) -> int | None:
+    """Size of the largest file within the limit of pixels: 16 bytes per pixel, and metadata."""
     return None if max_pixels is None else 16 * max_pixels + (64 << 20)
 
 
 def _recognized(path: Path, head: bytes) -> _Source:
-    """The source whose first `_HEAD` bytes are `head`; RestortError where its format is not read here."""
+    """Recognise the format by the first bytes; RestortError if it is not read."""
     if not head:
-        raise RestortError(f"cannot read {path}: the file is empty")
+        raise RestortError(f"cannot read {path}: the file is empty; copy or download it again")
     name = formats.sniff(head)
     if name is None:
         known = formats.foreign(head)
-        what = f"{known} files are not supported" if known else "it is not a picture in a format known here"
-        raise RestortError(f"cannot read {path}: {what}; these are: {formats.READ_LIST}")
+        if known is None:
+            raise RestortError(
+                f"cannot read {path}: it is not a picture in a known format; supported are {formats.READ_LIST}"
+            )
+        raise RestortError(f"cannot read {path}: {known} files are not supported; {formats.remedy(known)}")
     source = _Source(path, name)
     if name == "tiff" and path.suffix.lower() in formats.RAW_SUFFIXES:
-        raise source.unsupported("camera raw is not supported", "develop it to a 16-bit TIFF first")
+        raise source.unsupported("camera raw is not supported", formats.remedy("camera raw"))
     return source
 
 
@@ -99,7 +128,7 @@ def _check_size(source: _Source, width: int, height: int, max_pixels: int | None
     if max_pixels is not None and width * height > max_pixels:
         raise RestortError(
             f"cannot read {source.path}: it claims {width} x {height} pixels, more than the limit of "
-            f"{max_pixels / 1e6:g} million; raise the limit (--max-pixels) if the file is to be trusted"
+            f"{max_pixels / 1e6:g} million; raise --max-pixels if you trust the file"
         )
 
 
@@ -108,56 +137,81 @@ def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
         _check_size(source, *bmp_size(data), max_pixels)
         pixels, resolution = read_bmp(data)
     except DamagedBmp as error:
-        raise source.damaged(str(error)) from None
+        raise source.failed(str(error)) from None
+    except UnsupportedBmp as error:
+        raise source.unsupported(f"this kind of BMP file is not supported ({error})") from None
     colours, alpha = _split(pixels)
-    return Picture(colours, alpha, resolution=resolution, format="bmp")
+    icc = _profile(source, bmp_profile(data), colours.shape[2])
+    return Picture(colours, alpha, icc=icc, resolution=resolution, format="bmp", notes=tuple(source.notes))
 
 
 def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
     pyvips = vips()
+    lab = None
+    if source.format == "tiff":
+        _check_tiff(source, data)
+        lab = tiff_tags.lab_as_rgb(data)
     try:
-        image = getattr(pyvips.Image, _LOADERS[source.format])(data, access="sequential", fail_on="error")
+        loader = getattr(pyvips.Image, _LOADERS[source.format])
+        image = loader(data if lab is None else lab, access="sequential", fail_on="error")
     except pyvips.Error as error:
-        if source.format == "avif" and data[8:12] in (b"heic", b"heix"):
-            raise source.unsupported(
-                "HEIC files are not supported", "convert it to JPEG or PNG first"
-            ) from None
-        raise source.damaged(reason(error)) from None
+        raise source.failed(reason(error)) from None
     _check_size(source, image.width, image.height, max_pixels)
     fields = set(image.get_fields())
-    turned = image.get("orientation") if "orientation" in fields else 1
     blocks = {
         key: _block(image, fields, key) for key in ("exif-data", "xmp-data", "iptc-data", "icc-profile-data")
     }
+    text, comments = _beside_vips(source, data, blocks)
+    orientation = image.get("orientation") if "orientation" in fields else 1
+    if source.format == "png" and blocks["exif-data"] is not None:
+        orientation = metadata.exif_orientation(blocks["exif-data"])
     _note_losses(source, image, fields, data, blocks)
-    image = _supported(source, image)
     try:
+        image = _supported(source, _lab(image) if lab is not None else image)
         pixels = to_array(image)
     except pyvips.Error as error:
-        if source.format == "avif" and "nsupported" in str(error):
-            raise source.unsupported(
-                "its compression (HEVC) is not supported", "convert it to JPEG or PNG"
-            ) from None
-        raise source.damaged(reason(error)) from None
-    colours, alpha = _split(_upright(pixels, turned))
+        raise source.failed(reason(error)) from None
+    if source.format == "avif" and _is_gray_avif(data):
+        pixels = np.delete(pixels, (1, 2), axis=2)
+    colours, alpha = _split(_upright(pixels, orientation))
     exif, xmp = blocks["exif-data"], blocks["xmp-data"]
-    icc = blocks["icc-profile-data"] if image.interpretation in ("b-w", "grey16", "srgb", "rgb16") else None
     if any("to sRGB" in note for note in source.notes):
-        icc = colour.srgb_profile()
-    elif icc is not None and colour.profile_channels(icc) != colours.shape[2]:
-        icc = None
-        source.notes.append("the colour profile does not fit the pixels and was dropped")
+        icc: bytes | None = colour.srgb_profile()
+    else:
+        profile = blocks["icc-profile-data"] if image.interpretation in _PROFILED else None
+        icc = _profile(source, profile, colours.shape[2])
+    turned = orientation != 1
     return Picture(
         colours,
         alpha,
         icc=icc,
         exif=None if exif is None else metadata.upright_exif(exif),
-        xmp=None if xmp is None else metadata.upright_xmp(xmp),
+        xmp=metadata.upright_xmp(xmp) if turned and xmp is not None else xmp,
         iptc=blocks["iptc-data"],
         resolution=_resolution(image),
+        text=text,
+        comments=comments,
         format=source.format,
         notes=tuple(source.notes),
     )
+
+
+def _check_tiff(source: _Source, data: bytes) -> None:
+    """Refuse old-style JPEG, which libvips decodes to transparent black if it is tiled."""
+    found = tiff_tags.read_directory(data)
+    if found is not None and found[1].number(tiff_tags.COMPRESSION, found[0]) == _OLD_JPEG:
+        raise source.unsupported("this kind of TIFF file is not supported (old-style JPEG compression)")
+
+
+def _profile(source: _Source, icc: bytes | None, channels: int) -> bytes | None:
+    """Return the profile, cut to its length, if it fits the pixels; otherwise note that it is dropped."""
+    if icc is None:
+        return None
+    repaired = colour.repaired_profile(icc)
+    if repaired is None or colour.profile_channels(repaired) != channels:
+        source.notes.append("the colour profile does not fit the pixels and was dropped")
+        return None
+    return repaired
 
 
 def _block(image: Any, fields: set[str], key: str) -> bytes | None:
@@ -165,29 +219,78 @@ def _block(image: Any, fields: set[str], key: str) -> bytes | None:
     return value if isinstance(value, bytes) and value else None
 
 
+def _beside_vips(
+    source: _Source, data: bytes, blocks: dict[str, bytes | None]
+) -> tuple[tuple[chunks.Chunk, ...], tuple[bytes, ...]]:
+    """Read metadata that libvips does not: return PNG text and JPEG comments, and complete `blocks`."""
+    if source.format == "png":
+        found = list(chunks.png_chunks(data))
+        blocks["exif-data"] = blocks["exif-data"] or chunks.png_exif(found)
+        blocks["xmp-data"] = blocks["xmp-data"] or chunks.png_xmp(found)
+        return chunks.png_colour(found) + chunks.png_text(found), ()
+    if source.format == "jpeg":
+        return (), tuple(body for marker, body in chunks.jpeg_segments(data) if marker == b"\xfe" and body)
+    if source.format == "tiff" and (directory := tiff_tags.read_directory(data)) is not None:
+        blocks["exif-data"] = blocks["exif-data"] or tiff_tags.exif_of_tiff(*directory)
+        values = directory[1].values
+        if tiff_tags.IPTC in values:
+            blocks["iptc-data"] = values[tiff_tags.IPTC].data
+        elif tiff_tags.PHOTOSHOP in values:
+            blocks["iptc-data"] = tiff_tags.iptc_of_photoshop(values[tiff_tags.PHOTOSHOP].data)
+    return (), ()
+
+
 def _note_losses(
     source: _Source, image: Any, fields: set[str], data: bytes, blocks: dict[str, bytes | None]
 ) -> None:
+    """Note frames, pages and gain maps that are not read."""
     pages = image.get("n-pages") if "n-pages" in fields else 1
-    if pages > 1:
+    animated = (source.format == "png" and b"acTL" in data[: max(data.find(b"IDAT"), 0)]) or (
+        source.format == "avif" and data[8:12] == b"avis"
+    )
+    if animated:
+        source.notes.append("only the first frame of the animation was read")
+    elif pages > 1:
         what = "frames" if source.format in ("gif", "webp") else "pages"
         source.notes.append(f"only the first of {pages} {what} was read")
-    if source.format == "png" and b"acTL" in data[: max(data.find(b"IDAT"), 0)]:
-        source.notes.append("only the first frame of the animation was read")
+    segments = list(chunks.jpeg_segments(data)) if source.format == "jpeg" else []
+    application = [body for marker, body in segments if marker == b"\xe2"]
     xmp = blocks["xmp-data"]
-    if xmp is not None and metadata.has_gain_map(xmp):
+    described = xmp is not None and metadata.has_gain_map(xmp)
+    if described or any(body.startswith(b"urn:iso:std:iso:ts:21496") for body in application):
         source.notes.append("the HDR gain map was dropped")
-        blocks["xmp-data"] = None  # it describes the gain map and where it lies
+    elif any(body.startswith(b"MPF\0") for body in application):
+        source.notes.append("only the first of several pictures in the file was read")
+    if described and xmp is not None:
+        blocks["xmp-data"] = metadata.without_gain_map(xmp)
+
+
+def _lab(image: Any) -> Any:
+    """8-bit CIELab that was loaded as RGB -> Lab as floats: L from 0..255 to 0..100, a and b are signed bytes."""
+    planes = image.bandsplit()
+    joined = planes[0].cast("float") * (100 / 255)
+    for plane in planes[1:3]:
+        joined = joined.bandjoin(plane.cast("float") - (plane > 127).ifthenelse(256, 0))
+    return joined.copy(interpretation="lab")
+
+
+def _is_gray_avif(data: bytes) -> bool:
+    """Whether all AV1 streams of the file, the picture and its alpha, have brightness alone."""
+    place, flags = data.find(b"av1C"), []
+    while place >= 0 and place + 7 <= len(data):
+        flags.append(data[place + 6] & 0x10)
+        place = data.find(b"av1C", place + 4)
+    return bool(flags) and all(flags)
 
 
 def _supported(source: _Source, image: Any) -> Any:
-    """`image` as 8 or 16 bit gray or RGB, with or without alpha; still not decoded."""
+    """Convert `image` to 8 or 16 bit gray or RGB, with or without alpha; nothing is decoded yet."""
     space, bands = image.interpretation, image.bands
-    if image.format in ("float", "double", "complex", "dpcomplex"):
-        raise source.unsupported("its samples are floating-point numbers, whose white is not defined")
     if space in ("lab", "labs") and bands in (3, 4):
         source.notes.append("Lab was converted to sRGB")
         return image.colourspace("rgb16")
+    if image.format in ("float", "double", "complex", "dpcomplex"):
+        raise source.unsupported("its samples are floating-point numbers, whose white is not defined")
     if image.format not in ("uchar", "ushort"):
         raise source.unsupported("its samples are neither 8 nor 16 bit unsigned integers")
     if space == "cmyk" and bands in (4, 5):
@@ -202,14 +305,14 @@ def _supported(source: _Source, image: Any) -> Any:
 
 
 def _split(pixels: Array) -> tuple[Array, Array | None]:
-    """(H, W, 1 to 4) -> the colours and the alpha after them, if any."""
+    """Split (H, W, 1 to 4) into colours and the alpha behind them, None without."""
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = np.ascontiguousarray(pixels[:, :, colours]) if pixels.shape[2] > colours else None
     return np.ascontiguousarray(pixels[:, :, :colours]), alpha
 
 
 def _upright(pixels: Array, orientation: int) -> Array:
-    """(H, W, C) turned and mirrored as the EXIF orientation 1 to 8 says."""
+    """Turn and mirror (H, W, C) as the EXIF orientation 1 to 8 says."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -217,6 +320,6 @@ def _upright(pixels: Array, orientation: int) -> Array:
 
 
 def _resolution(image: Any) -> tuple[float, float] | None:
-    """Pixels per millimetre; libvips gives 1 where the file says nothing."""
+    """Pixels per millimetre, horizontal and vertical; libvips gives 1 if the file says nothing."""
     x, y = float(image.xres), float(image.yres)
     return None if (x, y) == (1.0, 1.0) or not 0 < x < 1e5 or not 0 < y < 1e5 else (x, y)

@@ -1,14 +1,15 @@
-"""A Picture -> a file: the format by the suffix, under a temporary name until it is complete."""
+"""A Picture -> a file: the format by the suffix; what the format cannot hold is named in a note."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from restort.errors import RestortError, UsageError
-from restort.imaging import colour, formats
+from restort.imaging import chunks, colour, formats, tiff_tags
 from restort.imaging.bmp import write_bmp
 from restort.imaging.picture import Picture
 from restort.imaging.vips import reason, to_vips, vips
@@ -24,19 +25,29 @@ _LARGEST = {
     "png": 10_000_000,
     "tiff": 10_000_000,
 }
+"""Pixels per side that each format holds at most."""
 _SIXTEEN_BIT = ("png", "tiff", "avif")
-_KEEP_EXIF, _KEEP_OTHERS = 1, 2 | 4 | 8 | 16  # libvips' flags: EXIF; XMP, IPTC, ICC and the rest
+_KEEP_EXIF, _KEEP_OTHERS = 1, 2 | 4 | 8 | 16  # flags of libvips: EXIF; XMP, IPTC, ICC and the rest
+_HOLDS = {
+    "jpeg": {"EXIF", "XMP", "IPTC", "comments"},
+    "png": {"EXIF", "XMP", "text", "gamma", "comments"},
+    "webp": {"EXIF", "XMP"},
+    "tiff": {"EXIF", "XMP", "IPTC"},
+    "avif": {"EXIF", "XMP"},
+    "bmp": set[str](),
+}
+"""Metadata that each format holds, besides the profile."""
+_GAMMA = (b"gAMA", b"cHRM")
 
 
 def check_output(path: str | Path) -> str:
-    """The format in which a file of this name would be written; UsageError where the suffix is none of the
-    known."""
+    """Return the format for a file of this name; UsageError if RestoRT does not write it."""
     path = Path(path)
     name = formats.output_format(path)
     if name is None:
         what = f"the suffix {path.suffix}" if path.suffix else "a name without a suffix"
         raise UsageError(
-            f"cannot write {path}: {what} is no format known here; use one of {formats.WRITE_LIST}"
+            f"cannot write {path}: {what} names no supported format; use one of {formats.WRITE_LIST}"
         )
     return name
 
@@ -44,23 +55,22 @@ def check_output(path: str | Path) -> str:
 def write(
     path: str | Path, picture: Picture, *, overwrite: bool = False, quality: int = QUALITY, sync: bool = False
 ) -> tuple[str, ...]:
-    """Writes `picture` in the format of the suffix; returns notes on what the format could not hold.
+    """Write `picture` in the format of the suffix; return notes on what the format does not hold.
 
-    16 bit goes to PNG and TIFF as it is, to AVIF with 12 bits, to the others rounded to 8. Alpha is laid
-    over white for JPEG and BMP, unless it is opaque throughout. Profile, EXIF, XMP, IPTC and resolution go
-    along where the format (and libvips) has a place for them: EXIF not in TIFF, none of them in BMP, whose
-    colours are therefore made sRGB.
+    PNG and TIFF hold 16 bit, AVIF 12, the others 8 (values are rounded). JPEG and BMP hold no alpha: the picture is
+    laid over white, unless it is opaque. Metadata is written where the format has a place for it. BMP holds no
+    profile: its colours become sRGB.
 
     overwrite   replaces an existing file; without it RestortError.
-    quality     1 to 100 of the lossy formats, JPEG in 4:4:4; 100 is lossless in WebP.
-    sync        waits until the data is on the disk before the file gets its name.
+    quality     1 to 100 for JPEG (always 4:4:4), WebP and AVIF; 100 is lossless in WebP.
+    sync        flushes the data to the disk before the file gets its name.
 
-    Raises RestortError where it cannot be written (nothing is left behind), UsageError for an unknown suffix.
+    Raises RestortError if the file cannot be written (nothing is left behind), UsageError for an unknown suffix.
     """
     path = Path(path)
     name = check_output(path)
     if not 1 <= quality <= 100:
-        raise UsageError(f"a quality of {quality} is not between 1 and 100")
+        raise UsageError(f"a quality of {quality} is out of range; use --quality 1 to 100")
     if max(picture.height, picture.width) > _LARGEST[name]:
         raise RestortError(
             f"cannot write {path}: {formats.NAMES[name]} holds at most {_LARGEST[name]} pixels a side and "
@@ -68,19 +78,51 @@ def write(
         )
     notes: list[str] = []
     pixels = _prepared(picture, name, notes)
-    data = (
-        write_bmp(pixels, picture.resolution)
-        if name == "bmp"
-        else _encoded(path, pixels, picture, name, quality)
-    )
-    if name in ("tiff", "bmp") and picture.exif is not None:
-        notes.append(f"EXIF is not carried into {formats.NAMES[name]}")
+    if name == "bmp":
+        data = write_bmp(pixels, picture.resolution)
+    else:
+        data = _with_metadata(_encoded(path, pixels, picture, name, quality, notes), picture, name)
+    notes += _lost(picture, name)
     write_bytes(path, data, overwrite=overwrite, sync=sync)
     return tuple(notes)
 
 
+def _lost(picture: Picture, name: str) -> list[str]:
+    """Note the metadata that the format cannot hold."""
+    kinds = {kind for kind, _ in picture.text}
+    has = {
+        "EXIF": picture.exif is not None,
+        "XMP": picture.xmp is not None,
+        "IPTC": picture.iptc is not None,
+        "comments": bool(picture.comments),
+        "text": bool(kinds.difference(_GAMMA)),
+        "gamma": bool(kinds.intersection(_GAMMA)),
+    }
+    words = {"gamma": "the colours of gAMA and cHRM", "text": "PNG text", "comments": "JPEG comments"}
+    lost = [words.get(key, key) for key, present in has.items() if present and key not in _HOLDS[name]]
+    if not lost:
+        return []
+    return [
+        f"{', '.join(lost)} {'was' if len(lost) == 1 else 'were'} dropped: {formats.NAMES[name]} cannot hold it"
+    ]
+
+
+def _with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
+    """Insert the metadata that libvips does not write."""
+    if name == "png":
+        return chunks.insert_png_chunks(
+            data, [*picture.text, *(chunks.comment_chunk(text) for text in picture.comments)]
+        )
+    if name == "jpeg":
+        return chunks.insert_jpeg_comments(data, picture.comments)
+    if name == "tiff":
+        iptc = None if picture.iptc is None else tiff_tags.iptc_for_tiff(picture.iptc)
+        return tiff_tags.insert_tags(data, picture.exif, iptc, picture.width, picture.height)
+    return data
+
+
 def _prepared(picture: Picture, name: str, notes: list[str]) -> Array:
-    """(H, W, 1 to 4) in the depth and with the channels that the format holds."""
+    """Convert to the bit depth and channels that the format holds: (H, W, 1 to 4), alpha last."""
     pixels, alpha = picture.pixels, picture.alpha
     if (
         name == "bmp"
@@ -103,12 +145,12 @@ def _prepared(picture: Picture, name: str, notes: list[str]) -> Array:
 
 
 def to_8_bit(pixels: Array) -> Array:
-    """uint16 -> uint8 on the scale where 65535 is 255, rounded to the nearest."""
+    """Convert uint16 to uint8, 65535 to 255, rounded to the nearest."""
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _over_white(pixels: Array, alpha: Array) -> Array:
-    """(H, W, C) and (H, W) -> (H, W, C) in front of white, as a viewer shows it."""
+    """Lay (H, W, C) with alpha (H, W) over white, as a viewer shows it."""
     peak = np.iinfo(pixels.dtype).max
     result = np.empty_like(pixels)
     for row in range(0, len(pixels), 256):  # a few rows at a time, to keep the copies small
@@ -118,32 +160,40 @@ def _over_white(pixels: Array, alpha: Array) -> Array:
     return result
 
 
-def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: int) -> bytes:
+def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: int, notes: list[str]) -> bytes:
+    """Encode with libvips; a profile that the encoder refuses is left out, with a note."""
     pyvips = vips()
     image = to_vips(pixels)
     if picture.resolution is not None:
         image = image.copy(xres=picture.resolution[0], yres=picture.resolution[1])
     else:
-        image = image.copy(xres=72 / 25.4, yres=72 / 25.4)  # what libvips takes as unknown when it reads
+        image = image.copy(xres=72 / 25.4, yres=72 / 25.4)  # libvips reads this as unknown
     blocks = {
         "icc-profile-data": picture.icc,
-        # TIFF has no place for it in libvips, which would take the resolution from it all the same.
+        # libvips writes no EXIF into TIFF, but would take the resolution from it.
         "exif-data": None if name == "tiff" else picture.exif,
         "xmp-data": picture.xmp,
-        "iptc-data": picture.iptc,
+        "iptc-data": tiff_tags.iptc_for_jpeg(picture.iptc) if picture.iptc and name == "jpeg" else None,
     }
     for key, block in blocks.items():
         if block is not None:
             image.set_type(pyvips.GValue.blob_type, key, block)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     saver, options = _saver(name, pixels, quality)
-    # Without EXIF libvips would make some up; JPEG needs it for the resolution.
+    # Without this libvips would invent an EXIF block; JPEG needs one for the resolution.
     keep_exif = picture.exif is not None or (name == "jpeg" and picture.resolution is not None)
     options["keep"] = _KEEP_OTHERS | (_KEEP_EXIF if keep_exif else 0)
     try:
         return bytes(getattr(image, saver)(**options))
     except pyvips.Error as error:
-        raise RestortError(f"cannot write {path}: the encoder failed ({reason(error)})") from None
+        if picture.icc is not None:
+            bare = dataclasses.replace(picture, icc=None)
+            data = _encoded(path, pixels, bare, name, quality, notes)
+            notes.append(f"the colour profile was dropped: the encoder of {formats.NAMES[name]} refuses it")
+            return data
+        raise RestortError(
+            f"cannot write {path}: the encoder failed ({reason(error)}); use another format, such as .png"
+        ) from None
 
 
 def _saver(name: str, pixels: Array, quality: int) -> tuple[str, dict[str, Any]]:

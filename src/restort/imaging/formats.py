@@ -1,7 +1,7 @@
-"""Which file formats there are: by their first bytes when reading, by their suffix when writing.
+"""File formats: recognised by their first bytes when reading, chosen by the suffix when writing.
 
-The binary wheel of pyvips brings PNG, JPEG, WebP, TIFF, GIF and AVIF; BMP comes through Pillow. HEIC with
-HEVC pictures, JPEG XL, JPEG 2000, OpenEXR, Radiance and camera raw are not in it and are named in the error.
+libvips, as the binary wheel of pyvips brings it, reads PNG, JPEG, WebP, TIFF, GIF and AVIF; Pillow reads BMP. Other
+known formats (HEIC, JPEG XL, camera raw ...) are named in the error.
 """
 
 from __future__ import annotations
@@ -35,23 +35,11 @@ WRITE_LIST = ", ".join(WRITE_SUFFIXES)
 
 RAW_SUFFIXES = frozenset(
     (
-        ".dng",
-        ".nef",
-        ".nrw",
-        ".cr2",
-        ".cr3",
-        ".arw",
-        ".sr2",
-        ".srf",
-        ".orf",
-        ".rw2",
-        ".raf",
-        ".pef",
-        ".srw",
-        ".3fr",
-        ".iiq",
+        *(".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".sr2", ".srf", ".orf"),
+        *(".rw2", ".raf", ".pef", ".srw", ".3fr", ".iiq"),
     )
 )
+"""Camera raw; most of these files are TIFF inside."""
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -65,6 +53,7 @@ _SIGNATURES = (
     (b"BM", "bmp"),
 )
 _FOREIGN = (
+    (b"II*\0\x10\0\0\0CR", "camera raw (CR2)"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"\0\0\0\x0cjP  ", "JPEG 2000"),
@@ -76,28 +65,69 @@ _FOREIGN = (
     (b"#?RGBE", "Radiance HDR"),
     (b"<svg", "SVG"),
     (b"<?xml", "XML"),
-    (b"P5", "PGM"),
-    (b"P6", "PPM"),
+    (b"<!DOCTYPE", "HTML"),
+    (b"<html", "HTML"),
+    *((b"P%d" % number, "PNM") for number in range(1, 7)),
+    (b"PF\n", "PFM"),
+    (b"Pf\n", "PFM"),
+    (b"DDS ", "DDS"),
+    (b"qoif", "QOI"),
+    (b"\0\0\1\0", "ICO"),
 )
+_BRANDS = {
+    "AVIF": (b"avif", b"avis"),
+    "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    "camera raw (CR3)": (b"crx ",),
+    "video": (b"isom", b"iso2", b"mp41", b"mp42", b"qt  ", b"M4V "),
+}
+"""Brands in the first box of ISO base media files."""
+HEAD = 64
+"""Bytes from the start of a file that tell its format."""
 
 
 def sniff(head: bytes) -> str | None:
-    """The readable format whose first bytes `head` (at least 16) holds, or None."""
+    """Return the readable format of a file by its first `HEAD` bytes; None if it is none of `READABLE`."""
+    if foreign(head) is not None:
+        return None
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1"):
-        return "avif"
-    return None
+    return "avif" if _brand(head) == "AVIF" else None
 
 
 def foreign(head: bytes) -> str | None:
-    """The name of a known format that cannot be read here, or None."""
-    return next((name for signature, name in _FOREIGN if head.startswith(signature)), None)
+    """Return the name of a known format that RestoRT does not read; None for others."""
+    name = next((name for signature, name in _FOREIGN if head.startswith(signature)), None)
+    brand = _brand(head)
+    return name or (brand if brand != "AVIF" else None)
+
+
+def remedy(foreign_name: str) -> str:
+    """Say what to do with a file of a format that RestoRT does not read."""
+    if foreign_name.startswith("camera raw"):
+        return "develop it to a 16-bit TIFF first"
+    if foreign_name == "video":
+        return "save a frame of it as PNG first"
+    return "convert it to JPEG or PNG first"
+
+
+def _brand(head: bytes) -> str | None:
+    """The kind of an ISO base media file: the main brand decides, for general ones the compatible brands."""
+    if head[4:8] != b"ftyp":
+        return None
+    brands = [
+        head[8:12],
+        *(head[i : i + 4] for i in range(16, min(int.from_bytes(head[:4], "big"), HEAD), 4)),
+    ]
+    for brand in brands:
+        for name, known in _BRANDS.items():
+            if brand in known:
+                return name
+    return "AVIF" if brands[0] in (b"mif1", b"msf1") else None
 
 
 def output_format(path: Path) -> str | None:
-    """The format that a file of this name is written in, by its suffix; None where there is none."""
+    """Return the format for a file of this name, by its suffix; None if RestoRT does not write it."""
     return WRITE_SUFFIXES.get(path.suffix.lower())

@@ -1,8 +1,7 @@
-"""EXIF and XMP made true again after the orientation was applied and the pixels changed.
+"""EXIF and XMP corrected after the orientation was applied and the pixels changed.
 
-Only what would be wrong is changed: the orientation, and the embedded thumbnail, which shows the picture
-before the restoration. Everything else travels as it is. libvips updates the pixel dimensions and the
-resolution on saving.
+Only values that would be wrong change: the orientation, and the embedded thumbnail, which shows the picture before the
+restoration. Everything else stays byte for byte. libvips updates the pixel dimensions and the resolution on saving.
 """
 
 from __future__ import annotations
@@ -10,15 +9,24 @@ from __future__ import annotations
 import re
 import struct
 
+from restort.imaging.tiff_tags import read_directory
+
 ORIENTATION = 0x0112
+_GAIN_MAP = b"http://ns.adobe.com/hdr-gain-map/1.0/"
+_GAIN_MAP_PARTS = (
+    re.compile(rb"<hdrgm:(\w+)\b[^>]*?(?:/>|>.{0,4000}?</hdrgm:\1\s*>)", re.DOTALL),
+    re.compile(rb"""\s+hdrgm:\w+\s*=\s*(?:"[^"]*"|'[^']*')"""),
+    re.compile(rb"""\s+xmlns:hdrgm\s*=\s*(?:"[^"]*"|'[^']*')"""),
+    re.compile(rb"<Container:Directory\b.{0,20000}?</Container:Directory\s*>", re.DOTALL),
+)
 _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>\s*))[2-8]""")
 
 
 def upright_exif(exif: bytes) -> bytes:
-    """The EXIF block with orientation 1 and without its thumbnail; the block as it is where it is malformed.
+    """Set the orientation of an EXIF block to 1 and remove the thumbnail; a malformed block stays as it is.
 
-    The thumbnail lies in the second directory: cutting the link to it is enough, since the library that
-    writes the block drops what nothing leads to.
+    The thumbnail lies in the second directory. Cutting the link to it suffices: the library that writes the block drops
+    data without a link.
     """
     block = bytearray(exif)
     base = 6 if exif[:6] == b"Exif\0\0" else 0
@@ -40,10 +48,32 @@ def upright_exif(exif: bytes) -> bytes:
 
 
 def upright_xmp(xmp: bytes) -> bytes:
-    """The XMP packet with tiff:Orientation 1; its length stays."""
+    """Set tiff:Orientation of an XMP packet to 1; the length stays."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def has_gain_map(xmp: bytes) -> bool:
-    """Whether the packet belongs to a JPEG with an HDR gain map behind the picture."""
-    return b"http://ns.adobe.com/hdr-gain-map/1.0/" in xmp
+    """Whether the XMP packet describes an HDR gain map that lies behind the picture."""
+    return _GAIN_MAP in xmp
+
+
+def without_gain_map(xmp: bytes) -> bytes | None:
+    """Remove what describes a gain map from an XMP packet: its properties, its namespace, the list of pictures.
+
+    None, no packet, for one that is larger than a segment of JPEG: no camera writes it, and the search takes long.
+    """
+    if len(xmp) > 1 << 16:
+        return None
+    for pattern in _GAIN_MAP_PARTS:
+        xmp = pattern.sub(b"", xmp)
+    return xmp
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation in an EXIF block, 1 to 8; 1 without one."""
+    found = read_directory(exif.removeprefix(b"Exif\0\0"))
+    value = None if found is None else found[1].values.get(ORIENTATION)
+    if found is None or value is None or value.kind != 3 or value.count != 1:
+        return 1
+    (number,) = struct.unpack(found[0] + "H", value.data)
+    return int(number) if 1 <= number <= 8 else 1

@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 TileProgress = Callable[[int, int], None]
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-PIXELS_VERSION = 3
+PIXELS_VERSION = 4
 """Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
 before are then made again. Part of `Model.recipe`."""
 

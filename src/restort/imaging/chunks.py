@@ -1,0 +1,111 @@
+"""Chunks of PNG and segments of JPEG that libvips does not carry: text, comments, gamma, metadata behind the pixels.
+
+Everything here works on the bytes of whole files and copies payloads unchanged. Malformed files give what was found up
+to the fault: the decoder reports the fault.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"tIME")
+XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+_SRGB_GAMMA = struct.pack(">I", 45455)
+_SRGB_PRIMARIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+_MOST_XMP = 16 << 20  # bytes of decompressed XMP; more is no real packet
+
+Chunk = tuple[bytes, bytes]
+"""The type of a PNG chunk, four letters, and its data."""
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """Yield the chunks of a PNG file in order, IDAT without its data."""
+    place = len(PNG_SIGNATURE)
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        kind, end = data[place + 4 : place + 8], place + 8 + length
+        if end + 4 > len(data):
+            return
+        yield kind, b"" if kind == b"IDAT" else data[place + 8 : end]
+        place = end + 4
+
+
+def png_text(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
+    """Select text and time, without XMP, which is metadata of its own."""
+    return tuple(
+        (kind, body) for kind, body in chunks if kind in TEXT_CHUNKS and not body.startswith(XMP_KEYWORD)
+    )
+
+
+def png_colour(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
+    """Select gAMA and cHRM where they define the colours: without a profile, and not those of sRGB."""
+    found = dict(chunks)
+    if b"iCCP" in found or b"sRGB" in found:
+        return ()
+    kept = [(kind, found[kind]) for kind in (b"gAMA", b"cHRM") if kind in found]
+    return () if all(body in (_SRGB_GAMMA, _SRGB_PRIMARIES) for _, body in kept) else tuple(kept)
+
+
+def png_exif(chunks: Iterable[Chunk]) -> bytes | None:
+    """Return the EXIF block, also one that stands behind the pixels, where libvips does not look."""
+    return next((b"Exif\0\0" + body for kind, body in chunks if kind == b"eXIf"), None)
+
+
+def png_xmp(chunks: Iterable[Chunk]) -> bytes | None:
+    """Return the XMP packet, also one that stands behind the pixels."""
+    for kind, body in chunks:
+        if kind == b"iTXt" and body.startswith(XMP_KEYWORD):
+            compressed, rest = body[len(XMP_KEYWORD) : len(XMP_KEYWORD) + 1], body[len(XMP_KEYWORD) + 2 :]
+            text = rest.split(b"\0", 2)[-1]  # after language and translated keyword
+            try:
+                return zlib.decompressobj().decompress(text, _MOST_XMP) if compressed == b"\1" else text
+            except zlib.error:
+                return None
+    return None
+
+
+def insert_png_chunks(data: bytes, chunks: Iterable[Chunk]) -> bytes:
+    """Return the PNG file `data` with chunks behind its header."""
+    header = len(PNG_SIGNATURE) + 25  # IHDR: 12 bytes around 13 bytes of data
+    return data[:header] + b"".join(_packed(kind, body) for kind, body in chunks) + data[header:]
+
+
+def _packed(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def comment_chunk(comment: bytes) -> Chunk:
+    """Make a PNG text chunk of a JPEG comment, which is ASCII, UTF-8 or, where it is neither, Latin-1."""
+    comment = comment.rstrip(b"\0").replace(b"\0", b" ")
+    try:
+        international = not comment.decode("utf-8").isascii()
+    except UnicodeDecodeError:
+        international = False
+    return (b"iTXt", b"Comment\0\0\0\0\0" + comment) if international else (b"tEXt", b"Comment\0" + comment)
+
+
+def jpeg_segments(data: bytes) -> Iterator[Chunk]:
+    """Yield (marker, data) of the segments between the start of a JPEG file and its first scan."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # fill bytes before a marker
+            place += 1
+            continue
+        if marker == 0xDA or marker == 0xD9:  # start of scan, end of image
+            return
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        yield bytes([marker]), data[place + 4 : place + 2 + length]
+        place += 2 + length
+
+
+def insert_jpeg_comments(data: bytes, comments: Iterable[bytes]) -> bytes:
+    """Return the JPEG file `data` with comments behind its application segments."""
+    place = 2
+    while data[place] == 0xFF and 0xE0 <= data[place + 1] <= 0xEF:
+        place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+    segments = [b"\xff\xfe" + struct.pack(">H", len(text) + 2) + text for text in comments]
+    return data[:place] + b"".join(segments) + data[place:]
