@@ -130,7 +130,7 @@ def test_wrong_requests(restort: Any, weights: Path, photo: Path, tmp_path: Path
         (["deblur", photo, "-o", out, "--model", "restormer-deraining"], "use `restort run`"),
         (["run", photo, "-o", photo, "--weights", cleaner], "overwrite the input"),
         (["upscale", empty, "-o", tmp_path / "o", "--weights", weights], "there is no picture in"),
-        (["upscale", photo, "-o", tmp_path / "o.xyz", "--weights", weights], "no format known"),
+        (["upscale", photo, "-o", tmp_path / "o.xyz", "--weights", weights], "no supported format"),
         (["upscale", photo, "-o", out, "--weights", weights, "--tile", "8"], "too small"),
         (
             ["upscale", photo, "-o", out, "--weights", weights, "--tile", "128", "--overlap", "99"],

@@ -23,21 +23,21 @@ class Job:
 
 
 def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | None = None) -> list[Job]:
-    """The jobs for `inputs` (pictures and folders) and `output` (a file, or a folder), sorted by source.
+    """List the jobs for `inputs` (pictures and folders) and `output` (a file or a folder), sorted by source.
 
-    Folders are searched recursively for the suffixes that can be read, in any case; hidden files and folders
-    are skipped, links are followed once, and a folder that cannot be opened becomes a job that fails. A file
-    given by name is taken whatever it is called: reading it tells what is wrong with it.
+    Folders are searched recursively for readable suffixes in upper or lower case. Hidden files and folders are skipped,
+    links are followed once, and a folder that cannot be opened becomes a job that fails. A file given by name becomes a
+    job whatever its suffix: reading it tells what is wrong.
 
-    `output` is a folder where it is one, ends with a separator or has no suffix, or where there are several
-    inputs or a folder among them; otherwise it is the file to write. Below it results keep their name and
-    their path relative to the input folder (below that folder's name, if there are several inputs). They
-    keep their format, or become PNG where it cannot be written; `suffix` (such as '.png') forces one for
-    all. Where two would get the same name, as a.gif and a.png do, the one that changes its suffix keeps
-    both: a.gif.png. Pictures below the output folder are not taken as inputs.
+    `output` is a folder if it exists as one, ends with a separator or has no suffix, or if the inputs are several or a
+    folder; otherwise it is the file to write. In a folder results keep their name and their path relative to the input
+    folder (below the name of that folder if there are several inputs). They keep their format, or become PNG if RestoRT
+    does not write it; `suffix` (such as '.png') sets the format of all. If two results would get one name, as those of
+    a.gif and a.png, the one that changes its suffix keeps both: a.gif.png. Pictures below the output folder are no
+    inputs.
 
-    Raises UsageError where an output would be an input, two inputs want the same output, the output's format
-    is unknown, or there is no picture at all.
+    Raises UsageError if an output is an input, two inputs have one output, the format of the output is unknown, or
+    there is no picture.
     """
     sources = [Path(path) for path in inputs]
     if not sources:
@@ -55,7 +55,7 @@ def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | N
     return jobs
 
 
-# os.path's isdir and isfile, not those of Path, which raise PermissionError behind a folder that may not be entered.
+# os.path.isdir and isfile return False behind a folder without permission; those of Path raise PermissionError.
 def _is_folder(output: str | Path, sources: list[Path]) -> bool:
     several = len(sources) > 1 or os.path.isdir(sources[0])
     path = Path(output)
@@ -66,7 +66,7 @@ def _is_folder(output: str | Path, sources: list[Path]) -> bool:
 
 
 def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
-    """Each picture with its target before clashes are seen to; every file once."""
+    """Pair each picture with its target, every file once; two targets may still have one name."""
     jobs: dict[str, Job] = {}
     for source in sources:
         if os.path.isdir(source):
@@ -82,7 +82,7 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
 
 
 def _walk(folder: Path, output: Path) -> Iterator[Path]:
-    """Pictures below `folder`, without hidden ones and those below `output`; no folder is entered twice."""
+    """Yield the pictures below `folder`, except hidden ones and those below `output`; enter no folder twice."""
     entered: set[tuple[int, int]] = set()
     avoided = os.path.realpath(output)
     unreadable: list[Path] = []
@@ -108,20 +108,19 @@ def _walk(folder: Path, output: Path) -> Iterator[Path]:
 def _with_suffix(target: Path, suffix: str | None) -> Path:
     if suffix is None:
         suffix = target.suffix if formats.output_format(target) else ".png"
-    # Not with_suffix alone: a name such as `shot 1.5` has no suffix to take away.
+    # `shot 1.5` has no suffix to replace, although with_suffix takes `.5` for one.
     known = target.suffix.lower() in formats.READ_SUFFIXES
     return target.with_suffix(suffix) if known else target.with_name(target.name + suffix)
 
 
 def _key(path: Path) -> str:
-    """Equal for names that the system takes as one, without upper and lower case where that does not
-    count."""
+    """A key that is equal for names of one file: without case on file systems that ignore it."""
     name = os.path.normcase(os.path.abspath(path))
     return name.casefold() if sys.platform == "darwin" else name
 
 
 def _named_apart(jobs: list[Job]) -> list[Job]:
-    """Jobs of one target each, where they can be told apart by the suffix of their source."""
+    """Give jobs with one target different names, by the suffix of their sources."""
     wanted = Counter(_key(job.target) for job in jobs)
     result = []
     for job in jobs:
