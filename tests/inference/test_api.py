@@ -78,8 +78,30 @@ def test_restore(weights: Path, tmp_path: Path) -> None:
     restort.restore(source, target, model=restort.load(weights), overwrite=True)
     with pytest.raises(restort.RestortError, match="the input itself"):
         restort.restore(source, source, model=weights, overwrite=True)
-    with pytest.raises(TypeError, match="target"):
+    with pytest.raises(restort.UsageError, match="target"):
         restort.restore(source, model=weights)  # type: ignore[call-overload]
+
+
+def test_every_wrong_request_is_a_restort_error(weights: Path, tmp_path: Path) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    for options, expected in (
+        ({"backend": "abacus"}, "unknown backend 'abacus'"),
+        ({"precision": "int3"}, "unknown precision 'int3'"),
+        ({"tile": "big"}, "tile must be 'auto', 'exact', None or a number of pixels, not 'big'"),
+        ({"overlap": 1.5}, "overlap must be a whole number or None, not 1.5"),
+        ({"threads": "two"}, "threads must be a whole number or None, not 'two'"),
+        ({"strength": "half"}, "strength must lie between 0 and 1, not 'half'"),
+        ({"speed": 3}, "unknown option 'speed' of restore"),
+        ({"quality": 90}, "of an array takes no quality"),
+    ):
+        with pytest.raises(restort.UsageError, match=expected):
+            restort.restore(image, model=weights, **options)
+    with pytest.raises(restort.UsageError, match="a model is a name or the path of a file, not int"):
+        restort.load(4)  # type: ignore[arg-type]
+    with pytest.raises(restort.UsageError, match="of an array takes no target"):
+        restort.restore(image, tmp_path / "out.png", model=weights)  # type: ignore[call-overload]
+    with restort.load(weights) as model, pytest.raises(restort.UsageError, match="tile cannot be set for a"):
+        restort.restore(image, model=model, tile=128)
 
 
 def test_wrong_arrays(weights: Path) -> None:

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
     jpeg = [Jpeg.parse(text) for text in args.jpeg or ()]
     poisson_gauss = [PoissonGaussNoise.parse(text) for text in args.poisson_gauss or ()]
-    choice.check(args)
+    resolved, computing = choice.resolve(args), choice.run_options(args)
     check_folder(args.dataset)
     if args.output is not None:
         check_free(args.output, args.overwrite)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             flush=True,
         )
 
-    with choice.open_model(args) as model:
+    with choice.open_model(args, resolved, computing) as model:
         report = evaluate(
             model,
             args.dataset,

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, task: str | None) -> int:
     from restort.inference.progress import failure, observer
 
     jobs = collect(args.inputs, args.output)
-    choice.check(args, task)
+    resolved, computing = choice.resolve(args, task), choice.run_options(args)
     output = Path(args.output)
     root = None if [job.target for job in jobs] == [output] else output
     how = Options(
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, task: str | None) -> int:
         print(failure(result), file=sys.stderr, flush=True)
     if not sound:
         return _finish(args, how, Summary(refused, len(jobs)), None)
-    with choice.open_model(args, task) as model:
+    with choice.open_model(args, resolved, computing) as model:
         if not args.quiet:
             choice.say(f"{model.name} on {model.backend}, {model.precision}")
         with observer(len(sound), quiet=args.quiet) as seen:

@@ -1,4 +1,4 @@
-"""The short forms of the public API; `restort.load` and `Model` are in inference/model.py."""
+"""`restort.restore` and `restort.list_models`; `restort.load` and `Model` are in restort.inference.model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy.typing as npt
 
+from restort.errors import UsageError
 from restort.inference.model import Model, Restored, load
 
 if TYPE_CHECKING:
     from restort.weights.catalogue import Entry
 
 Array = npt.NDArray[Any]
+
+_LOAD_OPTIONS = {"backend", "precision", "tile", "overlap", "strength", "threads", "offline", "say"}
+_FILE_OPTIONS = {"overwrite", "quality", "max_pixels"}
 
 
 @overload
@@ -32,40 +36,55 @@ def restore(
     model: str | Path | Model,
     **options: Any,
 ) -> Array | Restored:
-    """Restores one image: an array into an array, or a file into a file.
+    """Restore one image: an array into an array, or a file into a file.
 
     image     an array as `Model.__call__` takes it, or the path of a picture
     target    where the picture goes, for a path; an existing file is replaced only with `overwrite=True`
     model     a name of the catalogue, a file of weights, or a Model; for more than one image `load` it once
-    options   those of `load` (backend, precision, tile, overlap, strength, threads, offline), and for files those of
-              `Model.restore_file` (overwrite, quality, max_pixels)
+    options   those of `load` (backend, precision, tile, overlap, strength, threads, offline, say), and for files those
+              of `Model.restore_file` (overwrite, quality, max_pixels)
 
-    Raises RestortError, one sentence, for whatever cannot be done.
+    Raises RestortError with one sentence for everything that cannot be done.
     """
-    names = {"overwrite", "quality", "max_pixels"} & options.keys()
-    of_file: dict[str, Any] = {key: options.pop(key) for key in names}
-    if isinstance(model, Model):
-        if options:
-            raise TypeError(f"{', '.join(options)}: set by load(), not for a model that is loaded already")
-        return _restore(image, target, model, of_file)
-    with load(model, **options) as loaded:
-        return _restore(image, target, loaded, of_file)
+    unknown = options.keys() - _LOAD_OPTIONS - _FILE_OPTIONS
+    if unknown:
+        names = ", ".join(sorted(_LOAD_OPTIONS | _FILE_OPTIONS))
+        raise UsageError(f"unknown option {min(unknown)!r} of restore(); use {names}")
+    of_file = {key: options.pop(key) for key in _FILE_OPTIONS & options.keys()}
+    _check_target(image, target, of_file)
+    if not isinstance(model, Model):
+        with load(model, **options) as loaded:
+            return _restore(image, target, loaded, of_file)
+    if options:
+        raise UsageError(
+            f"{', '.join(sorted(options))} cannot be set for a model that is loaded; give it to restort.load()"
+        )
+    return _restore(image, target, model, of_file)
+
+
+def _check_target(image: Array | str | Path, target: str | Path | None, of_file: dict[str, Any]) -> None:
+    """Raise UsageError where `target` and the options of files do not go with the kind of `image`."""
+    if isinstance(image, (str, Path)):
+        if target is None:
+            raise UsageError("restore() of a file needs a target; give the path of the output")
+    elif target is not None or of_file:
+        given = "a target" if target is not None else ", ".join(sorted(of_file))
+        raise UsageError(
+            f"restore() of an array takes no {given.removeprefix('a ')}; give the path of a picture"
+        )
 
 
 def _restore(
-    image: Array | str | Path, target: str | Path | None, model: Model, options: dict[str, Any]
+    image: Array | str | Path, target: str | Path | None, model: Model, of_file: dict[str, Any]
 ) -> Array | Restored:
     if isinstance(image, (str, Path)):
-        if target is None:
-            raise TypeError("restore() of a path needs a target, the path of the output")
-        return model.restore_file(image, target, **options)
-    if target is not None or options:
-        raise TypeError("restore() of an array takes neither a target nor options of files")
+        assert target is not None
+        return model.restore_file(image, target, **of_file)
     return model(image)
 
 
 def list_models() -> tuple[Entry, ...]:
-    """Every set of weights there is: shipped and downloadable, with task, scale, size and licence."""
+    """Return every set of weights, shipped and downloadable, with tasks, scale, size and licence."""
     from restort.weights.catalogue import entries
 
     return entries()

@@ -25,7 +25,8 @@ from restort.imaging.blend import blended_bands
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY, check_output, write
 from restort.imaging.picture import Bands, Picture
-from restort.inference.exact import check_exact, resolve_backend, run_exact, stream_exact
+from restort.inference.exact import resolve_backend, run_exact, stream_exact
+from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
 from restort.tiling.halving import Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
 
@@ -33,15 +34,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from restort.models.spec import Spec
-    from restort.runner import Runner
+    from restort.runner import Runner, Say
     from restort.weights.catalogue import Entry
     from restort.weights.checkpoint import Weights
 
 Array = npt.NDArray[Any]
-Say = Callable[[str], None]
 TileProgress = Callable[[int, int], None]
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 PIXELS_VERSION = 4
 """Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
 before are then made again. Part of `Model.recipe`."""
@@ -110,7 +109,7 @@ class Model:
     @property
     def tasks(self) -> tuple[str, ...]:
         """What the weights were trained for, the main task first; empty where it is unknown."""
-        return known_tasks(self.weights) if self.entry is None else self.entry.tasks
+        return declared_tasks(self.weights) if self.entry is None else self.entry.tasks
 
     @property
     def task(self) -> str | None:
@@ -336,93 +335,66 @@ def load(
     offline: bool = False,
     say: Say | None = None,
 ) -> Model:
-    """A model by its name in the catalogue, or from a file of weights (.safetensors, .pth).
+    """Load a model by its name in the catalogue, or from a file of weights (.safetensors, .pth).
 
-    backend     'fused' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a GPU can be used,
-                else the fastest measured that is installed.
-    precision   'fp32', 'fp16', 'bf16', or 'auto', which computes 16-bit pictures in fp32.
-    tile        'auto' (by free memory), the edge of the tiles in pixels of the input, None: never tiles, or
-                'exact': Restormer by strips, to the result of the whole picture, on the backend torch.
-    overlap     pixels by which tiles overlap at least; None for the measured default.
-    strength    from 0 to 1: how much of the result is taken, and how little of the input (enlarged bicubically).
-    threads     of the processor; None for all cores.
-    offline     never downloads.
-    say         told what was chosen; without it only licences are told, on stderr.
+    backend     'fused' or 'tensorrt' (NVIDIA GPUs), 'onnxruntime', 'openvino', 'torch', or 'auto': fused where a GPU
+                can be used, otherwise the fastest one that is installed, by measurement
+    precision   'fp32', 'fp16', 'bf16', tensorrt's 'tf32' and 'mixed', or 'auto', which computes 16-bit pictures in fp32
+    tile        'auto' (by free memory), the edge of the tiles in pixels of the input, None for the whole picture at
+                once, or 'exact': the whole-image result of a Restormer in bounded memory, strip by strip
+    overlap     smallest overlap of tiles in pixels; None for the measured default
+    strength    share of the result in the output, 0 to 1; the rest is the input (enlarged bicubically)
+    threads     of the processor; None for all cores
+    offline     never download
+    say         receives sentences on what was chosen; without it only licences are printed, on stderr
 
     Raises UsageError for an unknown name or option, RestortError where the weights or the backend fail.
     """
-    check_options(backend, precision, tile, overlap, threads)
-    check_strength(strength)
-    path, entry = locate(model, offline=offline, notice=say or _to_stderr)
-    from restort.weights.checkpoint import load_weights
-
-    weights = load_weights(path)
-    if weights.note is not None:
-        (say or _log.info)(weights.note)
-    return assemble(
-        weights,
-        entry,
-        backend=backend,
-        precision=precision,
-        tile=tile,
-        overlap=overlap,
-        strength=strength,
-        threads=threads,
-        say=say,
-    )
+    options = RunOptions(backend, precision, tile, overlap, strength, threads)
+    resolved = resolve_model(model)
+    weights = resolved.load(offline=offline, notice=say or _to_stderr, say=say or _log.info)
+    return assemble(weights, resolved, options, say=say)
 
 
 def assemble(
-    weights: Weights,
-    entry: Entry | None = None,
-    *,
-    backend: str = "auto",
-    precision: str = "auto",
-    tile: TileOption = "auto",
-    overlap: int | None = None,
-    strength: float = 1.0,
-    threads: int | None = None,
-    say: Say | None = None,
+    weights: Weights, resolved: ResolvedModel, options: RunOptions, *, say: Say | None = None
 ) -> Model:
-    """A model of weights that have been read; the options are those of `load`."""
+    """Make a Model of weights that have been read."""
     from restort.backends.registry import create
 
-    edge = tile if isinstance(tile, int) else 1024
+    edge = options.tile if isinstance(options.tile, int) else 1024
     # A wrong tile or overlap raises here, before a runner is made.
-    tile_layout(4 * edge, 4 * edge, weights.spec, tile, overlap, 1 << 30)
-    used = (
-        resolve_backend(weights.spec, backend, precision, overlap)
-        if tile == "exact"
-        else (backend, precision)
-    )
-    check_strength(strength)
-    if strength != 1 and weights.spec.in_channels not in (1, 3):
+    tile_layout(4 * edge, 4 * edge, weights.spec, options.tile, options.overlap, 1 << 30)
+    used = options.backend, options.precision
+    if options.tile == "exact":
+        used = resolve_backend(weights.spec, *used, options.overlap)
+    if options.strength != 1 and weights.spec.in_channels not in (1, 3):
         raise UsageError(
-            f"a strength of {strength:g} blends with the input, which dual-pixel weights have two of; leave it at 1"
+            f"a strength of {options.strength:g} blends with the input, which dual-pixel weights have two of; "
+            "leave it at 1"
         )
     tell, warn = say or _log.info, say or _log.warning
-    runner = create(weights, *used, threads=threads, say=tell, warn=warn)
-
-    name = entry.name if entry is not None else weights.path.stem
+    runner = create(weights, *used, threads=options.threads, say=tell, warn=warn)
     return Model(
         weights,
         runner,
-        name=name,
-        entry=entry,
-        asked=(backend, precision),
-        tile=tile,
-        overlap=overlap,
-        strength=strength,
-        float32=partial(_float32_runner, weights, runner, backend, threads, tell, warn),
+        name=resolved.name,
+        entry=resolved.entry,
+        asked=(options.backend, options.precision),
+        tile=options.tile,
+        overlap=options.overlap,
+        strength=options.strength,
+        float32=partial(_float32_runner, weights, runner, options, tell, warn),
     )
 
 
 def _float32_runner(
-    weights: Weights, chosen: Runner, backend: str, threads: int | None, say: Say, warn: Say
+    weights: Weights, chosen: Runner, options: RunOptions, say: Say, warn: Say
 ) -> Runner | None:
-    """A runner in fp32 for 16-bit pictures, beside the one that 'auto' chose; None where it would take minutes."""
+    """Make a runner in fp32 for 16-bit pictures, beside the one that 'auto' chose; None where it would take minutes."""
     from restort.backends.registry import create
 
+    backend = options.backend
     if chosen.name == "tensorrt":
         from restort.backends.tensorrt.availability import is_ready
 
@@ -434,43 +406,7 @@ def _float32_runner(
             return None
         backend = "tensorrt"
     say("16-bit pictures are computed in fp32")
-    return create(weights, backend, "fp32", threads=threads, say=say, warn=warn)
-
-
-def check_strength(strength: float) -> None:
-    """Raises UsageError for a strength that is not from 0 to 1."""
-    if not 0 <= strength <= 1:
-        raise UsageError(f"the strength must lie between 0 and 1, not {strength:g}")
-
-
-def check_options(
-    backend: str, precision: str, tile: TileOption, overlap: int | None, threads: int | None
-) -> None:
-    """Raises UsageError for options of `load` that are wrong with any model, RestortError for a backend that cannot be
-    used; worth asking before weights are fetched."""
-    from restort.backends.registry import check
-
-    check(backend, precision, threads)
-    if tile == "exact":
-        check_exact(backend, precision, overlap)
-
-
-def locate(model: str | Path, *, offline: bool, notice: Say) -> tuple[Path, Entry | None]:
-    """The file of a model: a path is itself, a name is looked up in the catalogue (and fetched if need be)."""
-    if isinstance(model, Path) or model.lower().endswith(WEIGHTS_SUFFIXES) or "/" in model or "\\" in model:
-        return Path(model).expanduser(), None
-    from restort.weights.catalogue import find
-    from restort.weights.download import path_of
-
-    entry = find(model)
-    return path_of(entry, offline=offline, notice=notice), entry
-
-
-def known_tasks(weights: Weights) -> tuple[str, ...]:
-    """Return the tasks that a file of weights declares, the main one first."""
-    from restort.weights.catalogue import parse_tasks
-
-    return ("upscale",) if weights.spec.scale > 1 else parse_tasks(weights.metadata, weights.spec.scale)
+    return create(weights, backend, "fp32", threads=options.threads, say=say, warn=warn)
 
 
 def same_file(a: Path, b: Path) -> bool:

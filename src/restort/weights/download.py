@@ -29,7 +29,7 @@ from restort.utils.files import write_bytes
 from restort.weights.catalogue import WEIGHTS_FOLDER, Entry
 from restort.weights.checkpoint import load_weights
 
-Notice = Callable[[str], None]
+Notice = Callable[[str], object]
 
 TIMEOUT_SECONDS = 30.0  # without a byte from the server
 START_SECONDS = 60.0  # for a download of any size
