@@ -54,7 +54,7 @@ def test_every_variant_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     tune: Any = importlib.import_module("tune_kernels")
-    from restort.kernels.machine import planning_for
+    from restort.kernels.gpu_target import planning_for
 
     with planning_for(90):
         tuner = tune.Tuner("float16", "meta")
