@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -66,8 +67,15 @@ def restort(capfd: pytest.CaptureFixture[str]) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "required: COMMAND"),
-        (["upscal", "x.png"], "invalid choice: 'upscal'"),
+        (["upscal", "x.png"], "unknown command 'upscal', did you mean upscale?"),
+        (["zzz"], "unknown command 'zzz'; `restort --help`"),
+        (["--scale", "2", "upscale"], "unknown option --scale, an option of `restort upscale`"),
+        (["--frobnicate"], "restort: unknown option --frobnicate;"),
+        (["cache", "clean"], "restort cache: unknown command 'clean', did you mean clear?"),
+        (
+            ["cache", "clear", "--unused"],
+            "restort cache clear: unknown option --unused, did you mean --unused-for?",
+        ),
         (["upscale"], "required: INPUT, -o/--output"),
         (["upscale", "x.png"], "required: -o/--output"),
         (["upscale", "x.png", "-o", "y.png", "--scale", "5"], "argument --scale"),
@@ -86,22 +94,60 @@ def restort(capfd: pytest.CaptureFixture[str]) -> Any:
         (["upscale", "x.png", "-o", "y.png", "--max-pixels", "many"], "no number of pixels"),
         (["upscale", "x.png", "-o", "y.png", "--max-pixels", "nan"], "no number of pixels"),
         (["upscale", "x.png", "-o", "y.png", "--quality", "101"], "not from 1 to 100"),
-        (["upscale", "x.png", "-o", "y.png", "--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (["upscale", "x.png", "-o", "y.png", "--over"], "unrecognized arguments: --over"),
+        (
+            ["upscale", "x.png", "-o", "y.png", "--frobnicate"],
+            "restort upscale: unknown option --frobnicate;",
+        ),
+        (
+            ["upscale", "x.png", "-o", "y.png", "--over"],
+            "--over, did you mean --overlap or --overwrite?",
+        ),
         (["upscale", "x.png", "-o", "y.png", "--model", "a", "--weights", "b"], "not allowed with"),
-        (["denoise", "x.png", "-o", "y.png", "--scale", "2"], "unrecognized arguments: --scale"),
+        (
+            ["denoise", "x.png", "-o", "y.png", "--scale", "2"],
+            "denoise: unknown option --scale, an option of",
+        ),
         (["run", "x.png", "-o", "y.png"], "one of the arguments --model --weights is required"),
         (["export", "-o", "y.onnx"], "one of the arguments --model --weights is required"),
         (["export", "--model", "a"], "with -o FILE.onnx"),
         (["export", "--model", "a", "-o", "y.onnx", "--precision", "bf16"], "in fp32 or fp16"),
         (["evaluate", "--model", "a"], "required: --dataset"),
-        (["models", "x"], "unrecognized arguments: x"),
+        (["models", "x"], "restort models: unexpected argument 'x'"),
     ],
 )
 def test_wrong_options(restort: Any, arguments: list[str], expected: str) -> None:
     told = restort(*arguments)
     assert told.status == 2 and told.out == ""
     assert len(told.lines) == 1 and expected in told.err, told.err
+
+
+def test_bare_command_prints_the_help(restort: Any) -> None:
+    told = restort()
+    assert told.status == 0 and told.err == "" and told.out == restort("--help").out
+    assert restort("-V").out == restort("--version").out != ""
+
+
+def test_verbose_prints_the_log_and_tracebacks(
+    restort: Any,
+    weights: Path,
+    photo: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create(*_: Any, **__: Any) -> Any:
+        logging.getLogger("restort").info("in the log")
+        raise ValueError("a defect")
+
+    monkeypatch.setattr("restort.backends.registry.create", create)
+    command = ["upscale", str(photo), "-o", str(tmp_path / "out.png"), "--weights", str(weights)]
+    told = restort(*command)
+    assert told.status == 1 and "unexpected error: ValueError: a defect (set RESTORT_DEBUG=1" in told.err
+    assert "in the log" not in told.err
+    assert main([*command, "-v"]) == 1
+    err = capfd.readouterr().err
+    assert "in the log" in err and "Traceback" in err and "unexpected error: ValueError: a defect" in err
+    assert "in the log" not in restort(*command).err
 
 
 def test_wrong_requests(restort: Any, weights: Path, photo: Path, tmp_path: Path) -> None:
@@ -376,7 +422,7 @@ def test_doctor_without(broken: str) -> None:
         ) or "cannot be loaded" in done.stdout
 
 
-def test_an_unforeseen_error_is_one_sentence(
+def test_an_unexpected_error_is_one_sentence(
     restort: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:

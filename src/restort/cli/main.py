@@ -1,15 +1,16 @@
-"""The command line: parses, calls one of COMMANDS, prints what went wrong. Nothing heavy is imported
-before a command runs."""
+"""The command line: parse, run one of COMMANDS, print errors. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
+import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from restort.cli import bench, build, cache, compare, doctor, evaluate, export, inspect, models, restore
@@ -23,53 +24,122 @@ DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with one sentence for an error."""
+    """An ArgumentParser that reports an error in one sentence and suggests the nearest name."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}; `{self.prog} --help` explains the options\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest commands instead of all of them."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            self.error(f"unknown command {str(value)!r}{_nearest(str(value), action.choices)}")
+        super()._check_value(action, value)
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line; each of COMMANDS adds its own."""
+    def commands(self) -> Mapping[str, Parser]:
+        """The parsers of the commands, by name."""
+        found = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return dict(found[0].choices) if found else {}
+
+    def options(self) -> list[str]:
+        """The names of the options: '-o', '--output' and so on."""
+        return list(self._option_string_actions)
+
+    def reject(self, argument: str, others: Mapping[str, Parser]) -> NoReturn:
+        """Report an argument that this command does not take. `others` are all commands, by name."""
+        if not argument.startswith("-"):
+            self.error(f"unexpected argument {argument!r}")
+        option = argument.partition("=")[0]
+        hint = _nearest(option, self.options())
+        owners = [f"`{other.prog}`" for other in others.values() if option in other.options()]
+        if owners:
+            hint = f", an option of {', '.join(owners)}"
+        self.error(f"unknown option {option}{hint}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """', did you mean X or Y?', or nothing where no name is near."""
+    names = list(known)
+    near = [other for other in names if len(name) > 3 and other.startswith(name)]
+    near = near or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    return f", did you mean {' or '.join(near)}?" if near else ""
+
+
+def parser() -> Parser:
+    """Make the parser of the whole command line; each of COMMANDS adds its own."""
     top = Parser(
         prog="restort",
-        description="Restores pictures: enlarges, denoises, deblurs (Restormer, ELAN).",
+        description="Restore pictures: enlarge, denoise, deblur, remove JPEG artefacts (Restormer, ELAN).",
         epilog="Exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted.",
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"restort {__version__}")
+    top.add_argument("-V", "--version", action="version", version=f"restort {__version__}")
     subparsers = top.add_subparsers(title="commands", dest="name", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add(subparsers)
     return top
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line. Exits like argparse for --help, --version and wrong usage."""
+    top = parser()
+    if not arguments:
+        top.print_help()
+        top.exit(DONE)
+    commands = top.commands()
+    if arguments[0].startswith("-") and arguments[0].partition("=")[0] not in top.options():
+        top.reject(arguments[0], commands)
+    args, rest = top.parse_known_args(arguments)
+    if rest:
+        command = commands[args.name]
+        command.commands().get(getattr(args, "what", ""), command).reject(rest[0], commands)
+    return args
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status."""
+    """Run one command and return its exit status."""
     try:
-        args = parser().parse_args(arguments)
-    except SystemExit as stop:  # --help, --version and wrong usage have printed what there is to say
+        args = parse(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as stop:  # --help, --version and wrong usage have printed their text
         return stop.code if isinstance(stop.code, int) else USAGE
     terminated: list[bool] = []
     try:
-        with _terminated_like_interrupted(terminated):
-            status = int(args.run(args))
-            sys.stdout.flush()
-    except UsageError as error:
-        return _tell(args, error, USAGE)
-    except RestortError as error:
-        return _tell(args, error, FAILED)
+        with _terminated_like_interrupted(terminated), _logging(getattr(args, "verbose", False)):
+            try:
+                status = int(args.run(args))
+                sys.stdout.flush()
+            except UsageError as error:
+                return _tell(args, error, USAGE)
+            except RestortError as error:
+                return _tell(args, error, FAILED)
+            except BrokenPipeError:  # the reader of our output has gone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return FAILED
+            except Exception as error:
+                from restort.inference.batch import sentence
+
+                return _tell(args, RestortError(sentence(error)), FAILED)
     except KeyboardInterrupt:
         status = INTERRUPTED
         print("restort: interrupted", file=sys.stderr)
-    except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except Exception as error:
-        from restort.inference.batch import sentence
-
-        return _tell(args, RestortError(sentence(error)), FAILED)
     return TERMINATED if terminated and status == INTERRUPTED else status
+
+
+@contextlib.contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
+    """With --verbose, print the log of the package on stderr; it also makes unexpected errors show a traceback."""
+    log = logging.getLogger("restort")
+    if not verbose:
+        yield
+        return
+    handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(logging.Formatter("restort: %(relativeCreated)d ms: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _tell(args: argparse.Namespace, error: RestortError, status: int) -> int:
@@ -85,7 +155,7 @@ def _tell(args: argparse.Namespace, error: RestortError, status: int) -> int:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted(terminated: list[bool]) -> Iterator[None]:
-    """SIGTERM ends a command as cleanly as Ctrl-C does."""
+    """Make SIGTERM end a command like Ctrl-C."""
 
     def stop(number: int, frame: Any) -> NoReturn:
         terminated.append(True)

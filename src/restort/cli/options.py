@@ -93,6 +93,9 @@ def add_results(parser: argparse.ArgumentParser, plot: str) -> None:
 def add_reporting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one machine-readable summary on stdout")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print the log, and a traceback of unexpected errors"
+    )
 
 
 def positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import traceback
@@ -19,6 +20,8 @@ from restort.imaging.picture import Picture
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
 from restort.inference.model import Model, Restored
 from restort.utils.files import check_free
+
+_log = logging.getLogger("restort")
 
 READ_AHEAD_BYTES = 64 << 20
 """Larger files are not read ahead, so that two huge pictures are never in memory at once."""
@@ -324,16 +327,16 @@ def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:
 
 
 def sentence(error: BaseException) -> str:
-    """One sentence for any error; RESTORT_DEBUG=1 adds where an unforeseen one came from."""
+    """Return one sentence for any error. RESTORT_DEBUG=1 and --verbose print the traceback of an unexpected one."""
     if isinstance(error, RestortError):
         return str(error)
-    if os.environ.get("RESTORT_DEBUG"):
+    if os.environ.get("RESTORT_DEBUG") or _log.isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
     if isinstance(error, MemoryError):
-        return "the memory is not enough; use smaller tiles (--tile)"
+        return "not enough memory; use smaller tiles (--tile)"
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else text[:197] + "..."
-    return f"something unforeseen went wrong ({type(error).__name__}: {text}); RESTORT_DEBUG=1 shows where"
+    return f"unexpected error: {type(error).__name__}: {text} (set RESTORT_DEBUG=1 for a traceback)"
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
