@@ -63,6 +63,11 @@ def main() -> None:
     parser.add_argument(
         "--default-for", default="", help="comma-separated tasks that run this model by default"
     )
+    parser.add_argument(
+        "--input",
+        choices=("damaged",),
+        help="damaged: for pictures that are compressed with loss, noisy or blurred",
+    )
     parser.add_argument("--note", default="", help="a few words for `restort models`")
     args = parser.parse_args()
     config = read_config(args.config)
@@ -78,6 +83,8 @@ def main() -> None:
         "licence": "Apache-2.0",
         "source": "trained by RestoRT; see the model card beside this file",
     }
+    if args.input:
+        metadata["input"] = args.input
     data = save(shipped_form(load_file(args.weights), config), metadata)
     if len(data) >= LIMIT:
         raise SystemExit(

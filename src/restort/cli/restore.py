@@ -13,6 +13,8 @@ from restort.cli import choice, options
 from restort.version import __version__
 
 if TYPE_CHECKING:
+    from restort.cli.by_damage import Group
+    from restort.imaging.folder import Job
     from restort.inference.batch import Options, Summary
     from restort.inference.model import Model
 
@@ -92,18 +94,36 @@ def run(args: argparse.Namespace, task: str | None) -> int:
     for result in refused:
         print(failure(result), file=sys.stderr, flush=True)
     if not sound:
-        return _finish(args, how, Summary(refused, len(jobs)), None)
-    with choice.open_model(args, resolved, computing) as model:
-        if not args.quiet:
-            choice.say(f"{model.name} on {model.backend}, {model.precision}")
-        with observer(len(sound), quiet=args.quiet) as seen:
-            summary = restore_files(model, sound, root, how, seen)
-        summary.files[:0], summary.total = refused, len(jobs)
-        return _finish(args, how, summary, model)
+        return _finish(args, how, Summary(refused, len(jobs)), [])
+    summary, models = Summary(refused, len(jobs)), []
+    groups = _groups(args, task, sound, root)
+    with observer(len(sound), quiet=args.quiet) as seen:
+        for group in groups:
+            with choice.open_model(args, group.model or resolved, computing) as model:
+                if not args.quiet:
+                    seen.say(f"restort: {model.name} on {model.backend}, {model.precision}")
+                part = restore_files(model, group.jobs, root, how, seen, group.damage)
+            models.append(model)
+            summary.files += part.files
+            summary.seconds += part.seconds
+            summary.interrupted = part.interrupted
+            if part.interrupted:
+                break
+    return _finish(args, how, summary, models)
 
 
-def _finish(args: argparse.Namespace, how: Options, summary: Summary, model: Model | None) -> int:
-    """Tells how the run went; the exit status. The model is None where no input was fit for one."""
+def _groups(args: argparse.Namespace, task: str | None, jobs: list[Job], root: Path | None) -> list[Group]:
+    """The files of each model: one group where the user names a model, or the task has only one."""
+    from restort.cli.by_damage import Group, group
+
+    if task != "upscale" or args.model is not None or args.weights is not None:
+        return [Group(None, jobs)]
+    return group(jobs, root, args.scale, choice.silent if args.quiet else choice.say)
+
+
+def _finish(args: argparse.Namespace, how: Options, summary: Summary, models: list[Model]) -> int:
+    """Tells how the run went; the exit status. There are no models where no input was fit for one."""
+    model = models[0] if len(models) == 1 else None
     totals = summary.totals()
     status = 130 if summary.interrupted else 1 if totals["failed"] else 0
     if not args.quiet:
@@ -114,8 +134,9 @@ def _finish(args: argparse.Namespace, how: Options, summary: Summary, model: Mod
             "command": args.name,
             "status": status,
             "model": model and _about(model),
-            "backend": model and model.backend,
-            "precision": model and model.precision,
+            "models": [_about(each) for each in models],
+            "backend": models[0].backend if models else None,
+            "precision": models[0].precision if models else None,
             "options": {
                 "tile": "none" if args.tile is None else args.tile,
                 "overlap": args.overlap,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import numpy.typing as npt
 
 from restort.errors import UsageError
@@ -20,12 +21,19 @@ _FILE_OPTIONS = {"overwrite", "quality", "max_pixels"}
 
 
 @overload
-def restore(image: Array, *, model: str | Path | Model, **options: Any) -> Array: ...
+def restore(
+    image: Array, *, model: str | Path | Model | None = None, scale: int | None = None, **options: Any
+) -> Array: ...
 
 
 @overload
 def restore(
-    image: str | Path, target: str | Path, *, model: str | Path | Model, **options: Any
+    image: str | Path,
+    target: str | Path,
+    *,
+    model: str | Path | Model | None = None,
+    scale: int | None = None,
+    **options: Any,
 ) -> Restored: ...
 
 
@@ -33,7 +41,8 @@ def restore(
     image: Array | str | Path,
     target: str | Path | None = None,
     *,
-    model: str | Path | Model,
+    model: str | Path | Model | None = None,
+    scale: int | None = None,
     **options: Any,
 ) -> Array | Restored:
     """Restore one image: an array into an array, or a file into a file.
@@ -41,6 +50,7 @@ def restore(
     image     an array as `Model.__call__` takes it, or the path of a picture
     target    where the picture goes, for a path; an existing file is replaced only with `overwrite=True`
     model     a name of the catalogue, a file of weights, or a Model; for more than one image `load` it once
+    scale     without a model: enlarge 2, 3 or 4 times, by the weights that suit the damage of the image
     options   those of `load` (backend, precision, tile, overlap, strength, threads, offline, say), and for files those
               of `Model.restore_file` (overwrite, quality, max_pixels)
 
@@ -52,6 +62,10 @@ def restore(
         raise UsageError(f"unknown option {min(unknown)!r} of restore(); use {names}")
     of_file = {key: options.pop(key) for key in _FILE_OPTIONS & options.keys()}
     _check_target(image, target, of_file)
+    if model is None:
+        model = _suited(image, scale)
+    elif scale is not None:
+        raise UsageError("restore() takes either a model or a scale; leave one out")
     if not isinstance(model, Model):
         with load(model, **options) as loaded:
             return _restore(image, target, loaded, of_file)
@@ -81,6 +95,32 @@ def _restore(
         assert target is not None
         return model.restore_file(image, target, **of_file)
     return model(image)
+
+
+def _suited(image: Array | str | Path, scale: int | None) -> str:
+    """The name of the weights that enlarge this image best."""
+    from restort.imaging.picture import Picture
+    from restort.inference.damage import damage_of
+    from restort.weights.catalogue import default_for, default_for_damaged
+
+    if scale is None:
+        raise UsageError("restore() needs a model, or a scale to enlarge by")
+    usual = default_for("upscale", scale)
+    photo = default_for_damaged("upscale", scale)
+    if photo is None:
+        return usual.name
+    if isinstance(image, (str, Path)):
+        return usual.name if damage_of(image) is None else photo.name
+    # Only 8 and 16 bit, gray or RGB, can be measured; whatever else is wrong with an array is reported by the model.
+    if (
+        not isinstance(image, np.ndarray)
+        or image.dtype.name not in ("uint8", "uint16")
+        or image.ndim not in (2, 3)
+        or 0 in image.shape
+    ):
+        return usual.name
+    colours = image[..., None] if image.ndim == 2 else image[..., : 1 if image.shape[2] < 3 else 3]
+    return usual.name if damage_of(Picture(colours)) is None else photo.name
 
 
 def list_models() -> tuple[Entry, ...]:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from restort.errors import RestortError
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY
 from restort.imaging.picture import Picture
+from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
 from restort.inference.model import Model, Restored
 from restort.utils.files import check_free
@@ -61,6 +62,7 @@ class FileResult:
     tile: str | None = None
     message: str | None = None
     notes: tuple[str, ...] = ()
+    model: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,6 +72,7 @@ class FileResult:
             "seconds": round(self.seconds, 3),
             "size": self.size,
             "result_size": self.result_size,
+            "model": self.model,
             "backend": self.backend,
             "precision": self.precision,
             "tile": self.tile,
@@ -119,12 +122,18 @@ class Options:
 
 
 def restore_files(
-    model: Model, jobs: Iterable[Job], root: Path | None, options: Options, observer: Observer
+    model: Model,
+    jobs: Iterable[Job],
+    root: Path | None,
+    options: Options,
+    observer: Observer,
+    damage: Mapping[Path, str | None] | None = None,
 ) -> Summary:
     """Makes every job's target.
 
-    root   the output folder, whose manifest tells what is done already; None for a single output file, which
-           is made unless it exists.
+    root     the output folder, whose manifest tells what is done already; None for a single output file, which
+             is made unless it exists.
+    damage   for each source, the result of inference.damage.damage_of, which the manifest keeps for later runs.
 
     Without `overwrite` a target that exists and was not made by a run here is left alone and counts as
     failed; with it every target is made anew. Ctrl-C ends the run with what is finished, nothing
@@ -137,7 +146,7 @@ def restore_files(
     leftovers = (
         None if root is None else Leftovers({job.target.parent for job in jobs} | {root, root / FOLDER})
     )
-    run = _Run(model, manifest, options, observer)
+    run = _Run(model, manifest, options, observer, damage or {})
     try:
         for result in run.results(jobs):
             summary.files.append(result)
@@ -163,8 +172,16 @@ class _Ready:
 
 
 class _Run:
-    def __init__(self, model: Model, manifest: Manifest | None, options: Options, observer: Observer) -> None:
+    def __init__(
+        self,
+        model: Model,
+        manifest: Manifest | None,
+        options: Options,
+        observer: Observer,
+        damage: Mapping[Path, str | None],
+    ) -> None:
         self.model, self.manifest, self.options, self.observer = model, manifest, options, observer
+        self.damage = damage
         self.recipe = model.recipe(options.quality)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="restort-read")
         self.open: list[_Ready] = []  # claimed, not finished
@@ -237,6 +254,7 @@ class _Run:
                 precision=known.get("precision"),
                 tile=known.get("tile"),
                 message="done already",
+                model=self.model.name,
             )
         if state == "foreign" and self.manifest is not None:
             raise RestortError(
@@ -287,6 +305,7 @@ class _Run:
             restored.precision,
             restored.tile,
             notes=restored.notes,
+            model=self.model.name,
         )
 
     def _restore(self, ready: _Ready) -> Restored:
@@ -310,13 +329,15 @@ class _Run:
             progress=self.observer.tile,
         )
         if manifest is not None and record is not None:
-            details = {
+            details: dict[str, Any] = {
                 "size": restored.size,
                 "result_size": restored.result_size,
                 "backend": restored.backend,
                 "precision": restored.precision,
                 "tile": restored.tile,
             }
+            if job.source in self.damage:
+                details["damage"] = [DAMAGE_VERSION, self.damage[job.source]]
             manifest.finish(record, job.target, details)
         return restored
 

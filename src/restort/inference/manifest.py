@@ -165,6 +165,11 @@ class Manifest:
         record = self._records.get(self._key(target))
         return record.details if record is not None else {}
 
+    def known(self, source: Path, target: Path) -> Mapping[str, Any]:
+        """What was noted when `target` was made from the present content of `source`; empty where it was not."""
+        record = self._records.get(self._key(target))
+        return record.details if record is not None and record.content.matches(source) else {}
+
     def begin(self, source: Path, target: Path, content: Fingerprint, recipe: Mapping[str, Any]) -> Record:
         """To be called before the target is written."""
         record = Record(self._key(target), _absolute(source), content, dict(recipe))

@@ -32,6 +32,7 @@ class Entry:
 
     tasks        what the weights were trained for, the main task first.
     default_for  tasks whose command runs these weights unless others are named.
+    for_damaged  whether the weights are for pictures that were compressed with loss, are noisy or blurred.
     parameters   number of trained values, without fixed and running buffers.
     bytes        size of the file; None where the publisher states none.
     sha256       checksum of the file (hex); None where the publisher states none.
@@ -53,6 +54,7 @@ class Entry:
     shipped: bool
     filename: str
     note: str
+    for_damaged: bool = False
 
     @property
     def task(self) -> Task:
@@ -154,7 +156,9 @@ def default_for(task: str, scale: int | None = None) -> Entry:
     free = [entry for entry in serving if entry.commercial_use]
     fitting = [entry for entry in free if entry.scale == wanted]
     if fitting:
-        return min(fitting, key=lambda entry: (task not in entry.default_for, entry.task != task))
+        return min(
+            fitting, key=lambda entry: (task not in entry.default_for, entry.for_damaged, entry.task != task)
+        )
     if free:
         scales = ", ".join(f"{n}" for n in sorted({entry.scale for entry in free}))
         raise UsageError(f"no model for {task} has scale {wanted}; use one of the scales {scales}")
@@ -164,6 +168,12 @@ def default_for(task: str, scale: int | None = None) -> Entry:
             f"no shipped model serves {task}; choose one by --model (non-commercial use only: {names})"
         )
     raise UsageError(f"no model serves {task}; give a file of weights by --weights")
+
+
+def default_for_damaged(task: str, scale: int) -> Entry | None:
+    """Return the shipped weights that a task runs on damaged pictures unless others are named; None without such."""
+    fitting = (entry for entry in entries() if task in entry.tasks and entry.scale == scale)
+    return next((entry for entry in fitting if entry.for_damaged and entry.commercial_use), None)
 
 
 def parse_tasks(metadata: Mapping[str, str], scale: int) -> tuple[Task, ...]:
@@ -267,7 +277,8 @@ def _shipped(path: Path) -> Entry:
 def _read_shipped(path: Path, size: int, changed: int) -> Entry:
     """Describe a shipped file by its metadata, the shapes in its header and its checksum.
 
-    Metadata keys: `tasks` (or `task`), `default_for` (comma-separated tasks) and `note`. `changed` (time in ns) is
+    Metadata keys: `tasks` (or `task`), `default_for` (comma-separated tasks), `input` ("damaged", or absent) and
+    `note`. `changed` (time in ns) is
     part of the cache's key only.
     """
     from types import SimpleNamespace
@@ -306,4 +317,5 @@ def _read_shipped(path: Path, size: int, changed: int) -> Entry:
         shipped=True,
         filename=path.name,
         note=metadata.get("note") or _NOTES.get(path.stem, ""),
+        for_damaged=metadata.get("input") == "damaged",
     )
