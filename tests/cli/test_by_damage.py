@@ -14,7 +14,7 @@ import restort as package
 from restort.imaging.decode import read
 from tests.fakes.fake_backend import ELAN, create, write_weights
 
-PHOTOGRAPH = Path(__file__).resolve().parents[2] / "examples/kitten_small.png"
+PHOTOGRAPH = Path(__file__).resolve().parents[2] / "tests/weights/kitten_small.png"
 
 
 @pytest.fixture

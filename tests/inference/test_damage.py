@@ -14,7 +14,7 @@ from restort.errors import RestortError
 from restort.imaging.picture import Picture
 from restort.inference.damage import BLURRED, COMPRESSED, NOISY, damage_of
 
-PHOTOGRAPH = Path(__file__).resolve().parents[2] / "examples/kitten_small.png"
+PHOTOGRAPH = Path(__file__).resolve().parents[2] / "tests/weights/kitten_small.png"
 
 
 @pytest.fixture

@@ -56,7 +56,9 @@ def group(
         chosen.jobs.append(job)
         chosen.damage[job.source] = damage[job.source]
     groups = [one for one in groups if one.jobs]
-    parts = [f"{_files(len(one.jobs))} by {one.model.name} ({_reasons(one.damage)})" for one in groups if one.model]
+    parts = [
+        f"{_files(len(one.jobs))} by {one.model.name} ({_reasons(one.damage)})" for one in groups if one.model
+    ]
     say(f"upscale: {', '.join(parts)}; --model NAME overrides")
     return groups
 

@@ -80,23 +80,34 @@ def measured_damage(pixels: Array) -> str | None:
     """Return what damaged these pixels, (H, W, 1 or 3) uint8 or uint16; None for undamaged ones."""
     if min(pixels.shape[:2]) < LEAST_SIZE:
         return None
-    values = pixels.astype(np.float32) / (257 if pixels.dtype == np.uint16 else 1)
+    values: Float32 = pixels.astype(np.float32)
+    if pixels.dtype == np.uint16:
+        values /= np.float32(257)
     if values.shape[2] == 3 and np.array_equal(values[..., 0], values[..., 1]):
         values = values[..., 1:2]
-    luma = values[..., 0] if values.shape[2] == 1 else values @ np.array(LUMA, np.float32)
+    luma: Float32 = values[..., 0] if values.shape[2] == 1 else values @ np.array(LUMA, np.float32)
     centre = np.ascontiguousarray(_centre(luma, GRID_CROP))
-    if grid_zeros(centre) >= GRID_ZEROS:
+    if not _is_drawing(_centre(values, GRID_CROP)) and grid_zeros(centre) >= GRID_ZEROS:
         return COMPRESSED
     if noise_sigma(values, luma) >= (NOISE_SIGMA if values.shape[2] == 3 else NOISE_SIGMA_GRAY):
         return NOISY
     return BLURRED if edge_ratio(centre) <= EDGE_RATIO else None
 
 
+def _is_drawing(values: Float32) -> bool:
+    """Whether a colour picture has at most 256 colours: no decoded JPEG has, and shapes may lie on a grid of 8."""
+    if values.shape[2] == 1:
+        return False
+    red, green, blue = np.moveaxis(values.astype(np.uint32), 2, 0)
+    return np.unique(red << 16 | green << 8 | blue).size <= 256
+
+
 def grid_zeros(luma: Float32) -> float:
     """Measure the 8 x 8 grid that JPEG leaves: quantization makes DCT coefficients of its blocks vanish.
 
     Of each of the 64 offsets of a grid, the mean number of coefficients below 0.5 in a block is counted (Nikoukhah et
-    al., "ZERO", IPOL 2021, vote by the same count); constant blocks count for none.
+    al., "ZERO", IPOL 2021, vote by the same count). Blocks that are constant down or across are left out: drawings have
+    many of them, often on a grid of 8.
 
     luma   (H, W), 0 to 255
 
@@ -106,13 +117,17 @@ def grid_zeros(luma: Float32) -> float:
     columns = sliding_window_view(luma, 8, axis=0) @ _DCT.T
     rows = sliding_window_view(columns, 8, axis=1)  # (height, width, vertical frequency, 8 columns)
     zeros = np.zeros((height, width), np.int64)
+    down, across = np.zeros((height, width), bool), np.zeros((height, width), bool)  # where a block varies
     for frequency in range(8):
         small = np.abs(rows[:, :, frequency] @ _DCT.T) < 0.5
+        if frequency > 0:
+            down |= ~small.all(-1)
+        across |= ~small[..., 1:].all(-1)
         zeros += small[..., frequency == 0 :].sum(-1)  # without the mean, which says nothing
+    textures = down & across
     counts = np.zeros((8, 8))
     for y, x in np.ndindex(8, 8):
-        of_offset = zeros[y::8, x::8]
-        textured = of_offset[of_offset < 63]
+        textured = zeros[y::8, x::8][textures[y::8, x::8]]
         if textured.size == 0:
             return 0.0
         counts[y, x] = textured.mean()
