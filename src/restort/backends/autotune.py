@@ -1,8 +1,8 @@
-"""`auto`: which backend and precision run these weights fastest here, found by a short timing that is kept.
+"""`auto` on a processor: measure which backend and precision run these weights fastest, and keep the result.
 
-Candidates run a small array each, most promising first. Times hold for one processor, number of threads,
-network shape and set of library versions; how near bfloat16 comes to float32 holds for one file of weights.
-Both lie in the cache folder under timings/.
+Candidates run a small array each, the most promising first. Times hold for one processor, thread count, network shape
+and set of library versions; the PSNR of bfloat16 against float32 holds for one file of weights. Both are kept in the
+cache folder under timings/.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from restort.weights.checkpoint import Weights
 Pair = tuple[str, str]
 Make = Callable[[str, str, Weights, int | None], Runner]
 
-NEAR_DB = 45.0  # PSNR of bf16 against fp32 (peak 1) from which `auto` takes it: 1.4 steps of 8 bits, RMS
+NEAR_DB = 45.0  # least PSNR (peak 1) of bf16 against fp32 for `auto` to select it: 1.4 RMS steps of 8 bits
 BUDGET_S = 5.0  # no further candidate is tried after this long
 HOPELESS = 3.0  # a candidate whose first warm run takes this many times the best time is not run again
 WARM = 1  # runs that are not timed: libraries compile and allocate
 REPEATS = 2
-METHOD = 2  # counted up whenever times are taken otherwise
-TILE = 128  # pixels a side
+METHOD = 2  # increase it with every change of how times are measured
+TILE = 128  # edge of the picture in pixels
 ORDER: tuple[Pair, ...] = (
     ("openvino", "bf16"),
     ("openvino", "fp32"),
@@ -53,11 +53,16 @@ ORDER: tuple[Pair, ...] = (
 
 @dataclass
 class Findings:
-    """What is known of this machine and network: seconds per candidate, and dB of bf16 per weights."""
+    """Measurements on this machine with this network.
+
+    seconds    of one warm run, by candidate ('openvino/bf16')
+    near       PSNR in dB of bf16 candidates against fp32, by digest of the weights and candidate
+    complete   candidates of a finished measurement, tried or not
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     near: dict[str, dict[str, float]] = field(default_factory=dict)
-    complete: list[str] = field(default_factory=list)  # candidates of a finished measurement, tried or not
+    complete: list[str] = field(default_factory=list)
 
 
 def choose(
@@ -69,9 +74,9 @@ def choose(
     make: Make,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Runner:
-    """The Runner of the fastest of `pairs` whose result is near enough to fp32.
+    """Make the Runner of the fastest of `pairs` whose result is within NEAR_DB of fp32.
 
-    A sentence goes to `say` where there was a choice. Raises RestortError where no candidate can be made.
+    `say` receives a sentence where there was a choice. Raises RestortError where no candidate can be made.
     """
     ranked = sorted(pairs, key=lambda pair: ORDER.index(pair) if pair in ORDER else len(ORDER))
     if len({precision for _, precision in ranked}) > 1 and not native_bfloat16():
@@ -90,21 +95,21 @@ def choose(
         _store(path, key, found)
         chosen = _best(found, ids, weights.digest)
         if chosen is None:
-            raise RestortError(f"no backend could run these weights ({trial.trouble or 'nothing was tried'})")
+            raise RestortError(f"no backend could run these weights: {trial.failure or 'none was tried'}")
     say(_sentence(chosen, found, ids, kept, found.near.get(weights.digest, {})))
     name, precision = chosen.split("/")
     return make(name, precision, weights, threads)
 
 
 def _best(found: Findings, ids: list[str], digest: str) -> str | None:
-    """The fastest candidate; None where the measurement does not cover them or these weights' bf16."""
+    """Return the fastest candidate; None where the measurement covers neither all of them nor bf16 of these weights."""
     if not set(ids) <= set(found.complete):
         return None
     near = found.near.get(digest, {})
     timed = sorted((found.seconds[i], i) for i in ids if i in found.seconds)
-    asked = any(i.endswith("/fp32") for i in ids)  # bf16 alone was asked for: there is nothing to weigh
+    compares = any(i.endswith("/fp32") for i in ids)  # otherwise the user asked for bf16
     for _, name in timed:
-        if name.endswith("/fp32") or not asked:
+        if name.endswith("/fp32") or not compares:
             return name
         if name not in near:
             return None
@@ -114,7 +119,7 @@ def _best(found: Findings, ids: list[str], digest: str) -> str | None:
 
 
 class _Trial:
-    """One measurement of several candidates; adds to `found`."""
+    """One measurement of several candidates, which adds to `found`."""
 
     def __init__(
         self,
@@ -127,7 +132,7 @@ class _Trial:
         self.weights, self.threads, self.make, self.clock, self.found = weights, threads, make, clock, found
         self.tile = sample(weights.spec)
         self.results: dict[str, Array] = {}
-        self.trouble = ""
+        self.failure = ""
 
     def run(self, ranked: list[Pair]) -> None:
         """Time each of `ranked` until the time is up, then compare the bf16 results with one of fp32."""
@@ -135,12 +140,12 @@ class _Trial:
         for pair in ranked:
             late = self.clock() - start > BUDGET_S
             if late and any(i.endswith("/fp32") for i in self.results):
-                break  # something that always may be taken has been timed
+                break  # there is an fp32 candidate, which needs no comparison
             name = "/".join(pair)
             try:
                 seconds = self._time(pair, name, best)
             except RestortError as error:  # one broken library must not hide the others
-                self.trouble = self.trouble or str(error)
+                self.failure = self.failure or str(error)
                 continue
             self.found.seconds[name] = seconds
             best = min(best, seconds)
@@ -166,7 +171,7 @@ class _Trial:
 
 
 def sample(spec: Spec) -> Array:
-    """A picture to time and compare on: (1, C, TILE, TILE) float32 in [0, 1], smooth shades, edges and noise."""
+    """Make the picture to measure on: (1, C, TILE, TILE) float32 in [0, 1] with smooth shades, edges and noise."""
     rng = np.random.default_rng(0)
     side = round_up(TILE, spec.size_multiple)
     y, x = np.mgrid[:side, :side] / side
@@ -186,15 +191,15 @@ def _sentence(chosen: str, found: Findings, ids: list[str], kept: bool, near: di
     for name in ids:
         if name in found.seconds and name != chosen:
             decibels = near.get(name, math.inf)
-            far = f" (but only {decibels:.0f} dB near fp32)" if decibels < NEAR_DB else ""
+            far = f" ({decibels:.0f} dB from fp32, {NEAR_DB:.0f} needed)" if decibels < NEAR_DB else ""
             others.append(f"{name} {found.seconds[name]:.2f} s{far}")
     how = "measured before" if kept else "measured now"
     against = f" against {', '.join(others)}" if others else ""
-    return f"auto took {chosen}: {found.seconds[chosen]:.2f} s for {TILE}x{TILE}{against} ({how})"
+    return f"auto selected {chosen}: {found.seconds[chosen]:.2f} s for {TILE}x{TILE}{against} ({how})"
 
 
 def _record(spec: Spec, threads: int, ranked: Sequence[Pair]) -> tuple[Path, dict[str, Any]]:
-    """The file for this machine and network, and what it must say of itself."""
+    """Return the file for this machine and network, and the key that it must hold."""
     from restort.export.emit import EMITTER
 
     names = sorted({name for name, _ in ranked})
@@ -216,7 +221,7 @@ def _record(spec: Spec, threads: int, ranked: Sequence[Pair]) -> tuple[Path, dic
 
 
 def _load(path: Path, key: dict[str, Any]) -> Findings:
-    """What the file says; empty Findings where it is absent, damaged or of something else."""
+    """Read the findings; they are empty where the file is absent, damaged or has another key."""
     try:
         kept = json.loads(path.read_text("utf-8"))
         if kept["key"] != key:
@@ -231,7 +236,7 @@ def _load(path: Path, key: dict[str, Any]) -> Findings:
 
 
 def _store(path: Path, key: dict[str, Any], found: Findings) -> None:
-    """Keep the findings; where the cache cannot be written the next run measures again."""
+    """Write the findings. Where the cache cannot be written, the next run measures again."""
     text = json.dumps({"key": key, **asdict(found)}, indent=1)
     with contextlib.suppress(RestortError):
         write_bytes(path, text.encode(), overwrite=True)

@@ -1,8 +1,7 @@
-"""Feature maps that are too large to pass around: held as a whole in memory or in a file, used by strips of rows.
+"""Large feature maps, stored in memory or in a file, read and written by strips of rows.
 
-A file is read and written, not mapped: mapped pages would count, and grow, as the memory of the process.
-It has no name where the system allows that (or is deleted on closing), so that nothing is left behind even after
-`kill -9`.
+Files are read and written instead of mapped, because mapped pages count as memory of the process. A file has no name
+where the system allows that (elsewhere it is deleted on closing), so nothing is left behind even after `kill -9`.
 """
 
 from __future__ import annotations
@@ -23,22 +22,26 @@ Shape: TypeAlias = tuple[int, int, int, int]
 
 
 class FeatureMap(Protocol):
-    """(N, H, W, C), pixels in rows, channels last: a strip of rows of one image is one piece of memory."""
+    """(N, H, W, C), channels last: a strip of rows of one image is contiguous."""
 
     shape: Shape
 
     def read(self, a: int, b: int) -> Tensor:
-        """Rows a up to, not including, b: (N, b - a, W, C), not to be changed; it may be a view."""
+        """Return rows a to b - 1, (N, b - a, W, C). They may be a view: do not change them."""
 
     def write(self, a: int, rows: Tensor) -> None:
-        """Replaces the rows from a on."""
+        """Replace the rows from a on."""
 
     def close(self) -> None:
-        """Gives back the memory or the file; may be called twice."""
+        """Free the memory or the file. A second call does nothing."""
 
 
 class MemoryMap:
-    """One tensor, `kept` on the device that computes (where reading gives views) or in the computer's memory."""
+    """One tensor.
+
+    device   that computes
+    kept     device that holds the tensor; reading gives views where it is the one that computes
+    """
 
     def __init__(self, shape: Shape, dtype: Any, device: Any, kept: Any = None) -> None:
         self.shape = shape
@@ -56,7 +59,7 @@ class MemoryMap:
 
 
 class FileMap:
-    """One temporary file, image after image. Raises RestortError where the disk is full or fails."""
+    """One temporary file, one image after the other. Raises RestortError where the disk is full or fails."""
 
     def __init__(self, shape: Shape, dtype: Any, device: Any, folder: Path) -> None:
         self.shape = shape
@@ -67,13 +70,13 @@ class FileMap:
             free = shutil.disk_usage(folder).free
             if free < needed:
                 raise RestortError(
-                    f"--tile exact needs {_gib(needed)} GiB more for a temporary file, and {folder} has "
-                    f"{_gib(free)} GiB left; free some space, or name another folder in the variable TMPDIR"
+                    f"not enough space for a temporary file of --tile exact: {folder} has {_gib(free)} GiB left of "
+                    f"{_gib(needed)} GiB needed; free some space, or set TMPDIR to another folder"
                 )
-            # Without a buffer it is a raw file, whatever its type says.
+            # With buffering=0 it is a raw file; the annotation of tempfile says otherwise.
             self._file: Any = tempfile.TemporaryFile(prefix="restort-", dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise self._trouble(error) from None
+            raise self._failure(error) from None
 
     def read(self, a: int, b: int) -> Tensor:
         n, height, width, channels = self.shape
@@ -88,7 +91,7 @@ class FileMap:
                         raise OSError("the file ends too early")
                     view = view[count:]
             except OSError as error:
-                raise self._trouble(error) from None
+                raise self._failure(error) from None
         return rows.to(self._device)
 
     def write(self, a: int, rows: Tensor) -> None:
@@ -100,21 +103,25 @@ class FileMap:
                 while len(view):  # a raw file writes at most 2 GiB at once
                     view = view[self._file.write(view) :]
             except OSError as error:
-                raise self._trouble(error) from None
+                raise self._failure(error) from None
 
     def close(self) -> None:
         self._file.close()
 
-    def _trouble(self, error: OSError) -> RestortError:
+    def _failure(self, error: OSError) -> RestortError:
         return RestortError(
-            f"a temporary file in {self._folder} failed ({error.strerror or error}); free some space there, or name "
-            "another folder in the variable TMPDIR"
+            f"a temporary file in {self._folder} failed: {error.strerror or error}; free some space there, or set "
+            "TMPDIR to another folder"
         )
 
 
 class Store:
-    """Makes the maps of one run, all in memory (`kept` on which device) or all in files of `folder`, and closes those
-    that are left."""
+    """The maps of one run; leaving it as a context manager closes them.
+
+    device   that computes
+    folder   for files; None to keep all maps in memory
+    kept     device that holds maps in memory; None for `device`
+    """
 
     def __init__(self, dtype: Any, device: Any, folder: Path | None, kept: Any = None) -> None:
         self._dtype, self._device, self._folder, self._kept = dtype, device, folder, kept
@@ -132,13 +139,13 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *trouble: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for made in self._open:
             made.close()
 
 
 def temporary_folder() -> Path:
-    """Where large temporary files go: TMPDIR if it is set, else /var/tmp, because /tmp is often memory itself."""
+    """Return the folder for large temporary files: TMPDIR if set, otherwise /var/tmp, as /tmp is often in memory."""
     usual = Path("/var/tmp")
     if not os.environ.get("TMPDIR") and os.access(usual, os.W_OK):
         return usual

@@ -1,14 +1,14 @@
-"""Restormer over a picture of any size, with the result of the whole picture, in bounded memory: `--tile exact`.
+"""`--tile exact`: the whole-image result of a Restormer for a picture of any size, in bounded memory.
 
-Restormer's attention weighs channels by sums over all pixels (Zamir et al., CVPR 2022, section 3.1), and all else
-in it looks at the 3 x 3 neighbourhood. So each block goes over the picture twice, strip by strip: first to gather
-the sums, of which one C x C matrix per image is made, then to apply the matrix and the feed-forward network.
-Between blocks only the residual stream is kept, and the skip connections, in maps in memory or in files
-(restort.backends.strips.feature_maps); the expanded channels exist for a cell of a strip at a time
+Restormer's attention weighs channels by sums over all pixels (Zamir et al., CVPR 2022, section 3.1); everything else in
+it sees the 3 x 3 neighbourhood. So each block goes over the picture twice, strip by strip: the first pass gathers the
+sums, which become one C x C matrix per image; the second applies the matrix and the feed-forward network. Only the
+residual stream and the skip connections are kept between blocks, as maps in memory or in files
+(restort.backends.strips.feature_maps). The expanded channels exist for one cell of a strip at a time
 (restort.backends.strips.operations).
 
-The second pass overwrites the map it reads. A strip needs two rows of the strip above as they were before: these
-are carried along.
+The second pass overwrites the map it reads. A strip needs two rows of the strip above from before that, so the pass
+keeps a copy of them.
 """
 
 from __future__ import annotations
@@ -34,21 +34,26 @@ from restort.utils.integers import cdiv, round_up
 Progress = Callable[[int, int], None]
 
 CELL_BYTES = 4 << 20
-"""Of the widest tensor of a cell. Measured on a CPU: a cell stays near the caches, and below the 32 MiB from which
-the C library takes every tensor anew from the system, which makes whole pictures several times as slow."""
+"""Size of the widest tensor of a cell on a CPU. Cells of this size stay near the caches, and below the 32 MiB from
+which the C library requests every tensor from the system; that makes pictures several times as slow (measured)."""
 
 GPU_CELL_BYTES = 256 << 20
-"""The same on a GPU, which a cell has to fill; a few such tensors live at a time."""
+"""Size of the widest tensor of a cell on a GPU, enough to fill it; a few such tensors live at a time."""
 
-LEAST_COLUMNS = 16
+LEAST_COLUMNS = 16  # width of a cell, in pixels of its level
 STRIP_CELLS = 64
-"""How many cells' bytes a strip of a map may have; only pictures wider than some 20,000 pixels get lower strips for
-its sake."""
+"""Largest size of a strip of a map, in units of a cell's bytes. It lowers the strips of pictures wider than about
+20,000 pixels only."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How the maps of one level of the network are cut: strips of `rows` rows, computed in `parts` cells each."""
+    """How the maps of one level of the network are cut.
+
+    height, width   of the maps
+    rows            height of a strip; the last one may be lower
+    parts           number of cells in a strip, side by side
+    """
 
     height: int
     width: int
@@ -56,15 +61,20 @@ class Cut:
     parts: int
 
     def strips(self) -> list[tuple[int, int]]:
+        """(first row, row after the last) of every strip."""
         return list(pairwise([*range(0, self.height, self.rows), self.height]))
 
     def cells(self) -> list[tuple[int, int]]:
+        """(first column, column after the last) of every cell."""
         return list(pairwise(self.width * i // self.parts for i in range(self.parts + 1)))
 
 
 def stored_bytes(spec: RestormerSpec, n: int, height: int, width: int, itemsize: int = 4) -> int:
-    """Bytes of the maps at the moment when they are most: before the last decoder level, whose input (2 dim
-    channels) is being made of the level below (2 dim at half the size) and the first skip connection (dim)."""
+    """Return the peak size of all maps in bytes.
+
+    The peak comes before the last decoder level: its input (2 dim channels) is made of the level below (2 dim at half
+    the size) and the first skip connection (dim).
+    """
     return round(3.5 * spec.dim) * n * height * width * itemsize
 
 
@@ -77,9 +87,12 @@ def cut_levels(
     threads: int = 1,
     rows: int | None = None,
 ) -> list[Cut]:
-    """The cuts of the four levels. Cells have about `cell_bytes` in their widest tensor, of four bytes a number,
-    and are wider than high; there are as many in a strip as keeps all threads busy, unless they would get too
-    narrow. `rows` overrides the height of strips at every level."""
+    """Return the cuts of the four levels.
+
+    cell_bytes   size of the widest tensor of a cell, at four bytes a number. Cells are wider than high.
+    threads      a strip has a multiple of this many cells, unless they would be narrower than LEAST_COLUMNS
+    rows         height of the strips at every level; None chooses it
+    """
     cuts = []
     for level in range(4):
         h, w = height >> level, width >> level
@@ -99,10 +112,9 @@ def cut_levels(
 
 
 class StripNetwork:
-    """A Restormer that runs by strips; it holds no state between runs, so several threads may use it.
+    """A Restormer that runs strip by strip. It has no state between runs, so several threads may use it.
 
-    model   in evaluation mode, on any device, in float32 or float64; or in float16, where all but the sums is then
-            as exact as that.
+    model   in evaluation mode, on any device, in float32, float64 or float16. The sums of the attention are float64.
     """
 
     def __init__(self, model: Restormer) -> None:
@@ -130,14 +142,14 @@ class StripNetwork:
         device_bytes: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Array]]:
-        """Yields (top, rows of the result) from top to bottom: (N, C', rows, W), not clipped.
+        """Yield (top, rows of the result) from top to bottom: (N, C', rows, W), not clipped.
 
         x             (N, C, H, W) in [0, 1], H and W multiples of 8.
-        memory_bytes  the maps are held in the computer's memory if they fit into this, otherwise in files.
-        device_bytes  where the model is on another device: they are held there if they fit into this.
-        folder        where the files go; they are gone when the run ends, whichever way.
+        memory_bytes  the maps stay in the computer's memory if they fit into this, otherwise in files.
+        device_bytes  with a model on a GPU: the maps stay there if they fit into this.
+        folder        for the files, which are removed when the run ends in any way.
         rows          height of the strips; None chooses it.
-        cell_bytes    of the widest tensor of a cell; None for what suits the device.
+        cell_bytes    size of the widest tensor of a cell; None for CELL_BYTES or GPU_CELL_BYTES.
         progress      called as progress(done, total) after each strip of each pass.
 
         Raises RestortError where the disk is full.
@@ -211,12 +223,12 @@ class _Run:
         return self._store.new((len(self._image), cut.height, cut.width, channels))
 
     def _image_rows(self, a: int, b: int) -> Tensor:
-        """Rows of the input as (N, b - a, W, C)."""
+        """Return rows a to b of the input, (N, b - a, W, C)."""
         rows = np.ascontiguousarray(self._image[:, :, a:b].transpose(0, 2, 3, 1))
         return torch.from_numpy(rows).to(self._device, self._dtype)
 
     def _embedded(self, a: int, b: int) -> Tensor:
-        """Rows of the patch embedding."""
+        """Compute rows a to b of the patch embedding."""
         height = self._cuts[0].height
         x = self._image_rows(max(a - 1, 0), min(b + 1, height))
         return self._cellwise(x, Halo(int(a > 0), int(b < height)), 1, self._model.patch_embed.proj)
@@ -224,7 +236,7 @@ class _Run:
     def _cellwise(
         self, x: Tensor, halo: Halo, reach: int, convolution: Any, cut: Cut | None = None
     ) -> Tensor:
-        """A convolution over the cells of a strip, with the halo above and below cut off."""
+        """Apply a convolution to every cell of a strip and cut off the halo."""
 
         def one(cell: Tensor, edge: Halo) -> Tensor:
             return crop(convolve(cell, convolution), edge)
@@ -239,7 +251,7 @@ class _Run:
         return made
 
     def _stage(self, name: str, x: FeatureMap, level: int) -> None:
-        """The blocks of one stage, each in two passes; `x` becomes its output."""
+        """Run the blocks of one stage, each in two passes; `x` becomes the output."""
         cut = self._cuts[level]
         for block in self._blocks[name]:
             sums: Sums | None = None
@@ -252,11 +264,11 @@ class _Run:
                         sums.add(part)
                 self._tick()
             assert sums is not None
-            self._finish(block, x, block.fold(sums), cut)
+            self._finish(block, x, block.attention_matrix(sums), cut)
 
     def _finish(self, block: BlockOperations, x: FeatureMap, matrix: Tensor, cut: Cut) -> None:
         reach = block.reach_finish
-        above = x.read(0, 0)  # the rows above a strip as they were before this pass changed them
+        above = x.read(0, 0)  # the rows above a strip, from before this pass changed them
         for a, b in cut.strips():
             below = min(reach, cut.height - b)
             rows = torch.cat([above, x.read(a, b + below)], dim=1)
@@ -268,7 +280,7 @@ class _Run:
             self._tick()
 
     def _down(self, module: Any, x: FeatureMap, level: int) -> FeatureMap:
-        """Half the size at twice the channels."""
+        """Downsample to half the size and twice the channels."""
         made = self._new(level, x.shape[3] * 2)
         for a, b in self._cuts[level].strips():
             rows, halo = around(x, 2 * a, 2 * b, 1)
@@ -281,7 +293,7 @@ class _Run:
     def _up(
         self, module: Any, x: FeatureMap, skip: FeatureMap, reduce: Any, channels: int, level: int
     ) -> FeatureMap:
-        """Twice the size at half the channels, beside the skip connection; `x` and `skip` are closed."""
+        """Upsample to twice the size and half the channels, and join the skip connection. Closes `x` and `skip`."""
         made = self._new(level, channels)
         below = self._cuts[level + 1]
         for a, b in below.strips():
@@ -304,18 +316,18 @@ class _Run:
             if not model.spec.dual_pixel:
                 result = result + self._image_rows(a, b)
             self._tick()
-            wide = result.float() if result.dtype == torch.float16 else result
-            yield a, np.ascontiguousarray(wide.permute(0, 3, 1, 2).cpu().numpy())
+            float32 = result.float() if result.dtype == torch.float16 else result
+            yield a, np.ascontiguousarray(float32.permute(0, 3, 1, 2).cpu().numpy())
 
 
 def around(x: FeatureMap, a: int, b: int, reach: int) -> tuple[Tensor, Halo]:
-    """Rows a to b with up to `reach` rows on either side, as far as the map goes."""
+    """Return rows a to b with up to `reach` rows on either side, within the map."""
     above, below = min(reach, a), min(reach, x.shape[1] - b)
     return x.read(a - above, b + below), Halo(above, below)
 
 
 def cells(x: Tensor, halo: Halo, reach: int, cut: Cut) -> Iterator[tuple[Tensor, Halo]]:
-    """The cells of a strip from left to right, each with up to `reach` columns of its neighbours."""
+    """Yield the cells of a strip from left to right, each with up to `reach` columns of its neighbours."""
     for left, right in cut.cells():
         before, after = min(reach, left), min(reach, cut.width - right)
         yield x[:, :, left - before : right + after], Halo(halo.above, halo.below, before, after)

@@ -1,9 +1,8 @@
-"""What a Restormer computes on a strip of rows: the part of `--tile exact` that another device would replace.
+"""The arithmetic of `--tile exact`: what a Restormer computes on one cell of a strip.
 
-Every function takes pixels (N, H, W, C) that may carry a halo, rows and columns of the neighbourhood that its
-convolutions look at, and returns the pixels inside of it. A `Halo` says how many there are on each side; fewer
-than a convolution reaches, only where the picture itself ends, which is where zeros continue it. Statistics of
-the normalisation are taken in float32 or wider.
+Functions take pixels (N, H, W, C) with a halo, the rows and columns around them that their convolutions read, and
+return the pixels without it. A `Halo` has fewer pixels than a convolution reaches only at the border of the picture,
+where zeros follow. Statistics of the normalisation are float32 or float64.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from restort.models.restormer import EPSILON, Block, ChannelNorm
 
 
 class Halo(NamedTuple):
-    """Rows above and below, columns left and right, that belong to the neighbours."""
+    """Number of rows above and below, and columns left and right, that belong to the neighbours."""
 
     above: int = 0
     below: int = 0
@@ -27,19 +26,23 @@ class Halo(NamedTuple):
     right: int = 0
 
     def keep(self, reach: int) -> Halo:
-        """What of it is left when only `reach` pixels are kept on each side."""
+        """Return the halo with at most `reach` pixels on each side."""
         return Halo(*(min(side, reach) for side in self))
 
 
 def crop(x: Tensor, halo: Halo, keep: int = 0) -> Tensor:
-    """`x` with only `keep` pixels of the halo on each side: a view."""
+    """Return a view of `x` with at most `keep` pixels of the halo on each side."""
     above, below, left, right = (a - b for a, b in zip(halo, halo.keep(keep)))
     return x[:, above : x.shape[1] - below, left : x.shape[2] - right]
 
 
 @dataclass
 class Sums:
-    """Per image and head, over all pixels so far, float64: q.k^T (N, heads, c, c), |q|^2 and |k|^2 (N, heads, c)."""
+    """Sums over all pixels so far for each image and head, in float64.
+
+    gram   q.k^T (N, heads, c, c)
+    q, k   |q|^2 and |k|^2 (N, heads, c)
+    """
 
     gram: Tensor
     q: Tensor
@@ -52,10 +55,13 @@ class Sums:
 
 
 class BlockOperations:
-    """A block of Restormer in three steps: `gather` over all strips, `fold` once, `finish` over all strips.
+    """A block of Restormer in three steps.
 
-    `gather` sums up what the attention needs of the whole picture, `fold` makes one matrix of it, `finish` gives
-    the block's output. q and k exist in `gather`, v and the expanded channels in `finish`, and only for a strip.
+    gather             over all strips: the sums that the attention needs of the whole picture
+    attention_matrix   once: the matrix that these sums make
+    finish             over all strips: the output of the block
+
+    q and k exist in `gather`, v and the expanded channels in `finish`, each for one cell only.
     """
 
     reach_gather = 1
@@ -72,7 +78,7 @@ class BlockOperations:
         self._v = [_part(conv, slice(split, None)) for conv in (expand, depthwise)]
 
     def gather(self, x: Tensor, halo: Halo) -> Sums:
-        """The sums over one strip."""
+        """Return the sums over one cell."""
         heads = self._attention.heads
         both = _expand(_normalise(self._norm1, x), *self._qk)
         both = both.float() if both.dtype == torch.float16 else both  # whose range the squares would pass
@@ -82,10 +88,10 @@ class BlockOperations:
         squares = both.square().sum(1).double()
         return Sums((q.transpose(2, 3) @ k).double(), squares[:, 0], squares[:, 1])
 
-    def fold(self, sums: Sums) -> Tensor:
-        """(N, C, C): softmax over the cosines of q and k times the temperature, then the output projection."""
-        floor = 1e-12  # as in torch.nn.functional.normalize
-        q, k = sums.q.sqrt().clamp_min(floor), sums.k.sqrt().clamp_min(floor)
+    def attention_matrix(self, sums: Sums) -> Tensor:
+        """Return (N, C, C): the output projection times the softmax of temperature times the cosines of q and k."""
+        smallest = 1e-12  # as in torch.nn.functional.normalize
+        q, k = sums.q.sqrt().clamp_min(smallest), sums.k.sqrt().clamp_min(smallest)
         cosines = sums.gram / (q[..., :, None] * k[..., None, :])
         weights = (cosines * self._attention.temperature.double()).softmax(-1)
         n, heads, c, _ = weights.shape
@@ -94,7 +100,7 @@ class BlockOperations:
         return matrix.to(self._attention.project_out.weight.dtype)
 
     def finish(self, matrix: Tensor, x: Tensor, halo: Halo) -> Tensor:
-        """The block's output for one strip, halo cut off."""
+        """Return the output of the block for one cell, without the halo."""
         v = crop(_expand(_normalise(self._norm1, x), *self._v), halo, 1)
         n, h, w, c = v.shape
         x = crop(x, halo, 1) + (v.reshape(n, h * w, c) @ matrix.transpose(1, 2)).view(n, h, w, c)
@@ -108,7 +114,7 @@ class BlockOperations:
 
 
 def convolve(x: Tensor, convolution: Any) -> Tensor:
-    """A convolution module on (N, H, W, C); beyond the edges there are zeros."""
+    """Apply a convolution module to (N, H, W, C), with zeros beyond the borders."""
     return _convolve(x, convolution.weight, convolution.bias)
 
 
@@ -119,14 +125,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def shuffle(x: Tensor, up: bool) -> Tensor:
-    """Pixel shuffle by 2, (N, H, W, 4C) -> (N, 2H, 2W, C), or its inverse."""
+    """Shuffle pixels by 2, (N, H, W, 4C) -> (N, 2H, 2W, C), or, with up=False, the inverse."""
     planes = x.permute(0, 3, 1, 2)
     planes = F.pixel_shuffle(planes, 2) if up else F.pixel_unshuffle(planes, 2)
     return planes.permute(0, 2, 3, 1)
 
 
 def _part(convolution: Any, channels: slice) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of some of the output channels."""
+    """Return weight and bias of some output channels."""
     bias = convolution.bias
     return convolution.weight[channels], None if bias is None else bias[channels]
 
@@ -136,11 +142,11 @@ def _expand(x: Tensor, pointwise: tuple[Tensor, Any], depthwise: tuple[Tensor, A
 
 
 def _normalise(norm: ChannelNorm, x: Tensor) -> Tensor:
-    """`ChannelNorm` on (N, H, W, C)."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """Apply a ChannelNorm to (N, H, W, C)."""
+    float32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     weight, bias = norm.body.weight, norm.body.bias
     if bias is not None:
-        return F.layer_norm(wide, wide.shape[-1:], weight, bias, EPSILON).to(x.dtype)
-    # Without a bias the mean stays in; the fused operation is by far the quickest way to the deviation.
-    _, _, scale = torch.native_layer_norm(wide, wide.shape[-1:], None, None, EPSILON)
-    return (wide * scale * weight).to(x.dtype)
+        return F.layer_norm(float32, float32.shape[-1:], weight, bias, EPSILON).to(x.dtype)
+    # Without a bias the mean is not subtracted; the fused operation is by far the fastest way to the deviation.
+    _, _, scale = torch.native_layer_norm(float32, float32.shape[-1:], None, None, EPSILON)
+    return (float32 * scale * weight).to(x.dtype)

@@ -1,7 +1,7 @@
-"""Threads that each compute a cell of their own, instead of all of them one cell together.
+"""Threads that compute one cell each, instead of sharing every operation of a cell.
 
-A small operation spread over threads waits for the slowest of them, thousands of times a second: where anything
-else runs on the machine, that costs ten times the time (measured). Cells need no such meetings.
+A small operation spread over threads waits for the slowest one, thousands of times a second. With other work on the
+machine that takes ten times as long (measured). Separate cells never wait for each other.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """A context manager; between enter and exit the thread that entered computes alone, too.
+    """A pool of threads as a context manager. Inside it, PyTorch uses one thread in the calling thread, too.
 
-    With one thread everything runs in the caller.
+    threads   with 1, `map` runs everything in the caller
     """
 
     def __init__(self, threads: int) -> None:
@@ -32,19 +32,19 @@ class Workers:
             met = threading.Barrier(self._threads)
             list(self._pool.map(lambda _: _alone(met), range(self._threads)))
             torch.set_num_threads(1)
-            # PyTorch gives the last number set anywhere to threads to come; those that run keep theirs.
+            # PyTorch gives new threads the last number set anywhere; running threads keep theirs.
             setter = threading.Thread(target=torch.set_num_threads, args=(self._threads,))
             setter.start()
             setter.join()
         return self
 
-    def __exit__(self, *trouble: object) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self._threads)
 
     def map(self, function: Callable[..., Result], items: Iterable[tuple[Any, ...]]) -> list[Result]:
-        """[function(*item) for item in items], in that order."""
+        """Return [function(*item) for item in items]."""
         if self._pool is None:
             return [function(*item) for item in items]
 
@@ -56,7 +56,7 @@ class Workers:
 
 
 def _alone(met: threading.Barrier) -> None:
-    """Makes the operations of this thread use no other; waits until every thread has come here."""
-    torch.get_num_threads()  # the first question in a thread sets its number to the last one given anywhere
+    """Limit PyTorch to this thread in this thread; wait until every thread of the pool has done so."""
+    torch.get_num_threads()  # the first call in a thread sets its number to the last one set anywhere
     torch.set_num_threads(1)
     met.wait()
