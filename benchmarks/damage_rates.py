@@ -7,6 +7,7 @@ damaged in each way and stored without loss, too. Prints a table in Markdown.
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -19,14 +20,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from restort.imaging.picture import Picture
 from restort.inference.damage import damage_of
 
-SHARED = next(  # beside the checkout, or further up
-    (found for up in Path(__file__).resolve().parents if (found := up / "shared/data/test").is_dir()),
-    Path("data"),
-)
+DATA = Path(__file__).resolve().parents[2] / "shared/data/test"
 JPEG, NOISE, BLUR = (40, 75, 90, 95), (3, 5, 10), (1, 1.5, 2, 3)
 
 
-def pictures() -> Iterator[tuple[str, bool, Image.Image]]:
+def pictures(data: Path) -> Iterator[tuple[str, bool, Image.Image]]:
     """Name of the set, whether to damage the picture, the clean picture."""
     for name, pattern in (
         ("Set5 /4", "set5/LR_bicubic/X4"),
@@ -34,9 +32,9 @@ def pictures() -> Iterator[tuple[str, bool, Image.Image]]:
         ("Set14 /2", "set14/LR_bicubic/X2"),
         ("BSD100 /4", "bsd100/LR_bicubic/X4"),
     ):
-        for i, path in enumerate(sorted((SHARED / pattern).glob("*.png"))):
+        for i, path in enumerate(sorted((data / pattern).glob("*.png"))):
             yield name, "BSD" not in name or i % 5 == 0, Image.open(path).convert("RGB")
-    for path in sorted((SHARED / "kodak24").glob("*.png")):
+    for path in sorted((data / "kodak24").glob("*.png")):
         full = Image.open(path).convert("RGB")
         yield "Kodak24", False, full
         for factor in (2, 4):
@@ -84,12 +82,19 @@ def damaged(clean: Image.Image) -> Iterator[tuple[str, Image.Image]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="the folder of the test sets (default: %(default)s)"
+    )
+    data = parser.parse_args().data
     found: dict[str, Counter[str | None]] = {}
 
     def count(kind: str, image: Any) -> None:
         found.setdefault(kind, Counter())[damage_of(Picture(np.asarray(image)))] += 1
 
-    for name, damage_too, clean in pictures():
+    for name, damage_too, clean in pictures(data):
         count(f"clean, {name}", clean)
         if damage_too:
             for kind, image in damaged(clean):

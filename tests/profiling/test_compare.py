@@ -26,6 +26,7 @@ from restort.profiling.samples import samples, synthetic
 from restort.profiling.sides import Side
 from restort.profiling.synthetic import dead_leaves
 from restort.profiling.tensor_error import tensor_error
+from restort.runner import Runner
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
 
@@ -162,7 +163,7 @@ def test_a_backend_that_shows_its_own_blocks_and_one_that_shows_none(
 ) -> None:
     from restort.profiling import compare as module
 
-    class Mute:
+    class Mute(Runner):
         name, precision, spec = "mute", "fp32", weights.spec
 
         def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -247,7 +248,7 @@ def test_blocks_table_and_plot(weights: Weights, tmp_path: Path, capsys: pytest.
         (["--backend", "caffe", "--against", "torch"], "there is no backend 'caffe'"),
         (["--backend", "openvino:fp7", "--against", "torch"], "there is no precision 'fp7'"),
         (["--backend", "openvino,torch", "--against", "torch"], "not one backend"),
-        (["--backend", "onnxruntime:bf16", "--against", "onnxruntime"], "has no bf16"),
+        (["--backend", "onnxruntime:bf16", "--against", "onnxruntime"], "does not support bf16"),
         (["--backend", "onnxruntime"], "--against"),
         (["--backend", "onnxruntime", "--against", "onnxruntime", "--size", "12"], "is no size"),
         (["--backend", "onnxruntime", "--against", "onnxruntime", "--epsilon", "0"], "above 0"),
