@@ -91,8 +91,8 @@ def restort(capfd: pytest.CaptureFixture[str]) -> Any:
         (["upscale", "x.png", "-o", "y.png", "--overlap=-8"], "'-8' is less than 0"),
         (["upscale", "x.png", "-o", "y.png", "--overlap", "wide"], "'wide' is not a whole number"),
         (["upscale", "x.png", "-o", "y.png", "--threads", "0"], "'0' is less than 1"),
-        (["upscale", "x.png", "-o", "y.png", "--max-pixels", "many"], "no number of pixels"),
-        (["upscale", "x.png", "-o", "y.png", "--max-pixels", "nan"], "no number of pixels"),
+        (["upscale", "x.png", "-o", "y.png", "--max-pixels", "many"], "not a number of pixels"),
+        (["upscale", "x.png", "-o", "y.png", "--max-pixels", "nan"], "not a number of pixels"),
         (["upscale", "x.png", "-o", "y.png", "--quality", "101"], "not from 1 to 100"),
         (
             ["upscale", "x.png", "-o", "y.png", "--frobnicate"],

@@ -107,8 +107,8 @@ def test_every_wrong_request_is_a_restort_error(weights: Path, tmp_path: Path) -
 def test_wrong_arrays(weights: Path) -> None:
     model = restort.load(weights)
     for image, expected in (
-        (np.zeros((4, 4, 4, 4), np.uint8), "no image"),
-        (np.zeros((0, 4), np.uint8), "no image"),
+        (np.zeros((4, 4, 4, 4), np.uint8), "is not an image"),
+        (np.zeros((0, 4), np.uint8), "is not an image"),
         (np.zeros((4, 4, 5), np.uint8), "5 channels"),
         (np.zeros((4, 4, 3), np.int64), "int64"),
         (np.zeros((4, 4, 3), bool), "bool"),

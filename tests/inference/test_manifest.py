@@ -159,7 +159,7 @@ def test_leftovers(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(RestortError, match="cannot be used"):
+    with pytest.raises(RestortError, match="cannot use the output folder"):
         Manifest(tmp_path / "file")
 
 

@@ -193,9 +193,9 @@ def test_the_machine_is_described() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "onnxruntime,caffe"], "there is no backend 'caffe'"),
-        (["--precision", "fp32,fp7"], "there is no precision 'fp7'"),
-        (["--size", "12"], "is no size"),
+        (["--backend", "onnxruntime,caffe"], "unknown backend 'caffe'"),
+        (["--precision", "fp32,fp7"], "unknown precision 'fp7'"),
+        (["--size", "12"], "is not height x width"),
         (["--size", "17x32", "--backend", "onnxruntime"], "multiples of 16"),
         (["--batch", "0"], "less than 1"),
         (["--seconds", "-1"], "above 0"),

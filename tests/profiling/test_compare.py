@@ -245,12 +245,12 @@ def test_blocks_table_and_plot(weights: Weights, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "caffe", "--against", "torch"], "there is no backend 'caffe'"),
-        (["--backend", "openvino:fp7", "--against", "torch"], "there is no precision 'fp7'"),
+        (["--backend", "caffe", "--against", "torch"], "unknown backend 'caffe'"),
+        (["--backend", "openvino:fp7", "--against", "torch"], "unknown precision 'fp7'"),
         (["--backend", "openvino,torch", "--against", "torch"], "not one backend"),
         (["--backend", "onnxruntime:bf16", "--against", "onnxruntime"], "does not support bf16"),
         (["--backend", "onnxruntime"], "--against"),
-        (["--backend", "onnxruntime", "--against", "onnxruntime", "--size", "12"], "is no size"),
+        (["--backend", "onnxruntime", "--against", "onnxruntime", "--size", "12"], "is not height x width"),
         (["--backend", "onnxruntime", "--against", "onnxruntime", "--epsilon", "0"], "above 0"),
         (["--backend", "onnxruntime", "--against", "onnxruntime", "--plot", "x.svg"], "--blocks"),
     ],

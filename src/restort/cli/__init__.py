@@ -1,3 +1,5 @@
-"""The command line. A module here that is a command has `add(subparsers)`, which describes the command and sets `run`
-to a function from the parsed arguments to the exit status. Imports of anything heavier than argparse stand inside
-those functions."""
+"""The command line, one module a command.
+
+The module of a command has `add(subparsers)`, which adds its parser and sets `run` to a function from the parsed
+arguments to the exit status. These functions import everything heavier than argparse themselves.
+"""

@@ -1,4 +1,4 @@
-"""`restort bench`: how fast a model is here, and what memory it takes."""
+"""`restort bench`: measure how fast a model runs here and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def add(subparsers: options.Subparsers) -> None:
-    parser = options.command(subparsers, "bench", run, "measures latency, throughput and peak memory")
+    parser = options.command(subparsers, "bench", run, "measure latency, throughput and peak memory")
     options.add_model(parser, required=True)
     group = parser.add_argument_group("what to measure: every combination, each in a process of its own")
     group.add_argument(
         "--backend",
         metavar="A,B,...",
         type=backends,
-        help=f"of {', '.join(options.BACKENDS)}; openvino:bf16 is one with its precision (default: all that work)",
+        help=f"some of {', '.join(options.BACKENDS)}; openvino:bf16 also sets its precision (default: all that work)",
     )
     group.add_argument(
         "--precision",
         metavar="P,Q,...",
         type=precisions,
         default=["fp32"],
-        help=f"of {', '.join(options.PRECISIONS)}, for backends without one of their own (default: fp32)",
+        help=f"some of {', '.join(options.PRECISIONS)}, for backends that --backend sets none for (default: fp32)",
     )
     group.add_argument(
         "--size",
@@ -42,22 +42,26 @@ def add(subparsers: options.Subparsers) -> None:
     )
     group = parser.add_argument_group("how")
     group.add_argument(
-        "--seconds", metavar="S", type=seconds, default=5.0, help="of calls in every case (default: 5)"
+        "--seconds",
+        metavar="S",
+        type=seconds,
+        default=5.0,
+        help="time of the calls in every case (default: 5)",
     )
     group.add_argument(
         "--limit",
         metavar="S",
         type=seconds,
         default=300.0,
-        help="a case that takes longer, loading included, has failed (default: 300)",
+        help="a case fails if it takes longer, loading included (default: 300)",
     )
     group.add_argument(
         "--alone",
         action="store_true",
-        help="one case after the other; without it those of one size and batch take turns, all in memory",
+        help="run the cases one after the other; otherwise those of one size and batch take turns, all in memory",
     )
     group.add_argument("--threads", metavar="N", type=options.positive, help="(default: all cores)")
-    group.add_argument("--name", metavar="NAME", help="what the records call the network (default: its name)")
+    group.add_argument("--name", metavar="NAME", help="name of the network in the records (default: its own)")
     options.add_results(parser, "draw latency by size and throughput by batch")
     options.add_reporting(parser)
 
@@ -110,19 +114,19 @@ def _sides(args: argparse.Namespace) -> list[Side]:
 
     asked = args.backend or [(backend.name, None) for backend in status() if backend.works]
     if not asked:
-        raise RestortError("no backend works here; `restort doctor` tells what to install")
+        raise RestortError("no backend works here; `restort doctor` reports what to install")
     pairs = [(name, p) for name, own in asked for p in ([own] if own else args.precision)]
     return [Side(*pair) for pair in dict.fromkeys(pairs)]
 
 
 def backends(text: str) -> list[tuple[str, str | None]]:
-    """'a,b:bf16' as [('a', None), ('b', 'bf16')]."""
+    """Parse 'a,b:bf16' to [('a', None), ('b', 'bf16')]."""
     found: list[tuple[str, str | None]] = []
     for part in text.split(","):
         name, _, precision = part.strip().partition(":")
         if name not in options.BACKENDS:
             raise argparse.ArgumentTypeError(
-                f"there is no backend {name!r}; choose {', '.join(options.BACKENDS[:-1])} or {options.BACKENDS[-1]}"
+                f"unknown backend {name!r}; use {', '.join(options.BACKENDS[:-1])} or {options.BACKENDS[-1]}"
             )
         found.append((name, precisions(precision)[0] if precision else None))
     return found
@@ -133,19 +137,19 @@ def precisions(text: str) -> list[str]:
     for name in found:
         if name not in options.PRECISIONS:
             raise argparse.ArgumentTypeError(
-                f"there is no precision {name!r}; choose {' or '.join(options.PRECISIONS)}"
+                f"unknown precision {name!r}; use {', '.join(options.PRECISIONS[:-1])} or {options.PRECISIONS[-1]}"
             )
     return found
 
 
 def size(text: str) -> tuple[int, int]:
-    """'HxW' as (height, width)."""
+    """Parse 'HxW' to (height, width)."""
     try:
         numbers = [int(part) for part in text.lower().split("x")]
     except ValueError:
         numbers = []
     if len(numbers) != 2 or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 256x384")
+        raise argparse.ArgumentTypeError(f"{text!r} is not height x width, such as 256x384")
     return numbers[0], numbers[1]
 
 
@@ -156,4 +160,4 @@ def seconds(text: str) -> float:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")

@@ -1,4 +1,4 @@
-"""`restort cache`: what lies in the cache folder, and removing it."""
+"""`restort cache`: list and clear the cache folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 PARTS = {
     "engines": "TensorRT engines",
     "graphs": "emitted ONNX graphs",
-    "timings": "what `auto` measured",
-    "tactics": "what TensorRT's builder measured",
+    "timings": "measurements of `auto`",
+    "tactics": "measurements of TensorRT's builder",
     "rtx-kernels": "kernels that TensorRT-RTX compiled",
     "sensitivity": "which blocks need float32",
     "kernels": "compiled kernels of the fused backend",
@@ -24,25 +24,29 @@ PARTS = {
     "plugins": "TensorRT's plugin RestortPass",
     "weights": "downloaded weights",
 }
-KEPT = ("weights",)  # cleared only when named: they have to be downloaded again
+KEPT = ("weights",)  # cleared only when named, because they must be downloaded again
 
 
 def add(subparsers: options.Subparsers) -> None:
-    parser = options.command(subparsers, "cache", run_list, "lists or clears what is kept between runs")
+    parser = options.command(subparsers, "cache", run_list, "list or clear what is kept between runs")
     commands = parser.add_subparsers(title="commands", dest="what", metavar="list|clear", required=True)
-    listing = options.command(commands, "list", run_list, "lists the engines, and the sizes of all parts")
-    listing.add_argument("--json", action="store_true", help="print all that is known as JSON")
+    listing = options.command(commands, "list", run_list, "list the engines and the sizes of all parts")
+    listing.add_argument("--json", action="store_true", help="print everything as JSON")
     clearing = options.command(
-        commands, "clear", run_clear, "removes what can be made again; nothing that is in use or being built"
+        commands, "clear", run_clear, "remove what can be made again; nothing that is in use or being built"
     )
     clearing.add_argument(
         "parts",
         metavar="PART",
         nargs="*",
-        help=f"of {', '.join(PARTS)} (default: all but {', '.join(KEPT)})",
+        help=f"some of {', '.join(PARTS)} (default: all but {', '.join(KEPT)})",
     )
     clearing.add_argument(
-        "--unused-for", metavar="DAYS", type=days, default=0.0, help="only what has not been used for so long"
+        "--unused-for",
+        metavar="DAYS",
+        type=days,
+        default=0.0,
+        help="only what has not been used for this long",
     )
     options.add_reporting(clearing)
 
@@ -74,7 +78,7 @@ def run_clear(args: argparse.Namespace) -> int:
     for name in args.parts:
         if name not in (*PARTS, *here):
             raise UsageError(
-                f"the cache has no part {name!r}; choose {', '.join(PARTS)}, or none for all but downloads"
+                f"unknown part {name!r} of the cache; use {', '.join(PARTS)}, or none for all but downloads"
             )
     chosen = args.parts or [name for name in here if name not in KEPT]
     removed = {}
@@ -91,12 +95,12 @@ def run_clear(args: argparse.Namespace) -> int:
         print(json.dumps({"command": "cache clear", "status": 0, "removed_bytes": removed}, indent=2))
     if not args.quiet:
         text = ", ".join(f"{name} {n / 1e6:.1f} MB" for name, n in removed.items() if n)
-        choice.say(f"removed {text}" if text else "there was nothing to remove")
+        choice.say(f"removed {text}" if text else "nothing to remove")
     return 0
 
 
 def folders(root: Path) -> list[str]:
-    """The parts that are there, in the order of PARTS, then others that newer versions may have made."""
+    """Return the folders that exist, in the order of PARTS, then others that newer versions may have made."""
     here = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     return [name for name in PARTS if name in here] + [name for name in here if name not in PARTS]
 
@@ -112,7 +116,7 @@ def size(folder: Path) -> int:
 
 
 def engines() -> list[dict[str, Any]]:
-    """The engines, the ones used last first."""
+    """Return the engines, the last used first."""
     from restort.backends.tensorrt.cache import EngineCache
     from restort.backends.tensorrt.engine_key import profile_of
 
@@ -147,7 +151,7 @@ def _table(found: list[dict[str, Any]]) -> str:
 
 
 def _clear(folder: Path, unused_s: float) -> None:
-    """Removes files; folders that are empty then, too."""
+    """Remove the files that are unused for that long, and folders that become empty."""
     now = time.time()
     for path in sorted(folder.rglob("*"), reverse=True) if folder.is_dir() else ():
         try:
@@ -166,4 +170,4 @@ def days(text: str) -> float:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of days")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")

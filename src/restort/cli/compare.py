@@ -1,4 +1,4 @@
-"""`restort compare`: how far two backends' results are apart."""
+"""`restort compare`: measure the difference between the results of two backends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(subparsers: options.Subparsers) -> None:
     parser = options.command(
-        subparsers, "compare", run, "measures how far two backends' results are apart, numbers not pictures"
+        subparsers, "compare", run, "measure the difference between the results of two backends, in numbers"
     )
     options.add_model(parser, required=True)
     parser.add_argument(
@@ -24,7 +24,7 @@ def add(subparsers: options.Subparsers) -> None:
         metavar="INPUT",
         type=Path,
         nargs="*",
-        help="pictures or folders (default: a synthetic picture of 256x256 pixels, always the same)",
+        help="pictures or folders (default: a fixed synthetic picture of 256x256 pixels)",
     )
     group = parser.add_argument_group("what to compare")
     sides = f"one of {', '.join(options.BACKENDS)}; its precision is fp32 unless given, as in openvino:bf16"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.plot is not None:
         if not args.blocks:
-            raise UsageError("--plot draws the errors by block; ask for them with --blocks")
+            raise UsageError("--plot draws the errors by block; add --blocks")
         need("matplotlib", "plotting")
     for path in (args.output, args.plot):
         if path is not None:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from restort.profiling.compare import compare
     from restort.profiling.samples import files, samples
 
-    inputs = files(args.inputs)  # before anything is fetched
+    inputs = files(args.inputs)  # before a download
     weights, entry = choice.choose(args)
     comparison = compare(
         weights,
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def side(text: str) -> Side:
-    """'openvino' or 'openvino:bf16'."""
+    """Parse 'openvino' or 'openvino:bf16'."""
     found = backends(text)
     if len(found) != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not one backend")
@@ -99,13 +99,13 @@ def side(text: str) -> Side:
 
 
 def size(text: str) -> tuple[int, int, int]:
-    """'HxW' or 'BxHxW' as (batch, height, width)."""
+    """Parse 'HxW' or 'BxHxW' to (batch, height, width)."""
     try:
         numbers = [int(part) for part in text.lower().split("x")]
     except ValueError:
         numbers = []
     if len(numbers) not in (2, 3) or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 256x384")
+        raise argparse.ArgumentTypeError(f"{text!r} is not height x width, such as 256x384")
     batch, height, width = numbers if len(numbers) == 3 else [1, *numbers]
     return batch, height, width
 
@@ -117,4 +117,4 @@ def epsilon(text: str) -> float:
             return number
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no small number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.001")

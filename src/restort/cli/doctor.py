@@ -1,4 +1,4 @@
-"""`restort doctor`: what is installed, what works, what is missing and how to get it."""
+"""`restort doctor`: report what is installed, what works, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restort.cli import options
 
 def add(subparsers: options.Subparsers) -> None:
     parser = options.command(
-        subparsers, "doctor", run, "tells what is installed, what works and what is missing"
+        subparsers, "doctor", run, "report what is installed, what works and what is missing"
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 

@@ -1,4 +1,4 @@
-"""What of RestoRT works here. Every look is guarded: a broken piece is a finding, never an error."""
+"""What works here. Every check is guarded: a broken part is a finding, never an error."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _PURPOSE = {
     "evaluate": "SSIM and blur kernels of `restort evaluate`",
     "plots": "curves and charts",
 }
-_ON_A_GPU = ("fused", "tensorrt")  # backends that most machines cannot use, which is no defect
-# What matters to the speed of these networks.
+_ON_A_GPU = ("fused", "tensorrt")  # most machines cannot use these backends, which is not a defect
+# Processor features that determine the speed of these networks.
 _FEATURES = (
     "avx2",
     "fma",
@@ -64,7 +64,7 @@ _FEATURES = (
 
 
 def examine() -> Findings:
-    """All findings, ready for JSON; `healthy` where pictures can be read and some backend works."""
+    """Return all findings, ready for JSON; `healthy` where pictures can be read and some backend works."""
     findings: Findings = {
         "restort": __version__,
         "python": platform.python_version(),
@@ -98,7 +98,7 @@ def _version(package: str) -> str | None:
 
 
 def machine() -> Findings:
-    """Processor, cores that may be used, memory in bytes."""
+    """Return the processor, the number of usable cores, its features and memory in bytes."""
     name, flags = platform.processor() or platform.machine(), set()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -117,7 +117,7 @@ def machine() -> Findings:
 
 
 def pictures() -> Findings:
-    """Whether libvips reads and writes: a small picture goes through each format."""
+    """Write and read a small picture in each format by libvips."""
     import tempfile
 
     import numpy as np
@@ -151,7 +151,7 @@ def backends() -> list[Findings]:
 
 
 def cache() -> Findings:
-    """The cache folder, its files' size in bytes, and whether it can be written."""
+    """Return the cache folder, the size of its files in bytes, and whether it can be written."""
     from restort.utils.cache_dir import cache_root
 
     root = cache_root()
@@ -172,7 +172,7 @@ def cache() -> Findings:
 
 
 def models() -> Findings:
-    """Names of the shipped models, of those that should ship and do not, and of those in the cache."""
+    """Return the names of the shipped, cached and downloadable models."""
     from restort.utils.cache_dir import cache_root
     from restort.weights.catalogue import entries
 
@@ -187,7 +187,7 @@ def models() -> Findings:
 
 
 def missing(findings: Findings) -> list[dict[str, str]]:
-    """What is not there, what it would be for, and how to get it."""
+    """Return what is missing, what it is for, and how to get it."""
     absent = [name for name, version in findings["libraries"].items() if version is None]
     found = [
         {"what": name, "for": "the core", "how": f"pip install --force-reinstall {_pip_name(name)}"}
@@ -224,7 +224,7 @@ def _pip_name(name: str) -> str:
 
 
 def text(findings: Findings) -> str:
-    """The findings for people."""
+    """Word the findings for people."""
     lines = [f"restort {findings['restort']}, Python {findings['python']}, {findings['platform']}"]
     here = findings["machine"]
     if "error" in here:

@@ -1,4 +1,4 @@
-"""`restort evaluate`: how good a model's results are, on pictures whose truth is known."""
+"""`restort evaluate`: measure the quality of a model on pictures whose clean version is known."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from restort.cli import choice, options
 
 
 def add(subparsers: options.Subparsers) -> None:
-    parser = options.command(subparsers, "evaluate", run, "measures PSNR and SSIM on a folder of pictures")
+    parser = options.command(subparsers, "evaluate", run, "measure PSNR and SSIM on a folder of pictures")
     options.add_model(parser, required=True)
     parser.add_argument(
         "--dataset",
         metavar="FOLDER",
         type=Path,
         required=True,
-        help="a test set; docs/guide.md tells the layouts",
+        help="a test set; docs/guide.md describes the layouts",
     )
     parser.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="record the full report there")
     group = parser.add_argument_group("what to measure")

@@ -1,4 +1,4 @@
-"""`restort models`: which weights there are."""
+"""`restort models`: list the models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from restort.cli import options
 
 
 def add(subparsers: options.Subparsers) -> None:
-    parser = options.command(subparsers, "models", run, "lists the models, shipped and downloadable")
-    parser.add_argument("--json", action="store_true", help="print all that is known of them as JSON")
+    parser = options.command(subparsers, "models", run, "list the models, shipped and downloadable")
+    parser.add_argument("--json", action="store_true", help="print everything about them as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values may be."""
+"""Options that several commands share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-# Kept here, not taken from the backends: `restort --help` must not import them. A test compares the two.
+# Copies of the keys of BACKENDS and of PRECISIONS: `restort --help` must not import those. A test compares them.
 BACKENDS = ("onnxruntime", "openvino", "torch", "fused", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "tf32", "mixed")
 Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
@@ -16,7 +16,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 def command(
     subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], int], help: str, **more: Any
 ) -> argparse.ArgumentParser:
-    """A parser of a command that `run` carries out."""
+    """Add the parser of a command; `run` maps the parsed arguments to the exit status."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False, **more
     )
@@ -25,7 +25,7 @@ def command(
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """--model or --weights, and what concerns fetching."""
+    """Add --model, --weights and --offline."""
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--model", metavar="NAME", help="a model of `restort models`")
     group.add_argument(
@@ -38,19 +38,19 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def add_backend(parser: argparse.ArgumentParser, *, precision: str = "auto") -> None:
-    """What runs the network, and how; `precision` is the default of --precision."""
+    """Add --backend, --precision and --threads; `precision` is the default of --precision."""
     group = parser.add_argument_group("computing")
     group.add_argument(
         "--backend",
         choices=("auto", *BACKENDS),
         default="auto",
-        help="what runs the network (default: auto: fused on an NVIDIA GPU, else the fastest measured)",
+        help="library that runs the network (default: auto, which is fused on an NVIDIA GPU, otherwise the fastest)",
     )
     group.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
         default=precision,
-        help=f"numbers to compute in (default: {precision})",
+        help=f"number format to compute in (default: {precision})",
     )
     group.add_argument("--threads", metavar="N", type=positive, help="threads to use (default: all cores)")
 
@@ -62,14 +62,14 @@ def add_tiles(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
         metavar="auto|N|exact|none",
         type=tile,
         default="auto",
-        help="cut into overlapping tiles of N x N pixels; auto: only if the memory asks for it (default); "
-        "exact: Restormer by strips, to the result of the whole picture, in little memory",
+        help="cut into overlapping tiles of N x N pixels; auto: only where memory requires it (default); "
+        "exact: the whole-image result of a Restormer, strip by strip, in little memory",
     )
     group.add_argument(
         "--overlap",
         metavar="N",
         type=not_negative,
-        help="pixels by which tiles overlap (default: as measured)",
+        help="overlap of tiles in pixels (default: by measurement)",
     )
     if not files:
         return
@@ -83,7 +83,7 @@ def add_tiles(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
 
 
 def add_results(parser: argparse.ArgumentParser, plot: str) -> None:
-    """Where measurements are recorded; `plot` says what --plot draws."""
+    """Add --output, --plot and --overwrite for measurements; `plot` is the help of --plot."""
     group = parser.add_argument_group("results")
     group.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="record the numbers there")
     group.add_argument("--plot", metavar="FILE.svg", type=Path, help=plot)
@@ -107,14 +107,14 @@ def not_negative(text: str) -> int:
 
 
 def tile(text: str) -> int | str | None:
-    """'auto', 'exact', None for none, or a number."""
+    """Parse 'auto', 'exact', 'none' (as None) or a number."""
     if text in ("auto", "exact", "none"):
         return None if text == "none" else text
     return _number(text, 1, "auto, exact, none or a number of pixels")
 
 
 def pixels(text: str) -> int | str | None:
-    """'default', None for none, or a number, 2e9 included."""
+    """Parse 'default', 'none' (as None) or a number such as 2e9."""
     if text in ("default", "none"):
         return None if text == "none" else text
     try:
@@ -123,7 +123,7 @@ def pixels(text: str) -> int | str | None:
             return int(number)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels; give one, such as 2e9, or none")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels, such as 2e9, or none")
 
 
 def share(text: str) -> float:

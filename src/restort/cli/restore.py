@@ -1,4 +1,4 @@
-"""`restort upscale`, `denoise`, `dejpeg`, `deblur` and `run`: pictures in, pictures out."""
+"""`restort upscale`, `denoise`, `dejpeg`, `deblur` and `run`: restore pictures."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from restort.inference.model import Model
 
 _HELP = {
-    "upscale": "enlarges pictures 2, 3 or 4 times",
-    "denoise": "removes noise",
-    "dejpeg": "removes JPEG artefacts",
-    "deblur": "removes motion blur",
+    "upscale": "enlarge pictures 2, 3 or 4 times",
+    "denoise": "remove noise",
+    "dejpeg": "remove JPEG artefacts",
+    "deblur": "remove motion blur",
 }
 _OUTPUTS = (
-    "OUTPUT is a file for one picture, or a folder, in which the tree of the input folder is repeated. A second run "
-    "into the same folder makes only what is missing or has changed."
+    "OUTPUT is a file for one picture, or a folder that gets the tree of the input folder. A second run into the same "
+    "folder makes only what is missing or has changed."
 )
 
 
@@ -39,12 +39,12 @@ def add(subparsers: options.Subparsers) -> None:
                 "--scale",
                 type=int,
                 choices=(2, 3, 4),
-                help="how many times as large (default: 4, or the model's)",
+                help="factor of enlargement (default: 4, or that of the model)",
             )
         options.add_model(parser, required=False)
         _add_rest(parser)
     parser = options.command(
-        subparsers, "run", partial(run, task=None), "runs any model on pictures", epilog=_OUTPUTS
+        subparsers, "run", partial(run, task=None), "run any model on pictures", epilog=_OUTPUTS
     )
     _add_files(parser)
     options.add_model(parser, required=True)
@@ -64,11 +64,13 @@ def _add_rest(parser: argparse.ArgumentParser) -> None:
         metavar="0..1",
         type=options.share,
         default=1.0,
-        help="how much of the result to take, the rest being the input (enlarged bicubically for upscale; default: 1)",
+        help="share of the result in the output; the rest is the input, for upscale enlarged bicubically (default: 1)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist, make all anew")
     parser.add_argument(
-        "--quality", metavar="N", type=options.quality, help="1 to 100 of JPEG, WebP and AVIF (default: 95)"
+        "--overwrite", action="store_true", help="replace outputs that exist, and make all again"
+    )
+    parser.add_argument(
+        "--quality", metavar="N", type=options.quality, help="1 to 100, of JPEG, WebP and AVIF (default: 95)"
     )
     options.add_reporting(parser)
 
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace, task: str | None) -> int:
 
 
 def _groups(args: argparse.Namespace, task: str | None, jobs: list[Job], root: Path | None) -> list[Group]:
-    """The files of each model: one group where the user names a model, or the task has only one."""
+    """Return the files of each model: one group where the user names a model, or the task has only one."""
     from restort.cli.by_damage import Group, group
 
     if task != "upscale" or args.model is not None or args.weights is not None:
@@ -122,7 +124,7 @@ def _groups(args: argparse.Namespace, task: str | None, jobs: list[Job], root: P
 
 
 def _finish(args: argparse.Namespace, how: Options, summary: Summary, models: list[Model]) -> int:
-    """Tells how the run went; the exit status. There are no models where no input was fit for one."""
+    """Report the run and return the exit status. There are no models where no input could be read."""
     model = models[0] if len(models) == 1 else None
     totals = summary.totals()
     status = 130 if summary.interrupted else 1 if totals["failed"] else 0

@@ -1,1 +1,1 @@
-"""From files to files: a model with its options, folders, resuming, progress."""
+"""The pipeline from files to files: models with their options, folders, resuming, progress."""

@@ -1,4 +1,4 @@
-"""NumPy images of every kind through a model: the ways in and out of `Model.__call__`."""
+"""NumPy images of every kind: from the array that `Model.__call__` gets to the one that it returns."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Restorer(Protocol):
 
 
 def array_through(model: Restorer, image: Array, progress: Progress | None) -> Array:
-    """Any array `Model.__call__` takes, through the network."""
+    """Restore any array that `Model.__call__` takes."""
     if image.ndim not in (2, 3) or 0 in image.shape:
-        raise RestortError(f"an array of shape {image.shape} is no image; give (H, W) or (H, W, C)")
+        raise RestortError(f"an array of shape {image.shape} is not an image; give (H, W) or (H, W, C)")
     planes = image[:, :, None] if image.ndim == 2 else image
     channels, wanted = planes.shape[2], model.spec.in_channels
     if planes.dtype in (np.uint8, np.uint16) and channels <= 4:
@@ -51,7 +51,7 @@ def array_through(model: Restorer, image: Array, progress: Progress | None) -> A
 
 
 def _floats_through(model: Restorer, planes: Array, progress: Progress | None) -> Array:
-    """(H, W, C) -> (H * scale, W * scale, C') of the same type, without going through integers."""
+    """Restore (H, W, C) in floating point: (H * scale, W * scale, C') of the type of `planes`."""
     if planes.dtype in (np.uint8, np.uint16):
         peak = float(np.iinfo(planes.dtype).max)
     elif planes.dtype.kind == "f":
@@ -61,7 +61,7 @@ def _floats_through(model: Restorer, planes: Array, progress: Progress | None) -
             raise RestortError("the image holds NaN or infinity; give finite values in [0, 1]")
         if low < -1 or high > 2:
             raise RestortError(
-                f"the image's values run from {low:g} to {high:g}; floating-point images lie in [0, 1] (divide by 255?)"
+                f"the image has values from {low:g} to {high:g}; floating-point images need [0, 1]; divide by 255"
             )
     else:
         raise RestortError(

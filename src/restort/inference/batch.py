@@ -1,4 +1,4 @@
-"""Many files through one model: a bad file never stops the rest, and nothing is done twice."""
+"""Restore many files with one model. A bad file never stops the others, and no file is made twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Status = Literal["done", "skipped", "failed"]
 
 
 class Job(Protocol):
-    """One file to make of another."""
+    """A file to make (`target`) from another one (`source`)."""
 
     @property
     def source(self) -> Path: ...
@@ -40,7 +40,7 @@ class Job(Protocol):
 
 
 class Observer(Protocol):
-    """Told how a run goes on."""
+    """Receives the progress of a run: each file's begin, tiles and end."""
 
     def begin(self, source: Path) -> None: ...
     def tile(self, done: int, total: int) -> None: ...
@@ -49,7 +49,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one file; sizes are [width, height], `message` the error or the reason for skipping."""
+    """The outcome of one file.
+
+    seconds             of computing and writing
+    size, result_size   (width, height) in pixels of the input and the output
+    tile                'whole', 'exact' or the tiles' 'WIDTHxHEIGHT'
+    message             the error, or the reason for skipping
+    notes               sentences for the user, such as metadata that the format cannot hold
+    """
 
     source: Path
     target: Path
@@ -84,7 +91,12 @@ class FileResult:
 
 @dataclass
 class Summary:
-    """A whole run."""
+    """The outcome of a run.
+
+    files         the results so far
+    total         number of files of the run, those not reached included
+    interrupted   by Ctrl-C or SIGTERM
+    """
 
     files: list[FileResult] = field(default_factory=list)
     total: int = 0
@@ -96,7 +108,7 @@ class Summary:
 
     @property
     def megapixels(self) -> float:
-        """Pixels made in this run, in millions."""
+        """Pixels that this run wrote, in millions."""
         sizes = [result.result_size for result in self.files if result.status == "done"]
         return sum(size[0] * size[1] for size in sizes if size is not None) / 1e6
 
@@ -114,7 +126,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Options:
-    """How files are treated; what concerns the network is with the Model."""
+    """How files are read and written.
+
+    overwrite    replace targets that exist
+    quality      1 to 100, of JPEG, WebP and AVIF
+    max_pixels   refuse files that claim more; None for no limit
+    """
 
     overwrite: bool = False
     quality: int = QUALITY
@@ -129,15 +146,15 @@ def restore_files(
     observer: Observer,
     damage: Mapping[Path, str | None] | None = None,
 ) -> Summary:
-    """Makes every job's target.
+    """Make the target of every job.
 
-    root     the output folder, whose manifest tells what is done already; None for a single output file, which
-             is made unless it exists.
-    damage   for each source, the result of inference.damage.damage_of, which the manifest keeps for later runs.
+    root     the output folder, whose manifest knows which targets are up to date; None for a single output file, which
+             is made unless it exists
+    damage   for each source, the result of inference.damage.damage_of, which the manifest keeps for later runs
 
-    Without `overwrite` a target that exists and was not made by a run here is left alone and counts as
-    failed; with it every target is made anew. Ctrl-C ends the run with what is finished, nothing
-    half-written (`interrupted` is set). Raises RestortError only where the output folder cannot be used.
+    Without `overwrite`, a target that exists and that no run made is kept and counts as failed; with it every target is
+    made again. Ctrl-C ends the run after the finished files and leaves nothing half-written (`interrupted` is set).
+    Raises RestortError only where the output folder cannot be used.
     """
     jobs = list(jobs)
     summary = Summary(total=len(jobs))
@@ -163,7 +180,12 @@ def restore_files(
 
 @dataclass
 class _Ready:
-    """A job that is to be done: claimed, and perhaps being read."""
+    """A job that this run has claimed.
+
+    replace   the target may be replaced
+    claim     releases the claim when it is closed
+    content   the picture and its fingerprint, where reading ahead has begun
+    """
 
     job: Job
     replace: bool
@@ -193,8 +215,10 @@ class _Run:
         self.open.clear()
 
     def results(self, jobs: list[Job]) -> Iterator[FileResult]:
-        """Each job's result; the next picture is read while one is computed. Those that another run is
-        making come last."""
+        """Yield the result of every job. The next picture is read while one is computed.
+
+        Jobs that another run has claimed come last.
+        """
         left_to_others: list[Job] = []
         current: _Ready | None = None
         for job in jobs:
@@ -216,7 +240,10 @@ class _Run:
             yield step if isinstance(step, FileResult) else self._finish(step)
 
     def _prepare(self, job: Job, *, wait: bool) -> _Ready | FileResult | None:
-        """What there is to do: nothing (a result), a job of ours, or, for None, one of another run."""
+        """Claim a job.
+
+        Returns a result where there is nothing to do, or None where another run has the claim and `wait` is not set.
+        """
         claim = ExitStack()
         try:
             state: State = "unknown" if os.path.lexists(job.target) else "new"
@@ -225,7 +252,7 @@ class _Run:
                     return None
                 self.manifest.refresh()
                 state = self.manifest.state(job.source, job.target, self.recipe)
-            result = self._settled(job, state)
+            result = self._skipped(job, state)
         except BaseException as error:
             claim.close()
             if not isinstance(error, Exception):
@@ -238,8 +265,8 @@ class _Run:
         self.open.append(ready)
         return ready
 
-    def _settled(self, job: Job, state: State) -> FileResult | None:
-        """The result of a job that is not to be done."""
+    def _skipped(self, job: Job, state: State) -> FileResult | None:
+        """Return the result of a job that is up to date. Raises RestortError where its target must be kept."""
         if self.options.overwrite:
             return None
         if state == "done" and self.manifest is not None:
@@ -253,7 +280,7 @@ class _Run:
                 backend=known.get("backend"),
                 precision=known.get("precision"),
                 tile=known.get("tile"),
-                message="done already",
+                message="up to date",
                 model=self.model.name,
             )
         if state == "foreign" and self.manifest is not None:
@@ -269,7 +296,7 @@ class _Run:
         try:
             small = ready.job.source.stat().st_size <= READ_AHEAD_BYTES
         except OSError:
-            small = False  # reading will tell what is wrong
+            small = False  # reading it reports the error
         if small:
             ready.content = self.reader.submit(self._read, ready.job)
 
@@ -291,7 +318,7 @@ class _Run:
         except Exception as error:
             return failed(job, error, time.perf_counter() - start)
         finally:
-            ready.content = None  # the picture's memory
+            ready.content = None  # frees the picture
             ready.claim.close()
             self.open.remove(ready)
         return FileResult(
@@ -343,7 +370,7 @@ class _Run:
 
 
 def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:
-    """The result of a job that an error ended."""
+    """Make the result of a job that failed."""
     return FileResult(job.source, job.target, "failed", seconds, message=sentence(error))
 
 

@@ -1,12 +1,12 @@
-"""What has been made in an output folder, so that a second run does only what is missing or has changed.
+"""The record of an output folder, so that a second run makes only what is missing or has changed.
 
-OUTPUT/.restort/manifest.jsonl holds one JSON object a line and is only ever appended to: a line "begun"
-before a picture is written, a line "done" after. Neither kill -9 nor two runs at once can spoil it: every
-line goes out in one write under a lock, a torn last line is skipped when reading, and a picture that was
-begun but not done is known to be ours and is made again. Old lines are dropped when they pile up.
+OUTPUT/.restort/manifest.jsonl has one JSON object a line, and runs only append to it: one line before a picture is
+written, one after. It survives kill -9 and several runs at once: every line is one write under a lock, reading skips a
+torn last line, and a picture with only its first line is known to be ours and is made again. Old lines are dropped when
+there are many.
 
-Runs that share a folder share the work: a picture is claimed (a lock that the system frees when its owner
-dies) before it is made, and one that another run has claimed is left to it.
+Runs that share a folder share the work. A run claims a picture (a lock that the system frees when its owner dies)
+before it makes it, and leaves pictures that another run has claimed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from restort.errors import RestortError
 from restort.utils.files import write_bytes
 
 FOLDER = ".restort"
-CLAIMS = 64  # lock files that claims are spread over; two pictures on one of them only wait for each other
+CLAIMS = 64  # number of lock files; two pictures that share one only wait for each other
 LEFTOVER = re.compile(r"\.restort-[0-9a-f]{16}\.part")
-SETTLED_SECONDS = 60.0  # a temporary file untouched for so long belongs to no living run
+SETTLED_SECONDS = 60.0  # a temporary file unchanged for this long belongs to no running process
 _LOCK_SECONDS = 30.0
 
 State = Literal["new", "unknown", "foreign", "changed", "done"]
@@ -39,7 +39,7 @@ State = Literal["new", "unknown", "foreign", "changed", "done"]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A file's content: the size and time for a quick look, SHA-256 (hex) for certainty."""
+    """The content of a file: size and time for a quick comparison, SHA-256 (hex) for certainty."""
 
     size: int
     mtime_ns: int
@@ -47,8 +47,8 @@ class Fingerprint:
 
     @staticmethod
     def of(path: Path) -> Fingerprint:
-        """Raises OSError where the file cannot be read."""
-        status = path.stat()  # before the content: a change while reading is then noticed later
+        """Read a file. Raises OSError where it cannot be read."""
+        status = path.stat()  # before the content, so that a later comparison notices a change while reading
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -56,7 +56,7 @@ class Fingerprint:
         return Fingerprint(status.st_size, status.st_mtime_ns, digest.hexdigest())
 
     def matches(self, path: Path) -> bool:
-        """Whether the file still has this content; read only where size is the same and the time is not."""
+        """Whether the file still has this content. It is read only where the size is equal and the time is not."""
         try:
             status = path.stat()
             if status.st_size != self.size:
@@ -68,7 +68,15 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Record:
-    """One line: `target` relative to the output folder, `source` absolute, `made` None while only begun."""
+    """One line of the manifest.
+
+    target    relative to the output folder
+    source    absolute path
+    content   of the source
+    recipe    restort.inference.model.Model.recipe
+    made      content of the target; None in the line from before it was written
+    details   sizes, backend and so on of the result
+    """
 
     target: str
     source: str
@@ -82,7 +90,7 @@ class Record:
 
     @staticmethod
     def parse(line: bytes) -> Record | None:
-        """None for what is no such line: torn, damaged or of another version."""
+        """Parse a line; return None where it is torn, damaged or of another version."""
         try:
             fields = json.loads(line)
             fields["content"] = Fingerprint(**fields["content"])
@@ -93,7 +101,7 @@ class Record:
 
 
 class Manifest:
-    """The manifest of one output folder; the folder is made if need be.
+    """The manifest of one output folder, which is created if it is missing.
 
     Raises RestortError where the folder or its manifest cannot be written.
     """
@@ -116,7 +124,7 @@ class Manifest:
             raise _unwritable(root, error) from None
 
     def refresh(self) -> None:
-        """Reads what other runs have added since."""
+        """Read the lines that other runs have added since."""
         try:
             with self._path.open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
@@ -135,9 +143,9 @@ class Manifest:
                 self._records[record.target] = record
 
     def state(self, source: Path, target: Path, recipe: Mapping[str, Any]) -> State:
-        """What is to be done for `target`.
+        """Return the state of `target`.
 
-        'done'     it was made from this content by this recipe and is still as it was made
+        'done'     it was made from this content by this recipe and has not changed since
         'changed'  it was made, or begun, from this source and must be made again
         'new'      it does not exist
         'unknown'  it exists and no run made it
@@ -157,11 +165,11 @@ class Manifest:
         return "changed"
 
     def maker(self, target: Path) -> str:
-        """The source that `target` was made from, as a path."""
+        """Return the path of the source that `target` was made from."""
         return self._records[self._key(target)].source
 
     def details(self, target: Path) -> Mapping[str, Any]:
-        """What was noted when `target` was made."""
+        """Return the details of the last record of `target`."""
         record = self._records.get(self._key(target))
         return record.details if record is not None else {}
 
@@ -171,22 +179,22 @@ class Manifest:
         return record.details if record is not None and record.content.matches(source) else {}
 
     def begin(self, source: Path, target: Path, content: Fingerprint, recipe: Mapping[str, Any]) -> Record:
-        """To be called before the target is written."""
+        """Append the line that precedes writing the target."""
         record = Record(self._key(target), _absolute(source), content, dict(recipe))
         self._append(record)
         return record
 
     def finish(self, record: Record, target: Path, details: Mapping[str, Any]) -> None:
-        """To be called after the target is written."""
+        """Append the line that follows writing the target."""
         try:
             made = Fingerprint.of(target)
         except OSError as error:
-            raise RestortError(f"{target} cannot be read after writing ({error.strerror or error})") from None
+            raise RestortError(f"cannot read {target} after writing it: {error.strerror or error}") from None
         self._append(replace(record, made=made, details=dict(details)))
 
     @contextmanager
     def claim(self, target: Path, *, wait: bool = False) -> Iterator[bool]:
-        """Holds the target against other runs; gives False if another run has it and `wait` is not set."""
+        """Claim the target against other runs. Yields False where another run has it and `wait` is not set."""
         number = zlib.crc32(os.fsencode(self._key(target))) % CLAIMS
         lock = self._claims.get(number)
         if lock is None:
@@ -215,7 +223,7 @@ class Manifest:
         self._records[record.target] = record
 
     def _ends_torn(self) -> bool:
-        """Whether the last line lacks its end, because the disk was full or the power went."""
+        """Whether the last line has no end, after a full disk or a power failure."""
         try:
             with self._path.open("rb") as file:
                 file.seek(-1, os.SEEK_END)
@@ -234,10 +242,10 @@ class Manifest:
 
 
 class Leftovers:
-    """Temporary files of killed runs in some folders: those that no living run is writing.
+    """Temporary files that killed runs left in `folders`.
 
-    At the start those go that nothing has touched for a minute; younger ones might be another run's, so they
-    go at the end if they are still what they were at the start.
+    Files unchanged for SETTLED_SECONDS are removed at once. Younger ones may belong to another run; `clean` removes
+    those that have not changed until the end.
     """
 
     def __init__(self, folders: set[Path]) -> None:
@@ -251,7 +259,7 @@ class Leftovers:
                     self._seen[path] = mark
 
     def clean(self) -> None:
-        """To be called at the end of the run; waits up to two seconds if the run was shorter than that."""
+        """Remove what has not changed since the start; wait until that is two seconds ago."""
         if not self._seen:
             return
         time.sleep(max(0.0, self._since + 2 - time.monotonic()))
@@ -262,7 +270,7 @@ class Leftovers:
 
 
 def _temporaries(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
-    """Temporary files in a folder, with size and time of the last change."""
+    """List the temporary files in a folder, each with (size, time of the last change)."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -270,13 +278,13 @@ def _temporaries(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
                 if LEFTOVER.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     found.append((Path(entry.path), (status.st_size, status.st_mtime_ns)))
-    except OSError:  # no such folder yet, or not ours to read
+    except OSError:  # the folder is missing or cannot be read
         pass
     return found
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # if it stays, nothing depends on it
+    with suppress(OSError):  # a file that stays harms nothing
         path.unlink(missing_ok=True)
 
 
@@ -286,6 +294,4 @@ def _absolute(path: Path) -> str:
 
 def _unwritable(root: Path, error: Exception) -> RestortError:
     why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return RestortError(
-        f"the output folder {root} cannot be used ({why.lower()}); choose one that can be written"
-    )
+    return RestortError(f"cannot use the output folder {root}: {why.lower()}; choose one that can be written")

@@ -1,8 +1,8 @@
-"""A network ready to restore pictures: weights, the backend that runs them, and how to cut large pictures.
+"""`restort.load` and `Model`: weights, the backend that runs them, and how large pictures are cut.
 
 model = load("elan-light-x4")
-enlarged = model(image)                      # arrays in, arrays out
-model.restore_file("small.jpg", "large.png")  # files, with profile, EXIF and alpha
+enlarged = model(image)                        # arrays in, arrays out
+model.restore_file("small.jpg", "large.png")   # files, with profile, EXIF and alpha
 """
 
 from __future__ import annotations
@@ -42,16 +42,21 @@ Array = npt.NDArray[Any]
 TileProgress = Callable[[int, int], None]
 
 PIXELS_VERSION = 4
-"""Raised by one whenever a release makes other pixels of the same input, weights and options: pictures made
-before are then made again. Part of `Model.recipe`."""
+"""Part of `Model.recipe`. Increase it whenever a release makes other pixels of the same input, weights and options, so
+that folders are made again."""
 
 _log = logging.getLogger("restort")
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of one file. Sizes are (width, height); `tile` is 'whole', 'exact' or the tiles'
-    'WIDTHxHEIGHT'; `backend` and `precision` are those that computed it."""
+    """The outcome of one file.
+
+    size, result_size    (width, height) in pixels of the input and the output
+    tile                 'whole', 'exact' or the tiles' 'WIDTHxHEIGHT'
+    notes                sentences for the user, such as metadata that the format cannot hold
+    backend, precision   that computed it
+    """
 
     source: Path
     target: Path
@@ -64,7 +69,7 @@ class Restored:
 
 
 class Model:
-    """A network with its backend; made by `load`, closed by `close` or as a context manager.
+    """A network on a backend. `load` makes one; `close` or a context manager frees it.
 
     Several threads may call one model.
     """
@@ -82,8 +87,12 @@ class Model:
         strength: float = 1.0,
         float32: Callable[[], Runner | None] | None = None,
     ) -> None:
-        """`float32` makes the runner for 16-bit pictures, where precision 'auto' chose fewer bits than they have; None
-        where there is none to be made in reasonable time."""
+        """Make a model.
+
+        asked     backend and precision that the user asked for, 'auto' included
+        float32   makes the runner for 16-bit pictures under precision 'auto'; it returns None where that would take
+                  minutes
+        """
         self.weights = weights
         self.name = name
         self.entry = entry
@@ -103,7 +112,7 @@ class Model:
 
     @property
     def scale(self) -> int:
-        """How many times as high and wide the output is."""
+        """Output height divided by input height; the same holds for widths."""
         return self.spec.scale
 
     @property
@@ -125,10 +134,10 @@ class Model:
         return self._runner.precision
 
     def recipe(self, quality: int = QUALITY) -> dict[str, str | int | float]:
-        """What was asked for, besides the input, that decides the pixels of an output file.
+        """Return everything besides the input that determines the pixels of an output file.
 
-        A backend that `auto` took is not part of it: another choice on another day, of which the results are
-        equally good, must not make a whole folder again.
+        It holds 'auto' instead of the backend that auto selected: another selection on another day gives results as
+        good and must not make a whole folder again.
         """
         recipe: dict[str, str | int | float] = {
             "pixels": PIXELS_VERSION,
@@ -144,7 +153,7 @@ class Model:
         return recipe
 
     def tile_layout(self, height: int, width: int, batch: int = 1) -> TileLayout:
-        """How a picture of that size would be cut."""
+        """Return how a picture of this size is cut."""
         return self._layout(self._runner, height, width, batch)
 
     def _layout(self, runner: Runner, height: int, width: int, batch: int) -> TileLayout:
@@ -155,10 +164,10 @@ class Model:
         )
 
     def _runner_for(self, bits: int) -> Runner:
-        """The backend for a picture of `bits` bits a channel.
+        """Return the runner for a picture of `bits` bits a channel.
 
-        bf16 and fp16 keep 8 and 11 bits of a number: enough for 8-bit pictures, steps in the shades of 16-bit ones. So
-        under precision 'auto' those are computed in fp32.
+        bf16 and fp16 keep 8 and 11 bits of a number: enough for 8-bit pictures, but visible as steps in the shades of
+        16-bit ones. Precision 'auto' therefore computes those in fp32.
         """
         if bits <= 8 or self._make_float32 is None:
             return self._runner
@@ -168,7 +177,7 @@ class Model:
             return self._float32
 
     def _network(self, runner: Runner) -> Network:
-        """What tiles are given to: the backend, or what halves a tile that is too large for its memory."""
+        """Return the network for tiles: the runner, or one that halves tiles which are too large for its memory."""
         if self.tile is None:
             return runner
         return Halving(runner, self.spec, self.overlap, runner.warn)
@@ -180,14 +189,14 @@ class Model:
     def __call__(self, image: Picture, *, progress: TileProgress | None = None) -> Picture: ...
 
     def __call__(self, image: Array | Picture, *, progress: TileProgress | None = None) -> Array | Picture:
-        """The restored image: of the same kind, type and channels, `scale` times as high and wide.
+        """Restore an image. The result has its kind, type and channels and is `scale` times as high and wide.
 
         image   a Picture; or an array (H, W) or (H, W, C), uint8, uint16 or floating-point in [0, 1], in sRGB
                 order red, green, blue. C is 1 or 3; for integers also 2 or 4 (alpha last, kept or enlarged); or
                 whatever the network takes (6 for dual-pixel weights, whose result has 3). Values of the result
                 are clipped to the range of the type.
 
-        Raises RestortError for other arrays, NaN or infinity, and floats that are not on the scale of [0, 1].
+        Raises RestortError for other arrays, NaN or infinity, and floats far outside of [0, 1].
         """
         if isinstance(image, Picture):
             return self.restore_picture(image, progress=progress)
@@ -246,22 +255,22 @@ class Model:
         before_write: Callable[[], None] | None = None,
         progress: TileProgress | None = None,
     ) -> Restored:
-        """Reads `source`, restores it and writes `target` in the format of its suffix.
+        """Read `source`, restore it and write `target` in the format of its suffix.
 
-        overwrite     replaces an existing `target`; never `source` itself.
-        quality       1 to 100 of JPEG, WebP and AVIF.
-        max_pixels    a file whose header claims more is refused; None for no limit.
-        picture       the content of `source`, if it has been read already.
-        before_write  called when the result is there and before anything is written.
-        progress      called as progress(done, total) after each tile.
+        overwrite      replace an existing `target`; `source` itself is never replaced
+        quality        1 to 100, of JPEG, WebP and AVIF
+        max_pixels     refuse a file whose header claims more; None for no limit
+        picture        the content of `source`, where it has been read already
+        before_write   called after computing, before anything is written
+        progress       called as progress(done, total) after each tile
 
-        Raises RestortError, one sentence; nothing half-written is left behind.
+        Raises RestortError with one sentence, and leaves nothing half-written.
         """
         source, target = Path(source), Path(target)
         check_output(target)
         if same_file(source, target):
             raise UsageError(
-                f"{target} is the input itself; inputs are never overwritten: give another output"
+                f"{target} is the input itself, and inputs are never overwritten; give another output"
             )
         if picture is None:
             picture = read(source, max_pixels=max_pixels)
@@ -284,9 +293,9 @@ class Model:
     def run(
         self, x: npt.NDArray[np.float32], progress: TileProgress | None = None, *, bits: int = 8
     ) -> npt.NDArray[np.float32]:
-        """The bare network over (N, C, H, W) float32 in [0, 1], tiled and padded as planned; not clipped, not blended.
+        """Run the network alone on (N, C, H, W) float32 in [0, 1], with tiles and padding; no clipping, no blending.
 
-        `bits` is the depth of the picture: above 8, precision 'auto' computes in fp32.
+        bits   depth of the picture; above 8, precision 'auto' computes in fp32
         """
         runner = self._runner_for(bits)
         if self.tile == "exact":
@@ -301,11 +310,11 @@ class Model:
         if isinstance(error, OutOfMemory) and self.tile is not None:
             return error  # even small tiles did not fit
         return RestortError(
-            f"a picture of {width} x {height} pixels does not fit into the memory this way; use smaller tiles (--tile)"
+            f"not enough memory for a picture of {width} x {height} pixels; use smaller tiles (--tile)"
         )
 
     def close(self) -> None:
-        """Frees what the backend holds."""
+        """Free what the backends hold."""
         self._runner.close()
         with self._lock:
             if self._float32 is not None:
@@ -410,7 +419,7 @@ def _float32_runner(
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths lead to one file, also through links."""
+    """Whether two paths lead to the same file, links included."""
     try:
         return a.samefile(b)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which jobs cannot be done, told before a model is opened for the others."""
+"""Find jobs that cannot succeed before a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from restort.utils.files import check_free
 def preflight(
     jobs: Iterable[Job], options: Options, *, named: Iterable[Path], alone: bool
 ) -> tuple[list[Job], list[FileResult]]:
-    """The jobs to do, and the failures of the others.
+    """Return the jobs to run, and the results of those that fail.
 
-    named   inputs that were given by name: each is looked at. Of those found in folders only as many are as it takes
-            to find one that can be read: to open all of a large folder takes long, and a bad one is told in its turn.
-    alone   the target is a single file, of which no manifest tells whether it may be made again.
+    named   inputs that the user named: each is opened. Files found in folders are opened only until one can be read:
+            opening all of a large folder takes long, and a bad file is reported in its turn.
+    alone   the target is a single file, for which no manifest says whether a run made it
     """
     named = frozenset(named)
     sound: list[Job] = []

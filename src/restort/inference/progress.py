@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stderr: a bar on a terminal, a line per file elsewhere, or errors alone."""
+"""The progress of a run on stderr: a bar on a terminal, a line per file elsewhere, or only errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from restort.utils.text import printable, rate_text, time_text
 
 
 class Lines:
-    """A line per finished file; with `quiet` only for failed ones. A context manager, like `Bar`."""
+    """Print a line per finished file; with `quiet`, only for failed ones. A context manager like `Bar`."""
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self.total, self.quiet = total, quiet
@@ -47,7 +47,7 @@ class Lines:
 
 
 class Bar(Lines):
-    """tqdm's progress bar over files and the tiles within, with rate and time left; gone when finished."""
+    """A tqdm bar over files and their tiles with rate and time left; it disappears at the end."""
 
     def __init__(self, total: int) -> None:
         super().__init__(total)
@@ -89,7 +89,7 @@ class Bar(Lines):
             self.say(f"restort: note: {printable(result.source)}: {note}")
 
     def _show(self, completed: float) -> None:
-        """Rate and time left count the files really worked on, not those found done."""
+        """Update the bar. Rate and time left count restored files only, not those that were up to date."""
         worked = completed - self._skipped
         rate = worked / max(time.monotonic() - self._start, 1e-9)
         left = (self.total - completed) / rate if rate > 0 else float("inf")
@@ -99,14 +99,14 @@ class Bar(Lines):
 
 
 def observer(total: int, *, quiet: bool) -> Lines:
-    """The one that fits where stderr goes."""
+    """Make a Bar for a terminal, otherwise Lines."""
     if quiet or not sys.stderr.isatty():
         return Lines(total, quiet=quiet)
     return Bar(total)
 
 
 def failure(result: FileResult) -> str:
-    """The error, led by the file it is about unless it names it."""
+    """Return the error, with the name of the file in front unless the message has it."""
     message = result.message or "failed"
     named = str(result.source) in message
     return "restort: " + printable(message if named else f"{result.source}: {message}")
