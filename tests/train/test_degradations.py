@@ -123,6 +123,20 @@ def test_processed_noise_is_as_coarse_as_real_noise() -> None:
     assert 0.55 < lags[0] < 0.9 and 0.4 < lags[1] < 0.75 and 0.15 < lags[2] < 0.5
 
 
+def test_noise_of_camera_jpegs_is_fine_in_brightness_and_coarse_in_colour() -> None:
+    """PolyU: luma about 0.65, 0.3, 0.15 at lags 1, 2, 4; chroma 0.9, 0.8, 0.5, 0.13 at lags 1, 2, 4, 8."""
+    x = torch.full((64, 3, 64, 64), 0.5)
+    ycc = to_ycc(noise.camera_jpeg(x, draw()) - x)
+    means = {}
+    for name, planes in (("luma", ycc[:, :1]), ("chroma", ycc[:, 1:])):
+        planes = planes / planes.std((1, 2, 3), keepdim=True)
+        means[name] = [(planes[..., k:] * planes[..., :-k]).mean().item() for k in (1, 2, 4, 8)]
+    assert means["luma"][:3] == pytest.approx([0.66, 0.33, 0.15], abs=0.1)
+    assert means["chroma"] == pytest.approx([0.92, 0.78, 0.5, 0.15], abs=0.1)
+    strength = 255 * (noise.camera_jpeg(x, draw()) - x).std((1, 2, 3))
+    assert strength.min() > 1.4 and strength.max() < 14.2
+
+
 def test_a_camera_adds_noise_that_grows_with_light_and_nothing_to_its_clean_picture() -> None:
     x = torch.full((48, 3, 48, 48), 0.5)
     y, clean = camera.camera(x, draw())

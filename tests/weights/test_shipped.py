@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import restort
 from restort.evaluation.blur_kernels import blur
@@ -52,7 +52,7 @@ def test_file_and_card(entry: restort.weights.catalogue.Entry) -> None:
     "name, sigma, least",
     [
         *(("restormer-small-denoise", *row) for row in ((15, 33.1), (25, 30.3), (50, 26.8))),
-        *(("restormer-small-photo", *row) for row in ((15, 32.7), (25, 30.1), (50, 26.7))),
+        *(("restormer-small-photo", *row) for row in ((15, 32.8), (25, 30.2), (50, 26.8))),
     ],
 )
 def test_denoising(name: str, sigma: int, least: float) -> None:
@@ -116,6 +116,20 @@ def test_upscaling(scale: int, least: float) -> None:
     assert psnr_y(result, truth, border=scale) > least
 
 
+def test_deblurring_leaves_alone_what_is_sharp() -> None:
+    """A picture, the same as a JPEG, and black text on white, where fringes would show as colour."""
+    truth = imresize(clean(), 0.5)
+    page = Image.new("RGB", (160, 48), "white")
+    ImageDraw.Draw(page).text((6, 8), "The quick brown fox 0123", "black", ImageFont.load_default(14))
+    text = np.asarray(page)
+    assert gain("restormer-small-deblur", saved(truth, 75), truth) > -0.2
+    with restort.load("restormer-small-deblur", backend="onnxruntime") as model:
+        assert psnr(model(truth), truth, peak=255) > 45
+        result = model(text).astype(int)
+    assert psnr(result, text, peak=255) > 45
+    assert np.ptp(result, axis=2).max() <= 8, "no coloured fringes"
+
+
 def path_kernel(length: int, angle: float) -> np.ndarray:
     """A straight path of even speed, centred, as (k, k) of sum 1."""
     half = length // 2 + 1
@@ -126,7 +140,7 @@ def path_kernel(length: int, angle: float) -> np.ndarray:
     return np.asarray(kernel / kernel.sum())
 
 
-@pytest.mark.parametrize("length, angle, least", [(9, 0.5, 2.2), (15, 2.2, 2.3)])
+@pytest.mark.parametrize("length, angle, least", [(9, 0.5, 2.0), (15, 2.2, 2.2)])
 @pytest.mark.parametrize("entry", [e for e in SHIPPED if e.task == "deblur"], ids=lambda entry: entry.name)
 def test_deblurring(entry: restort.weights.catalogue.Entry, length: int, angle: float, least: float) -> None:
     kernel, truth = path_kernel(length, angle), clean()

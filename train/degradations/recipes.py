@@ -44,13 +44,14 @@ def _coded(
 
 #                 share  1st JPEG: share, quality   2nd JPEG: share
 PHOTO_GROUPS = {
-    "camera":    (0.19, (0.85, 60, 98), 0.15),
-    "resized":   (0.12, (0.85, 50, 98), 0.15),
-    "processed": (0.19, (0.75, 50, 98), 0.15),
-    "white":     (0.22, (0.50, 50, 98), 0.05),
-    "grain":     (0.04, (0.70, 40, 98), 0.10),
-    "jpeg":      (0.18, (1.00, 8, 96), 0.30),
-    "clean":     (0.06, (0.00, 90, 98), 0.00),
+    "camera":      (0.15, (0.85, 60, 98), 0.15),
+    "resized":     (0.10, (0.85, 50, 98), 0.15),
+    "processed":   (0.13, (0.75, 50, 98), 0.15),
+    "camera_jpeg": (0.13, (0.80, 75, 99), 0.05),
+    "white":       (0.25, (0.45, 70, 98), 0.05),
+    "grain":       (0.03, (0.70, 40, 98), 0.10),
+    "jpeg":        (0.15, (1.00, 8, 96), 0.30),
+    "clean":       (0.06, (0.00, 90, 98), 0.00),
 }  # fmt: skip
 
 
@@ -72,6 +73,9 @@ def photo(crop: Crop, patch: int, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
         elif name == "processed":
             x = crop(k, wide)
             y = noise.processed(x, draw)
+        elif name == "camera_jpeg":
+            x = crop(k, wide)
+            y = noise.camera_jpeg(x, draw)
         elif name == "grain":
             y, x = noise.grain(crop(k, wide), draw)
         else:
@@ -106,12 +110,12 @@ def _resized_camera(crop: Crop, wide: int, k: int, draw: Draw) -> tuple[Tensor, 
 def low_resolution(crop: Crop, patch: int, n: int, draw: Draw, scale: int) -> tuple[Tensor, Tensor]:
     """For blind upscaling: (degraded, `scale` times smaller, of side `patch`; clean, of side patch * scale).
 
-    A fifth is clean bicubic, as test sets are; three tenths are that, saved as JPEG; the rest is blurred, made smaller
+    A sixth is clean bicubic, as test sets are; two fifths are that, saved as JPEG; the rest is blurred, made smaller
     in one of three ways, sharpened, noisy, in shuffled order, saved as JPEG, and a third of that
     softened and saved again.
     """
     small, large = patch + 2 * GRID, (patch + 2 * GRID) * scale
-    clean, saved, *blind = counts(n, (0.18, 0.30, 0.18, 0.17, 0.17))
+    clean, saved, *blind = counts(n, (0.16, 0.40, 0.15, 0.15, 0.14))
     targets = [crop(clean + saved, large)]
     lows = [filters.bicubic_downscale(targets[0], scale, peak=1.0)]
     reach = 2 * round(1.5 * scale) + 1
