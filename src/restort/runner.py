@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from restort.errors import RestortError, UsageError
+from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.models.spec import Spec
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -143,6 +143,27 @@ def check_shape(shape: tuple[int, ...], spec: Spec) -> None:
 def closed(name: str) -> RestortError:
     """The error of a call after `close()`."""
     return RestortError(f"the {name} runner is closed; make a new one")
+
+
+_NO_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "cannot allocate",
+    "failed to allocate",
+    "not enough memory",
+)
+"""Parts of what the C++ libraries say where memory is short."""
+
+
+def call_failed(library: str, shape: tuple[int, ...], error: Exception) -> RestortError:
+    """The error of a library that failed on an array of `shape`: OutOfMemory where it wanted memory."""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+        return OutOfMemory(
+            f"not enough memory for an array of shape {shape} in {library}; use smaller tiles (--tile)"
+        )
+    return RestortError(f"{library} failed on an array of shape {shape}: {text}; try smaller tiles (--tile)")
 
 
 def one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from restort.errors import RestortError
 from restort.export import graph_cache
 from restort.models.elan_names import shift_weights
 from restort.models.spec import ElanSpec, parameter_shapes
+from restort.utils.cache_dir import distrusted
 from restort.weights.checkpoint import Weights
 
 SPEC = ElanSpec(2, 2, 60, 1, 3, (4, 8, 16), 255.0, 2)
@@ -75,8 +77,55 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     assert [p.name for p in Path(path).parent.iterdir()] == [Path(path).name]
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9, 0.99999])
+def test_one_flipped_bit_is_noticed(root: Path, place: float) -> None:
+    path = graph_cache.graph_path(make_weights())
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[int(place * len(whole))] ^= 4
+    path.write_bytes(damaged)
+    assert graph_cache.graph_path(make_weights()) == path
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "file"))
+    path = graph_cache.graph_path(make_weights())
+    onnx.checker.check_model(str(path))
+    assert tmp_path not in path.parents
+    assert "RESTORT_CACHE" in caplog.text
+
+
+def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(
+        graph_cache, "_temporary_folder", lambda: SimpleNamespace(name=str(tmp_path / "file"))
+    )
     with pytest.raises(RestortError, match=r"cannot write .*set RESTORT_CACHE"):
         graph_cache.graph_path(make_weights())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are those of POSIX")
+def test_folders_are_private_and_files_of_others_are_not_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = graph_cache.graph_path(make_weights())
+    assert [oct(folder.stat().st_mode & 0o777) for folder in (root, path.parent)] == ["0o700", "0o700"]
+    before = path.stat().st_ino
+    path.chmod(0o666)
+    graph_cache.graph_path(make_weights())
+    assert path.stat().st_ino != before, "made again: every user could write it"
+    before = path.stat().st_ino
+    path.parent.chmod(0o777)
+    graph_cache.graph_path(make_weights())
+    assert path.stat().st_ino != before, "made again: every user could replace it"
+    path.parent.chmod(0o700)
+    before = path.stat().st_ino
+    assert graph_cache.graph_path(make_weights()) == path and path.stat().st_ino == before
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    expected = None if path.stat().st_uid == 0 else "it belongs to another user"
+    assert distrusted(path) == expected, "root may have made it for everybody"

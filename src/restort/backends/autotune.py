@@ -239,4 +239,4 @@ def _store(path: Path, key: dict[str, Any], found: Findings) -> None:
     """Write the findings. Where the cache cannot be written, the next run measures again."""
     text = json.dumps({"key": key, **asdict(found)}, indent=1)
     with contextlib.suppress(RestortError):
-        write_bytes(path, text.encode(), overwrite=True)
+        write_bytes(path, text.encode(), overwrite=True, private=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from restort.errors import RestortError
-from restort.runner import Array, Runner, checked, closed, one_line
+from restort.runner import Array, Runner, call_failed, checked, closed, one_line
 from restort.utils.cpu import default_threads
+from restort.utils.quiet_imports import onnx_runtime
 from restort.weights.checkpoint import Weights
 
 
@@ -17,10 +18,9 @@ class OnnxRuntimeRunner(Runner):
     precision = "fp32"
 
     def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
-        import onnxruntime as ort
-
         from restort.export.graph_cache import graph_path
 
+        ort = onnx_runtime()
         self.spec = weights.spec
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
@@ -47,9 +47,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             result: Array = session.run(None, {self._input: x})[0]
         except Exception as error:
-            raise RestortError(
-                f"ONNX Runtime failed on an array of shape {x.shape}: {one_line(error)}; try smaller tiles (--tile)"
-            ) from None
+            raise call_failed("ONNX Runtime", x.shape, error) from None
         return result
 
     def close(self) -> None:

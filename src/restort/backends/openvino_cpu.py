@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.runner import Array, Runner, checked, closed, one_line
+from restort.runner import Array, Runner, call_failed, checked, closed, one_line
 from restort.utils.cpu import default_threads
+from restort.utils.quiet_imports import openvino
 from restort.weights.checkpoint import Weights
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}  # INFERENCE_PRECISION_HINT by our names
@@ -29,14 +30,12 @@ class OpenVinoRunner(Runner):
     name = "openvino"
 
     def __init__(self, weights: Weights, precision: str = "fp32", threads: int | None = None) -> None:
-        import openvino as ov
-
         from restort.export.graph_cache import graph_path
 
         self.spec = weights.spec
         self.precision = precision
         self._fixes_shapes = weights.spec.architecture == "elan"
-        self._core: Any = ov.Core()
+        self._core: Any = openvino().Core()
         self._options = {
             # Without this hint OpenVINO computes in bfloat16 wherever the processor supports it.
             "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -60,9 +59,7 @@ class OpenVinoRunner(Runner):
             try:
                 request.infer([x], share_inputs=True)
             except Exception as error:
-                raise RestortError(
-                    f"OpenVINO failed on an array of shape {x.shape}: {one_line(error)}; try smaller tiles (--tile)"
-                ) from None
+                raise call_failed("OpenVINO", x.shape, error) from None
             # Copied: the next call overwrites the request's buffer.
             return np.array(request.get_output_tensor(0).data, np.float32, order="C")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from restort.errors import RestortError, UsageError
 from restort.runner import PRECISIONS, BackendStatus, Runner, Say, one_line
 from restort.utils.extras import install_command, library_version
+from restort.utils.quiet_imports import onnx_runtime, openvino
 
 if TYPE_CHECKING:
     from restort.utils.gpu import Unavailable
@@ -199,7 +200,7 @@ def _status(name: str, backend: Backend) -> BackendStatus:
     if missing is not None:
         return BackendStatus(name, True, False, version, (), missing.reason, missing.remedy)
     try:
-        importlib.import_module(library)
+        _import(library)
     except Exception as error:
         reason = f"{library} is installed but does not load ({one_line(error)})"
         return BackendStatus(name, True, False, version, (), reason, f"{backend.install} --force-reinstall")
@@ -207,6 +208,15 @@ def _status(name: str, backend: Backend) -> BackendStatus:
     if missing is not None:
         return BackendStatus(name, True, False, version, (), missing.reason, missing.remedy)
     return BackendStatus(name, True, True, version, backend.precisions, None, None)
+
+
+def _import(library: str) -> None:
+    """Import the library of a backend."""
+    quiet = {"onnxruntime": onnx_runtime, "openvino": openvino}
+    if library in quiet:
+        quiet[library]()
+    else:
+        importlib.import_module(library)
 
 
 def create(
@@ -348,7 +358,7 @@ def make(name: str, precision: str, weights: Weights, threads: int | None) -> Ru
     backend = BACKENDS[name]
     _require_available(name)
     try:
-        importlib.import_module(_library(name))
+        _import(_library(name))
         runner_class = backend.load()
     except ImportError as error:
         raise RestortError(

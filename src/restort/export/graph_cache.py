@@ -1,7 +1,15 @@
-"""ONNX graphs in the cache folder, emitted from the weights on first use."""
+"""ONNX graphs in the cache folder, emitted from the weights on first use.
+
+A file ends with its own SHA-256, as one more entry of the model's metadata: protobuf merges what is appended. One
+flipped bit in the weights of a graph would otherwise give another picture without a word.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +20,15 @@ from restort.export.emit import EMITTER, emit
 from restort.export.form import Norm
 from restort.export.graph import Precision
 from restort.models.spec import RestormerSpec
-from restort.utils.cache_dir import cache_root
+from restort.utils.cache_dir import cache_root, distrusted
 from restort.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
 
 LARGEST = 2**31 - 1  # bytes of one protobuf message
+_DIGEST = "restort.graph_sha256"
+_log = logging.getLogger("restort")
 
 
 def graph_path(weights: Weights, precision: Precision = "fp32", *, norm: Norm = "layer") -> Path:
@@ -26,30 +36,58 @@ def graph_path(weights: Weights, precision: Precision = "fp32", *, norm: Norm = 
 
     Several processes may ask at once: each writes a temporary file, and the last rename wins, with equal bytes. The
     file's name holds the digest of the weights, the options and the version of the emitter, so no file is ever
-    outdated. Raises RestortError where the cache cannot be written.
+    outdated. A graph that others can have written is made anew. Where the cache cannot be written, the file lies in a
+    temporary folder until the process ends. Raises RestortError where that cannot be written either.
     """
     form = f"-{norm}" if isinstance(weights.spec, RestormerSpec) and norm != "layer" else ""
     path = cache_root() / "graphs" / f"{weights.digest[:16]}-{precision}{form}-{EMITTER}.onnx"
-    if not _is_whole(path, weights.digest):
+    if _is_whole(path, weights.digest):
+        return path
+    data = _serialize(emit(weights, precision, norm=norm))
+    try:
+        write_bytes(path, data, overwrite=True, private=True)
+    except RestortError as error:
+        path = Path(_temporary_folder().name, path.name)
+        _log.warning(
+            "%s; the graph is made again in every run until RESTORT_CACHE names another folder", error
+        )
         try:
-            write_bytes(path, _serialize(emit(weights, precision, norm=norm)), overwrite=True)
-        except RestortError as error:
-            raise RestortError(f"{error}; set RESTORT_CACHE to another folder") from None
+            write_bytes(path, data, overwrite=True)
+        except RestortError as second:
+            raise RestortError(f"{second}; set RESTORT_CACHE to a folder that can be written") from None
     return path
 
 
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="restort-graphs-")
+
+
 def _serialize(model: onnx.ModelProto) -> bytes:
-    if model.ByteSize() > LARGEST:
+    if model.ByteSize() + len(_seal(b"")) > LARGEST:
         raise RestortError("the graph exceeds 2 GiB, the limit of one ONNX file; use --precision fp16")
     data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return data + _seal(data)
+
+
+def _seal(data: bytes) -> bytes:
+    """The entry of metadata with the SHA-256 of `data`, of fixed length."""
+    entry = onnx.StringStringEntryProto(key=_DIGEST, value=hashlib.sha256(data).hexdigest())
+    seal: bytes = onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+    return seal
 
 
 def _is_whole(path: Path, digest: str) -> bool:
-    """Whether `path` holds a complete graph of these weights; a truncated or overwritten file does not parse."""
+    """Whether `path` holds the unchanged graph of these weights, and nobody else can have written it."""
     try:
-        model = onnx.load(path)
-    except Exception:  # absent or unreadable; the error types of protobuf differ between its implementations
+        data = path.read_bytes()
+    except OSError:
         return False
-    kept = {entry.key: entry.value for entry in model.metadata_props}
-    return kept.get("restort.weights_sha256") == digest
+    end = len(data) - len(_seal(b""))
+    if end <= 0 or data[end:] != _seal(data[:end]):
+        return False
+    if (why := distrusted(path)) is not None:
+        _log.warning("the graph %s is not used: %s; it is made again", path, why)
+        return False
+    return f"restort.weights_sha256\x12@{digest}".encode() in data[:end]

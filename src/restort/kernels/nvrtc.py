@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from restort.errors import RestortError
-from restort.utils.cache_dir import cache_root
+from restort.utils.cache_dir import cache_root, distrusted
 from restort.utils.files import write_bytes
 
 INCLUDE = Path(__file__).parent / "include"
@@ -60,11 +60,11 @@ class CudaKernel:
             :32
         ]
         kept = cache_root() / "kernels" / f"{self.__name__}-{key}.cubin"
-        if kept.is_file():
+        if kept.is_file() and distrusted(kept) is None:
             return kept.read_bytes()
         binary = _compile(text, self.__name__, capability)
         with contextlib.suppress(RestortError):
-            write_bytes(kept, binary, overwrite=True)
+            write_bytes(kept, binary, overwrite=True, private=True)
         return binary
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:

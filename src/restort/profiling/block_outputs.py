@@ -89,8 +89,9 @@ def _published(weights: Weights, values: list[Array]) -> dict[str, Array]:
 
 
 def _onnxruntime(weights: Weights, x: Array, threads: int | None) -> dict[str, Array]:
-    import onnxruntime as ort
+    from restort.utils.quiet_imports import onnx_runtime
 
+    ort = onnx_runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     options.log_severity_level = 3
@@ -99,11 +100,10 @@ def _onnxruntime(weights: Weights, x: Array, threads: int | None) -> dict[str, A
 
 
 def _openvino(weights: Weights, precision: str, x: Array, threads: int | None) -> dict[str, Array]:
-    import openvino as ov
-
     from restort.backends.openvino_cpu import HINTS
+    from restort.utils.quiet_imports import openvino
 
-    core = ov.Core()
+    core = openvino().Core()
     options = {
         "INFERENCE_PRECISION_HINT": HINTS[precision],
         "INFERENCE_NUM_THREADS": threads or default_threads(),

@@ -45,6 +45,7 @@ def write_bytes(
     *,
     overwrite: bool = False,
     sync: bool = False,
+    private: bool = False,
     prefix: str = TEMPORARY_PREFIX,
 ) -> None:
     """Write `data` to a temporary file beside `path` and rename it; the folder is made if it is missing.
@@ -53,6 +54,7 @@ def write_bytes(
 
     overwrite   replaces an existing file; without it RestortError, even if the file appears during the write.
     sync        flushes the data to the disk before the rename.
+    private     makes missing folders for this user alone.
     prefix      begins the temporary name.
 
     Raises RestortError if the file cannot be written.
@@ -60,13 +62,14 @@ def write_bytes(
     check_free(path, overwrite)
     temporary = path.parent / f"{prefix}{secrets.token_hex(8)}.part"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, private=private)
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
         )
         try:
             with open(descriptor, "wb") as file:
-                file.write(data)
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
@@ -75,6 +78,13 @@ def write_bytes(
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
         raise RestortError(f"cannot write {path}: {_why(error, path)}") from None
+
+
+def make_folder(folder: Path, *, private: bool = False) -> None:
+    """Make a folder and those above it that are missing; `private`: with the mode 0700. Raises OSError."""
+    for missing in [path for path in (folder, *folder.parents) if not path.exists()][::-1]:
+        missing.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # raises where a file is in the way
 
 
 def _rename(temporary: Path, path: Path, overwrite: bool) -> None:

@@ -25,7 +25,7 @@ from typing import IO
 from restort.errors import RestortError
 from restort.utils.cache_dir import cache_root
 from restort.utils.extras import reinstall_command
-from restort.utils.files import write_bytes
+from restort.utils.files import make_folder, write_bytes
 from restort.weights.catalogue import WEIGHTS_FOLDER, Entry
 from restort.weights.checkpoint import load_weights
 
@@ -51,7 +51,7 @@ def path_of(entry: Entry, *, offline: bool = False, notice: Notice, progress: bo
         return _shipped(entry)
     target = cache_root() / "weights" / entry.filename
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent, private=True)
         return _cached_or_fetched(entry, target, offline, notice, progress)
     except RestortError:
         raise

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.backends.fused.sources import sources_digest
 from restort.errors import OutOfMemory, RestortError, UsageError
-from restort.utils.cache_dir import cache_root, slug
+from restort.utils.cache_dir import cache_root, distrusted, slug
 from restort.utils.extras import install_command
-from restort.utils.files import read_bytes, write_bytes
+from restort.utils.files import make_folder, read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
@@ -91,6 +91,8 @@ class AotCache:
     def find(self, wanted: Wanted) -> Path | None:
         """Return the file of the package if it is there, complete and as wanted; else None."""
         path = self.folder / wanted.name
+        if distrusted(path) is not None:
+            return None
         try:
             package = read_aot(path.read_bytes())
         except (OSError, RestortError):
@@ -124,7 +126,7 @@ class AotCache:
         )
         path = self.folder / wanted.name
         with _writing(self.folder):  # before minutes are spent
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, private=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         write_bytes(path, compile_wanted(wanted, processes), overwrite=True)

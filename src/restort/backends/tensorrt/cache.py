@@ -26,8 +26,8 @@ from restort.backends.tensorrt import sidecar
 from restort.backends.tensorrt.engine_key import EngineKey, profile_of
 from restort.backends.tensorrt.options import Built, Say, Size
 from restort.errors import RestortError, UsageError
-from restort.utils.cache_dir import cache_root, slug
-from restort.utils.files import write_bytes
+from restort.utils.cache_dir import cache_root, distrusted, slug
+from restort.utils.files import make_folder, write_bytes
 
 Combine = Callable[[bytes, bytes], bytes]
 
@@ -100,7 +100,8 @@ class EngineCache:
         """
         found = []
         for stored in self.entries():
-            if key.stands_for(stored.key, size) and sidecar.problem(stored.path) is None:
+            trusted = distrusted(stored.path) is None
+            if trusted and key.stands_for(stored.key, size) and sidecar.problem(stored.path) is None:
                 profile = profile_of(stored.key)
                 area = profile.max[0] * profile.max[1] * profile.max[2]
                 found.append((not profile.is_fixed, area, profile.opt != size, stored.path.name, stored))
@@ -154,7 +155,11 @@ class EngineCache:
         """Return the engine at `path` if it is undamaged and of this key."""
         try:
             stored = Stored(path, sidecar.read(path))
-            if stored.key != key.to_json() or sidecar.problem(path) is not None:
+            if (
+                distrusted(path) is not None
+                or stored.key != key.to_json()
+                or sidecar.problem(path) is not None
+            ):
                 return None
         except (RestortError, KeyError, TypeError):
             return None
@@ -163,6 +168,8 @@ class EngineCache:
 
     def _why(self, path: Path, key: EngineKey) -> str:
         """Say why an engine has to be built."""
+        if (distrust := distrusted(path)) is not None:
+            return f"the cached one is not used ({distrust})"
         if path.exists():
             try:
                 about = sidecar.read(path)
@@ -206,7 +213,7 @@ class EngineCache:
 
     def _file_lock(self, name: str) -> filelock.BaseFileLock:
         with _writing(self.folder):
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder / "locks", private=True)
         return filelock.FileLock(self.folder / "locks" / f"{name}.lock")
 
     @contextlib.contextmanager
@@ -286,7 +293,7 @@ class TimingCache:
         `combine(a, b)` joins two caches. It may raise where one is damaged; the new one then replaces both.
         """
         with contextlib.suppress(OSError, RestortError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, private=True)
             with filelock.FileLock(f"{self.path}.lock"):
                 before = self.read()
                 if before not in (None, measured, seen):

@@ -53,5 +53,5 @@ def kept_sections(weights: Weights) -> tuple[str, ...]:
 def remember(weights: Weights, record: dict[str, Any]) -> Path:
     """Store a choice for `kept_sections`, in place of an earlier one. Raises RestortError where that fails."""
     path = choice_path(weights)
-    write_bytes(path, json.dumps(record, indent=1).encode(), overwrite=True)
+    write_bytes(path, json.dumps(record, indent=1).encode(), overwrite=True, private=True)
     return path

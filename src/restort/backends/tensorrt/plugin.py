@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from restort.backends.tensorrt.options import Say
 from restort.backends.tensorrt.sidecar import sha256
 from restort.errors import RestortError, UsageError
-from restort.utils.cache_dir import cache_root
+from restort.utils.cache_dir import cache_root, distrusted
 from restort.utils.files import write_bytes
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ def _compiled(flavour: Flavour, say: Say) -> Path:
     name = f"restort-pass-{digest()[:16]}-{platform.machine()}-tensorrt-{flavour.version}.so"
     target = cache_root() / "plugins" / name
     if target.is_file():
-        return target
+        if (why := distrusted(target)) is None:
+            return target
+        say(f"the plugin {target} is not used: {why}")
     command = [*compiler(), *OPTIONS]
     nvinfer = nvinfer_library()
     folders = [tensorrt_headers(flavour, nvinfer), cuda_headers()]
@@ -157,7 +159,7 @@ def _compiled(flavour: Flavour, say: Say) -> Path:
         if done.returncode:
             raise RestortError(_failure(done.stderr, command[0]))
         try:
-            write_bytes(target, made.read_bytes(), overwrite=True)
+            write_bytes(target, made.read_bytes(), overwrite=True, private=True)
         except RestortError as error:
             raise RestortError(f"{error}; set RESTORT_CACHE, or {LIBRARY} to the plugin's library") from None
     return target
