@@ -34,6 +34,22 @@ def bmp_size(data: bytes) -> tuple[int, int]:
     return width, abs(height)
 
 
+def _check_length(data: bytes) -> None:
+    """Raise DamagedBmp where the pixels cannot be in the file: Pillow would allocate and fill them first."""
+    width, height = bmp_size(data)
+    try:
+        (kind,) = struct.unpack_from("<I", data, 14)
+        bits, compression = struct.unpack_from("<H", data, 24 if kind == 12 else 28)[0], 0
+        if kind != 12:
+            (compression,) = struct.unpack_from("<I", data, 30)
+    except struct.error:
+        raise DamagedBmp("the header is cut short") from None
+    run_length = compression in (1, 2)  # two bytes stand for at most 255 pixels; escapes skip over others
+    room = 256 * len(data) + (1 << 20) if run_length else len(data) * 8 // max(bits, 1)
+    if width * height > room:
+        raise DamagedBmp(f"{len(data)} bytes cannot hold {width} x {height} pixels")
+
+
 def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
     """Decode to (H, W, 1 to 4) uint8 and the resolution in pixels per millimetre, None where unknown.
 
@@ -41,6 +57,7 @@ def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
     """
     from PIL import BmpImagePlugin, Image
 
+    _check_length(data)
     try:
         # The class itself: Image.open would try other formats and has a size limit of its own.
         image: Image.Image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))

@@ -33,6 +33,40 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
         place = end + 4
 
 
+def without_png_text(data: bytes) -> bytes:
+    """Return the file without its text, which libvips would decompress, however much it is."""
+    kept, place = [], len(PNG_SIGNATURE)
+    begin = 0
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        end = place + 12 + length
+        if data[place + 4 : place + 8] in TEXT_CHUNKS and end <= len(data):
+            kept.append(data[begin:place])
+            begin = end
+        place = end
+    return data if not begin else b"".join((*kept, data[begin:]))
+
+
+def first_webp_frame(data: bytes) -> tuple[bytes, int]:
+    """Return the WebP file without the frames after the first, and their number (1 for a still picture).
+
+    The time that libwebp takes to list frames grows with the square of their number.
+    """
+    kept, frames, place = [], 0, 12
+    while place + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, place + 4)
+        end = place + 8 + length + length % 2
+        frame = data[place : place + 4] == b"ANMF"
+        frames += frame
+        if not frame or frames == 1:
+            kept.append(data[place:end])
+        place = end
+    if frames < 2:
+        return data, 1
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body, frames
+
+
 def png_text(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
     """Select text and time, without XMP, which is metadata of its own."""
     return tuple(
@@ -55,16 +89,23 @@ def png_exif(chunks: Iterable[Chunk]) -> bytes | None:
 
 
 def png_xmp(chunks: Iterable[Chunk]) -> bytes | None:
-    """Return the XMP packet, also one that stands behind the pixels."""
+    """Return the XMP packet, also one that stands behind the pixels, or in the zTXt chunk that libvips writes."""
     for kind, body in chunks:
-        if kind == b"iTXt" and body.startswith(XMP_KEYWORD):
-            compressed, rest = body[len(XMP_KEYWORD) : len(XMP_KEYWORD) + 1], body[len(XMP_KEYWORD) + 2 :]
-            text = rest.split(b"\0", 2)[-1]  # after language and translated keyword
+        if kind in TEXT_CHUNKS and body.startswith(XMP_KEYWORD):
+            rest = body[len(XMP_KEYWORD) :]
+            compressed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
+            # language and translated keyword stand before the text, or the method of compression
+            text = rest[2:].split(b"\0", 2)[-1] if kind == b"iTXt" else rest[compressed:]
             try:
-                return zlib.decompressobj().decompress(text, _MOST_XMP) if compressed == b"\1" else text
+                return zlib.decompressobj().decompress(text, _MOST_XMP) if compressed else text
             except zlib.error:
                 return None
     return None
+
+
+def xmp_chunk(packet: bytes) -> Chunk:
+    """Make the PNG chunk that the XMP specification (part 3) asks for: iTXt, not compressed."""
+    return b"iTXt", XMP_KEYWORD + b"\0\0\0\0" + packet
 
 
 def insert_png_chunks(data: bytes, chunks: Iterable[Chunk]) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.imaging import chunks, colour, formats, metadata, tiff_tags
+from restort.imaging import chunks, colour, formats, limits, metadata, tiff_tags
 from restort.imaging.bmp import DamagedBmp, UnsupportedBmp, bmp_profile, bmp_size, read_bmp
 from restort.imaging.picture import Picture
 from restort.imaging.vips import reason, to_array, vips
@@ -124,17 +124,9 @@ def _recognized(path: Path, head: bytes) -> _Source:
     return source
 
 
-def _check_size(source: _Source, width: int, height: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and width * height > max_pixels:
-        raise RestortError(
-            f"cannot read {source.path}: it claims {width} x {height} pixels, more than the limit of "
-            f"{max_pixels / 1e6:g} million; raise --max-pixels if you trust the file"
-        )
-
-
 def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
     try:
-        _check_size(source, *bmp_size(data), max_pixels)
+        limits.check_pixels(str(source.path), *bmp_size(data), max_pixels, 4)
         pixels, resolution = read_bmp(data)
     except DamagedBmp as error:
         raise source.failed(str(error)) from None
@@ -148,15 +140,23 @@ def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
 def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
     pyvips = vips()
     lab = None
+    decoded, frames = data, 1
     if source.format == "tiff":
         _check_tiff(source, data)
         lab = tiff_tags.lab_as_rgb(data)
+        decoded = data if lab is None else lab
+    elif source.format == "png":
+        decoded = chunks.without_png_text(data)
+    elif source.format == "webp":
+        decoded, frames = chunks.first_webp_frame(data)
     try:
-        loader = getattr(pyvips.Image, _LOADERS[source.format])
-        image = loader(data if lab is None else lab, access="sequential", fail_on="error")
+        image = getattr(pyvips.Image, _LOADERS[source.format])(decoded, access="sequential", fail_on="error")
     except pyvips.Error as error:
         raise source.failed(reason(error)) from None
-    _check_size(source, image.width, image.height, max_pixels)
+    sample_bytes = image.bands * (2 if image.format == "ushort" else 1)
+    limits.check_pixels(str(source.path), image.width, image.height, max_pixels, sample_bytes)
+    if source.format == "gif" and not limits.gif_can_hold(len(data), image.width, image.height):
+        raise source.failed(f"{len(data)} bytes cannot hold {image.width} x {image.height} pixels")
     fields = set(image.get_fields())
     blocks = {
         key: _block(image, fields, key) for key in ("exif-data", "xmp-data", "iptc-data", "icc-profile-data")
@@ -165,7 +165,8 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
     orientation = image.get("orientation") if "orientation" in fields else 1
     if source.format == "png" and blocks["exif-data"] is not None:
         orientation = metadata.exif_orientation(blocks["exif-data"])
-    _note_losses(source, image, fields, data, blocks)
+    pages = max(frames, image.get("n-pages") if "n-pages" in fields else 1)
+    _note_losses(source, pages, data, blocks)
     try:
         image = _supported(source, _lab(image) if lab is not None else image)
         pixels = to_array(image)
@@ -240,11 +241,8 @@ def _beside_vips(
     return (), ()
 
 
-def _note_losses(
-    source: _Source, image: Any, fields: set[str], data: bytes, blocks: dict[str, bytes | None]
-) -> None:
+def _note_losses(source: _Source, pages: int, data: bytes, blocks: dict[str, bytes | None]) -> None:
     """Note frames, pages and gain maps that are not read."""
-    pages = image.get("n-pages") if "n-pages" in fields else 1
     animated = (source.format == "png" and b"acTL" in data[: max(data.find(b"IDAT"), 0)]) or (
         source.format == "avif" and data[8:12] == b"avis"
     )

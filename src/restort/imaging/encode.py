@@ -20,7 +20,7 @@ QUALITY = 95
 _LARGEST = {
     "jpeg": 65_500,
     "webp": 16_383,
-    "avif": 65_535,
+    "avif": 16_384,
     "bmp": 1_000_000,
     "png": 10_000_000,
     "tiff": 10_000_000,
@@ -52,6 +52,16 @@ def check_output(path: str | Path) -> str:
     return name
 
 
+def check_fits(path: Path, width: int, height: int) -> None:
+    """Raise RestortError where the format of the suffix cannot hold a picture of this size: ask before computing."""
+    name = check_output(path)
+    if max(height, width) > _LARGEST[name]:
+        raise RestortError(
+            f"cannot write {path}: {formats.NAMES[name]} holds at most {_LARGEST[name]} pixels a side and "
+            f"this picture has {width} x {height}; use .tif or .png"
+        )
+
+
 def write(
     path: str | Path, picture: Picture, *, overwrite: bool = False, quality: int = QUALITY, sync: bool = False
 ) -> tuple[str, ...]:
@@ -71,11 +81,7 @@ def write(
     name = check_output(path)
     if not 1 <= quality <= 100:
         raise UsageError(f"a quality of {quality} is out of range; use --quality 1 to 100")
-    if max(picture.height, picture.width) > _LARGEST[name]:
-        raise RestortError(
-            f"cannot write {path}: {formats.NAMES[name]} holds at most {_LARGEST[name]} pixels a side and "
-            f"this picture has {picture.width} x {picture.height}; use .tif or .png"
-        )
+    check_fits(path, picture.width, picture.height)
     notes: list[str] = []
     pixels = _prepared(picture, name, notes)
     if name == "bmp":
@@ -110,9 +116,9 @@ def _lost(picture: Picture, name: str) -> list[str]:
 def _with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
     """Insert the metadata that libvips does not write."""
     if name == "png":
-        return chunks.insert_png_chunks(
-            data, [*picture.text, *(chunks.comment_chunk(text) for text in picture.comments)]
-        )
+        comments = [chunks.comment_chunk(text) for text in picture.comments]
+        xmp = [] if picture.xmp is None else [chunks.xmp_chunk(picture.xmp)]
+        return chunks.insert_png_chunks(data, [*picture.text, *comments, *xmp])
     if name == "jpeg":
         return chunks.insert_jpeg_comments(data, picture.comments)
     if name == "tiff":
@@ -172,7 +178,7 @@ def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: in
         "icc-profile-data": picture.icc,
         # libvips writes no EXIF into TIFF, but would take the resolution from it.
         "exif-data": None if name == "tiff" else picture.exif,
-        "xmp-data": picture.xmp,
+        "xmp-data": None if name == "png" else picture.xmp,
         "iptc-data": tiff_tags.iptc_for_jpeg(picture.iptc) if picture.iptc and name == "jpeg" else None,
     }
     for key, block in blocks.items():

@@ -351,6 +351,7 @@ class _Run:
             job.target,
             overwrite=ready.replace,
             quality=self.options.quality,
+            max_pixels=self.options.max_pixels,
             picture=picture,
             before_write=begin,
             progress=self.observer.tile,

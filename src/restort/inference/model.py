@@ -23,7 +23,8 @@ import numpy.typing as npt
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.imaging.blend import blended_bands
 from restort.imaging.decode import MAX_PIXELS, read
-from restort.imaging.encode import QUALITY, check_output, write
+from restort.imaging.encode import QUALITY, check_fits, check_output, write
+from restort.imaging.limits import check_memory
 from restort.imaging.picture import Bands, Picture
 from restort.inference.exact import resolve_backend, run_exact, stream_exact
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
@@ -274,6 +275,12 @@ class Model:
             )
         if picture is None:
             picture = read(source, max_pixels=max_pixels)
+        size = picture.width * self.scale, picture.height * self.scale
+        check_fits(target, *size)
+        if max_pixels is not None:  # the result and its encoder's copy
+            channels = picture.channels + (picture.alpha is not None)
+            needed = 2 * size[0] * size[1] * channels * picture.pixels.itemsize
+            check_memory(f"cannot restore {source}: the result's {size[0]} x {size[1]} pixels", needed)
         runner = self._runner_for(picture.bits)
         result, tile = self._restored(picture, progress, runner)
         if before_write is not None:

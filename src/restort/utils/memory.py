@@ -8,12 +8,25 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated now without swapping, within the limit of the cgroup (container)."""
+    """Bytes that can be allocated now without swapping, within the limits of the cgroup (container) and the process."""
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     free = int(psutil.virtual_memory().available)
-    left = _cgroup_left()
-    return free if left is None else min(free, left)
+    return min([free, *(left for left in (_cgroup_left(), _process_left()) if left is not None)])
+
+
+def _process_left() -> int | None:
+    """Bytes left below the limit of this process's address space (`ulimit -v`); None without a limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    import psutil
+
+    return max(limit - int(psutil.Process().memory_info().vms), 0)
 
 
 def _cgroup_left() -> int | None:
