@@ -76,8 +76,10 @@ def restort(capfd: pytest.CaptureFixture[str]) -> Any:
             ["cache", "clear", "--unused"],
             "restort cache clear: unknown option --unused, did you mean --unused-for?",
         ),
-        (["upscale"], "required: INPUT, -o/--output"),
-        (["upscale", "x.png"], "required: -o/--output"),
+        (["upscale"], "required: INPUT"),
+        (["upscale", "*.webp"], "no file matches *.webp"),
+        (["denoise", "x.png", "-o", "y.png", "--format", "jpg"], "y.png names a format of its own"),
+        (["denoise", "-", "x.png"], "- stands for one picture"),
         (["upscale", "x.png", "-o", "y.png", "--scale", "5"], "argument --scale"),
         (["upscale", "x.png", "-o", "y.png", "--scale", "two"], "argument --scale"),
         (["upscale", "x.png", "-o", "y.png", "--backend", "cuda"], "argument --backend"),
@@ -96,7 +98,7 @@ def restort(capfd: pytest.CaptureFixture[str]) -> Any:
         (["upscale", "x.png", "-o", "y.png", "--quality", "101"], "not from 1 to 100"),
         (
             ["upscale", "x.png", "-o", "y.png", "--frobnicate"],
-            "restort upscale: unknown option --frobnicate;",
+            "restort upscale: unknown option --frobnicate",
         ),
         (
             ["upscale", "x.png", "-o", "y.png", "--over"],
@@ -523,3 +525,71 @@ def test_the_guide_knows_every_command_and_option(guide: str) -> None:
         for action in command._actions:
             for option in action.option_strings[-1:]:
                 assert option in text or option == "--help", f"{option} of {name}"
+
+
+# --- outputs that nobody named, patterns, pipes -----------------------------------------------------------
+
+
+def test_without_an_output_results_lie_beside_their_inputs(
+    restort: Any, weights: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    told = restort("upscale", "*.png", "--weights", weights)
+    assert told.status == 0, told.err
+    made = photo.with_name("photo_restored.png")
+    assert read(made).pixels.shape == (48, 64, 3)
+    again = restort("upscale", "photo.png", "--weights", weights)
+    assert again.status == 1 and "photo_restored.png already exists; use --overwrite" in again.err
+    told = restort("denoise", photo.parent, "--format", "jpg", "--quiet")
+    assert told.status == 0, told.err
+    folder = photo.parent.with_name(photo.parent.name + "_denoised")
+    assert read(folder / "photo.jpg").format == "jpeg"
+
+
+def test_what_cannot_be_read_is_told_and_what_is_up_to_date_is_counted(
+    restort: Any, weights: Path, photo: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.heic", "d.NEF", "e.heic"):
+        (folder / name).write_bytes(photo.read_bytes())
+    told = restort("upscale", folder, "-o", tmp_path / "out", "--weights", weights, "--json")
+    assert "left out, because these formats cannot be read: 2 .heic, 1 .nef; convert them" in told.err
+    assert sorted(Path(path).name for path in json.loads(told.out)["left_out"]) == [
+        "c.heic",
+        "d.NEF",
+        "e.heic",
+    ]
+    assert "2 done of 2" in told.err
+    again = restort("upscale", folder, "-o", tmp_path / "out", "--weights", weights)
+    assert "0 done, 2 up to date of 2" in again.err and "a.png" not in again.err
+
+
+def test_pictures_with_one_output_fail_alone(
+    restort: Any, weights: Path, photo: Path, tmp_path: Path
+) -> None:
+    for name in ("x/a.png", "y/a.png", "b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    inputs = [tmp_path / name for name in ("x/a.png", "y/a.png", "b.png")]
+    told = restort("upscale", *inputs, "-o", tmp_path / "out", "--weights", weights)
+    assert told.status == 1 and "2 done, 1 failed of 3" in told.err
+    assert "would both be written to" in told.err
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("chosen", [None, "jpg"])
+def test_pipes(weights: Path, photo: Path, tmp_path: Path, chosen: str | None) -> None:
+    command = [*FAKE, "run", "-", "-o", "-", "--weights", str(weights), "--quiet"]
+    command += [] if chosen is None else ["--format", chosen]
+    done = subprocess.run(command, input=photo.read_bytes(), capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    target = tmp_path / "piped"
+    target.write_bytes(done.stdout)
+    made = read(target)
+    assert (made.format, made.pixels.shape) == ("png" if chosen is None else "jpeg", (48, 64, 3))
+    before = {path.name for path in tmp_path.iterdir()}
+    broken = subprocess.run(command, input=b"no picture", capture_output=True, cwd=tmp_path)
+    assert broken.returncode == 1 and broken.stdout == b""
+    assert b"Traceback" not in broken.stderr and b"standard-input" in broken.stderr
+    assert {path.name for path in tmp_path.iterdir()} == before

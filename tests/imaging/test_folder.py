@@ -9,7 +9,7 @@ import pytest
 
 from restort.errors import RestortError, UsageError
 from restort.imaging.decode import read
-from restort.imaging.folder import Job, collect
+from restort.imaging.folder import Job, beside, collect, expand
 
 
 @pytest.fixture
@@ -97,8 +97,46 @@ def test_names_that_clash_keep_their_suffix(tree: Path) -> None:
 
 def test_names_that_cannot_be_told_apart(tree: Path) -> None:
     make("x/a.png", "y/a.png")
-    with pytest.raises(UsageError, match=r"x/a\.png and y/a\.png would both be written to out/a\.png"):
-        collect(["x/a.png", "y/a.png"], "out")
+    first, second = collect(["x/a.png", "y/a.png"], "out")
+    assert first.problem is None
+    assert second.problem is not None
+    assert second.problem.startswith("x/a.png and y/a.png would both be written to out/a.png")
+
+
+def test_an_input_under_another_path_is_not_overwritten(tree: Path) -> None:
+    """As behind a bind mount: other paths, one device and inode."""
+    make("in/sub/a.png", "in/b.png")
+    Path("out").mkdir()
+    os.link("in/sub/a.png", "out/b.png")
+    with pytest.raises(UsageError, match=r"the output out/b\.png would overwrite the input in/sub/a\.png"):
+        collect(["in"], "out")
+
+
+def test_known_suffixes_that_cannot_be_read_are_listed(tree: Path) -> None:
+    make("in/a.png", "in/b.HEIC", "in/deep/c.nef", "in/notes.txt", "in/.hidden.heic", "in/d.jxl")
+    left_out: list[Path] = []
+    assert pairs(collect(["in"], "out", left_out=left_out)) == [("in/a.png", "out/a.png")]
+    assert sorted(map(str, left_out)) == ["in/b.HEIC", "in/d.jxl", "in/deep/c.nef"]
+
+
+def test_patterns(tree: Path) -> None:
+    make("a.png", "b.png", "c.jpg", "x[1].png", "deep/er/d.png")
+    assert [str(path) for path in expand(["*.jpg", "?.png", "x[1].png", "**/d.png"])] == [
+        *("c.jpg", "a.png", "b.png", "x[1].png", "deep/er/d.png")
+    ]
+    with pytest.raises(UsageError, match=r"no file matches \*\.webp"):
+        expand(["*.webp"])
+
+
+def test_beside_the_input(tree: Path) -> None:
+    make("in/a.png", "a.b.JPG", "c.gif", "scan")
+    jobs, root = beside([Path("a.b.JPG"), Path("in/a.png"), Path("c.gif"), Path("scan")], "x4")
+    assert root is None
+    assert [target for _, target in pairs(jobs)] == ["a.b_x4.JPG", "in/a_x4.png", "c_x4.png", "scan_x4.png"]
+    jobs, root = beside([Path("in")], "denoised", suffix=".webp")
+    assert (pairs(jobs), str(root)) == ([("in/a.png", "in_denoised/a.webp")], "in_denoised")
+    with pytest.raises(UsageError, match="in is a folder among several inputs"):
+        beside([Path("in"), Path("c.gif")], "x4")
 
 
 def test_names_without_a_picture_suffix(tree: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ def say(line: str) -> None:
     """Print a message on stderr; stdout is for results."""
     from restort.utils.text import printable
 
-    print(f"restort: {printable(line)}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # a closed terminal must not end the work
+        print(f"restort: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def silent(line: str) -> None:

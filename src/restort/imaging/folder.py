@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from restort.errors import UsageError
 from restort.imaging import formats
@@ -16,13 +19,64 @@ from restort.imaging.encode import check_output
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to read and the file to write."""
+    """One picture to read and the file to write; `problem` says why it cannot be done, None where it can."""
 
     source: Path
     target: Path
+    problem: str | None = None
 
 
-def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | None = None) -> list[Job]:
+def expand(inputs: Sequence[str | Path]) -> list[Path]:
+    """Replace patterns such as `*.jpg` by the files that they match, sorted; Windows' shells leave this to programs.
+
+    A file that has the name of a pattern is taken as it is. Raises UsageError where nothing matches.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        if os.path.lexists(given) or not glob.has_magic(str(given)):
+            found.append(Path(given))
+            continue
+        matches = sorted(glob.glob(str(given), recursive=True))
+        if not matches:
+            raise UsageError(f"no file matches {given}; check the pattern")
+        found += map(Path, matches)
+    return found
+
+
+def beside(
+    inputs: Sequence[Path],
+    ending: str,
+    *,
+    suffix: str | None = None,
+    left_out: list[Path] | None = None,
+) -> tuple[list[Job], Path | None]:
+    """List the jobs where no output is named, and the output folder, None where there is none.
+
+    A picture NAME.EXT becomes NAME_ending.EXT beside it, a folder NAME the folder NAME_ending. Raises UsageError like
+    `collect`, and for a folder among several inputs.
+    """
+    folders = [path for path in inputs if os.path.isdir(path)]
+    if folders and len(inputs) > 1:
+        raise UsageError(f"{folders[0]} is a folder among several inputs; name the output folder with -o")
+    if folders:
+        folder, whole = folders[0], folders[0].resolve()
+        above = whole.parent if folder.name in ("", "..") else folder.parent
+        output = above / f"{whole.name}_{ending}"
+        return collect(inputs, output, suffix=suffix, left_out=left_out), output
+    jobs = []
+    for source in dict.fromkeys(inputs):
+        target = _with_suffix(source, suffix)
+        jobs.append(Job(source, target.with_name(f"{target.stem}_{ending}{target.suffix}")))
+    return _checked(jobs, list(inputs)), None
+
+
+def collect(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    suffix: str | None = None,
+    left_out: list[Path] | None = None,
+) -> list[Job]:
     """List the jobs for `inputs` (pictures and folders) and `output` (a file or a folder), sorted by source.
 
     Folders are searched recursively for readable suffixes in upper or lower case. Hidden files and folders are skipped,
@@ -33,11 +87,11 @@ def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | N
     folder; otherwise it is the file to write. In a folder results keep their name and their path relative to the input
     folder (below the name of that folder if there are several inputs). They keep their format, or become PNG if RestoRT
     does not write it; `suffix` (such as '.png') sets the format of all. If two results would get one name, as those of
-    a.gif and a.png, the one that changes its suffix keeps both: a.gif.png. Pictures below the output folder are no
-    inputs.
+    a.gif and a.png, the one that changes its suffix keeps both: a.gif.png; the later of two that still have one name
+    has a `problem`. Pictures below the output folder are no inputs. `left_out` receives the files in folders whose
+    suffixes name pictures that cannot be read, such as .heic.
 
-    Raises UsageError if an output is an input, two inputs have one output, the format of the output is unknown, or
-    there is no picture.
+    Raises UsageError if an output is an input, the format of the output is unknown, or there is no picture.
     """
     sources = [Path(path) for path in inputs]
     if not sources:
@@ -50,9 +104,8 @@ def collect(inputs: Sequence[str | Path], output: str | Path, *, suffix: str | N
         check_output(output)
         jobs = [Job(sources[0], output)]
     else:
-        jobs = _named_apart(_pairs(sources, output, suffix))
-    _check(jobs, sources, output)
-    return jobs
+        jobs = _named_apart(_pairs(sources, output, suffix, left_out))
+    return _checked(jobs, sources)
 
 
 # os.path.isdir and isfile return False behind a folder without permission; those of Path raise PermissionError.
@@ -65,7 +118,7 @@ def _is_folder(output: str | Path, sources: list[Path]) -> bool:
     return several or meant
 
 
-def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
+def _pairs(sources: list[Path], output: Path, suffix: str | None, left_out: list[Path] | None) -> list[Job]:
     """Pair each picture with its target, every file once; two targets may still have one name."""
     jobs: dict[str, Job] = {}
     for source in sources:
@@ -73,7 +126,9 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
             if _same(source, output):
                 raise UsageError(f"the output {output} is the input folder itself; choose another folder")
             base = output / source.resolve().name if len(sources) > 1 else output
-            found = [(path, base / path.relative_to(source)) for path in sorted(_walk(source, output))]
+            found = [
+                (path, base / path.relative_to(source)) for path in sorted(_walk(source, output, left_out))
+            ]
         else:
             found = [(source, output / source.name)]
         for path, target in found:
@@ -81,27 +136,27 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None) -> list[Job]:
     return list(jobs.values())
 
 
-def _walk(folder: Path, output: Path) -> Iterator[Path]:
+def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[Path]:
     """Yield the pictures below `folder`, except hidden ones and those below `output`; enter no folder twice."""
-    entered: set[tuple[int, int]] = set()
-    avoided = os.path.realpath(output)
+    entered = {found for found in [_identity(output)] if found is not None}  # bind mounts have several paths
     unreadable: list[Path] = []
     walk = os.walk(folder, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename)))
     for root, folders, files in walk:
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in entered or os.path.realpath(root) == avoided:
+        here = _identity(Path(root))
+        if here is None or here in entered:
             folders.clear()
             continue
-        entered.add((status.st_dev, status.st_ino))
+        entered.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(root, name)
-            if (
-                not name.startswith(".")
-                and path.suffix.lower() in formats.READ_SUFFIXES
-                and os.path.isfile(path)
-            ):
+            suffix = path.suffix.lower()
+            if name.startswith(".") or not os.path.isfile(path):
+                continue
+            if suffix in formats.READ_SUFFIXES:
                 yield path
+            elif left_out is not None and suffix in formats.KNOWN_SUFFIXES:
+                left_out.append(path)
     yield from unreadable
 
 
@@ -132,25 +187,40 @@ def _named_apart(jobs: list[Job]) -> list[Job]:
     return result
 
 
-def _check(jobs: list[Job], sources: list[Path], output: Path) -> None:
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The device and the inode of a file or folder; None where it is not there or cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _checked(jobs: list[Job], sources: list[Path]) -> list[Job]:
+    """Return the jobs, those whose target is taken with a problem. Raises UsageError where an input is in danger."""
     if not jobs:
         names = " and ".join(str(path) for path in sources)
         raise UsageError(f"there is no picture in {names}; these are read: {formats.READ_LIST}")
-    read = {os.path.realpath(job.source): job.source for job in jobs}
+    # By path for inputs that are not there, and by device and inode for the many names that one file can have.
+    read: dict[Any, Path] = {os.path.realpath(job.source): job.source for job in jobs}
+    read |= {found: job.source for job in jobs if (found := _identity(job.source)) is not None}
     targets: dict[str, Path] = {}
+    result = []
     for job in jobs:
-        overwritten = read.get(os.path.realpath(job.target))
-        if overwritten is not None or _same(job.source, job.target):
+        overwritten = read.get(os.path.realpath(job.target)) or read.get(_identity(job.target))
+        if overwritten is not None:
             raise UsageError(
-                f"the output {job.target} would overwrite the input {overwritten or job.source}; "
-                "choose another output"
+                f"the output {job.target} would overwrite the input {overwritten}; choose another output"
             )
         other = targets.setdefault(_key(job.target), job.source)
         if other is not job.source:
-            raise UsageError(
+            problem = (
                 f"{other} and {job.source} would both be written to {job.target}; "
                 "restore them into different folders"
             )
+            job = dataclasses.replace(job, problem=problem)
+        result.append(job)
+    return result
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -41,6 +41,15 @@ RAW_SUFFIXES = frozenset(
 )
 """Camera raw; most of these files are TIFF inside."""
 
+KNOWN_SUFFIXES = RAW_SUFFIXES | frozenset(
+    (
+        *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".jpx", ".psd", ".psb", ".xcf", ".kra"),
+        *(".exr", ".hdr", ".dds", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".qoi", ".ico"),
+        *(".svg", ".eps", ".cr", ".crw", ".dcr", ".kdc", ".mrw", ".x3f", ".erf", ".mos"),
+    )
+)
+"""Suffixes of pictures that RestoRT does not read: a folder with them is told so."""
+
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "png"),
     (b"\xff\xd8\xff", "jpeg"),

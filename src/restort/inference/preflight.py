@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from restort.errors import RestortError
 from restort.imaging.decode import check_input
 from restort.imaging.folder import Job
 from restort.inference.batch import FileResult, Options, failed
@@ -25,6 +26,8 @@ def preflight(
     refused: list[FileResult] = []
     for job in jobs:
         try:
+            if job.problem is not None:
+                raise RestortError(job.problem)
             if not sound or job.source in named:
                 check_input(job.source, options.max_pixels)
             if alone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +28,8 @@ class Lines:
         pass
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # a closed terminal must not end the work
+            print(line, file=sys.stderr, flush=True)
 
     def begin(self, source: Path) -> None:
         pass
@@ -39,7 +41,7 @@ class Lines:
         self._finished += 1
         if result.status == "failed":
             self.say(failure(result))
-        elif not self.quiet:
+        elif not self.quiet and result.status == "done":  # those up to date are counted at the end
             self.say(f"[{self._finished}/{self.total}] {outcome(result)}")
         if not self.quiet:
             for note in result.notes:
@@ -70,7 +72,8 @@ class Bar(Lines):
         self._bar.close()
 
     def say(self, line: str) -> None:
-        self._bar.write(line, file=sys.stderr)
+        with suppress(OSError, ValueError):
+            self._bar.write(line, file=sys.stderr)
 
     def begin(self, source: Path) -> None:
         name = printable(source.name)
@@ -113,7 +116,5 @@ def failure(result: FileResult) -> str:
 
 
 def outcome(result: FileResult) -> str:
-    if result.status == "skipped":
-        return printable(f"{result.target}: {result.message}")
     size = "" if result.result_size is None else f", {result.result_size[0]} x {result.result_size[1]}"
     return printable(f"{result.source} -> {result.target} ({result.seconds:.1f} s{size})")
