@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,10 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import restort
 from restort.cli.main import main
 from restort.imaging.decode import read
 from restort.imaging.encode import write
+from restort.imaging.folder import collect
 from restort.imaging.picture import Picture
+from restort.inference.batch import Options, restore_files
+from restort.inference.progress import Lines
+from restort.utils import interrupt
 from tests.fakes.fake_backend import ELAN, RESTORMER, create, write_weights
 
 FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
@@ -293,7 +299,9 @@ def test_two_runs_share_a_folder(weights: Path, tmp_path: Path) -> None:
     assert sorted(line["target"] for line in lines if line["made"]) == [f"{i}.png" for i in range(8)]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, status: int) -> None:
     photos, out = tmp_path / "many", tmp_path / "out"
     for i in range(40):  # more than a busy machine gets done before the signal arrives
@@ -318,6 +326,24 @@ def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, statu
     assert not list(out.rglob("*.part"))
     for path in out.glob("*.png"):
         assert read(path).pixels.shape == (40, 60, 3)
+
+
+def test_a_swallowed_interruption_is_noticed(weights: Path, tmp_path: Path) -> None:
+    """A callback from C prints and drops the exception of a signal; the run ends at the next tile all the same."""
+    for i in range(40):
+        picture(tmp_path / f"in/{i:02}.png", seed=i)
+
+    class Swallowing(Lines):
+        def begin(self, source: Path) -> None:
+            if self._finished == 1:
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGTERM)
+
+    jobs = collect([tmp_path / "in"], tmp_path / "out")
+    with interrupt.listening(), restort.load(weights) as model:
+        summary = restore_files(model, jobs, tmp_path / "out", Options(), Swallowing(len(jobs), quiet=True))
+        assert interrupt.received() == signal.SIGTERM
+    assert summary.interrupted and summary.count("done") == 1 and summary.count("failed") == 0
 
 
 def test_progress_bar_on_a_terminal(weights: Path, photos: Path, tmp_path: Path) -> None:

@@ -8,19 +8,19 @@ import difflib
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from restort.cli import bench, build, cache, compare, doctor, evaluate, export, inspect, models, restore
 from restort.errors import RestortError, UsageError
+from restort.utils import interrupt
 from restort.version import __version__
 
 COMMANDS = (restore, models, export, build, inspect, evaluate, compare, bench, cache, doctor)
 """In the order of `restort --help`."""
 
-DONE, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parse(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as stop:  # --help, --version and wrong usage have printed their text
         return stop.code if isinstance(stop.code, int) else USAGE
-    terminated: list[bool] = []
     try:
-        with _terminated_like_interrupted(terminated), _logging(getattr(args, "verbose", False)):
+        with interrupt.listening(), _logging(getattr(args, "verbose", False)):
             try:
                 status = int(args.run(args))
                 sys.stdout.flush()
@@ -121,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = INTERRUPTED
         print("restort: interrupted", file=sys.stderr)
-    return TERMINATED if terminated and status == INTERRUPTED else status
+    number = interrupt.received()
+    return 128 + number if status == INTERRUPTED and number is not None else status
 
 
 @contextlib.contextmanager
@@ -151,25 +151,6 @@ def _tell(args: argparse.Namespace, error: RestortError, status: int) -> int:
         with contextlib.suppress(OSError):
             print(json.dumps(summary, indent=2), flush=True)
     return status
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted(terminated: list[bool]) -> Iterator[None]:
-    """Make SIGTERM end a command like Ctrl-C."""
-
-    def stop(number: int, frame: Any) -> NoReturn:
-        terminated.append(True)
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

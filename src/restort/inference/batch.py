@@ -20,6 +20,7 @@ from restort.imaging.picture import Picture
 from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
 from restort.inference.model import Model, Restored
+from restort.utils import interrupt
 from restort.utils.files import check_free
 
 _log = logging.getLogger("restort")
@@ -222,6 +223,7 @@ class _Run:
         left_to_others: list[Job] = []
         current: _Ready | None = None
         for job in jobs:
+            interrupt.check()
             step = self._prepare(job, wait=False)
             if step is None:
                 left_to_others.append(job)
@@ -235,6 +237,7 @@ class _Run:
         if current is not None:
             yield self._finish(current)
         for job in left_to_others:
+            interrupt.check()
             step = self._prepare(job, wait=True)
             assert step is not None
             yield step if isinstance(step, FileResult) else self._finish(step)
@@ -335,6 +338,10 @@ class _Run:
             model=self.model.name,
         )
 
+    def _tile(self, done: int, total: int) -> None:
+        interrupt.check()
+        self.observer.tile(done, total)
+
     def _restore(self, ready: _Ready) -> Restored:
         job, manifest = ready.job, self.manifest
         picture, content = ready.content.result() if ready.content is not None else self._read(job)
@@ -354,7 +361,7 @@ class _Run:
             max_pixels=self.options.max_pixels,
             picture=picture,
             before_write=begin,
-            progress=self.observer.tile,
+            progress=self._tile,
         )
         if manifest is not None and record is not None:
             details: dict[str, Any] = {
