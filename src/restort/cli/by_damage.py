@@ -12,6 +12,7 @@ from restort.errors import RestortError
 
 if TYPE_CHECKING:
     from restort.imaging.folder import Job
+    from restort.inference.attempts import Attempts
     from restort.inference.manifest import Manifest
     from restort.inference.resolve import ResolvedModel
     from restort.weights.catalogue import Entry
@@ -31,14 +32,21 @@ class Group:
 
 
 def group(
-    jobs: Iterable[Job], root: Path | None, scale: int | None, say: Callable[[str], None]
+    jobs: Iterable[Job],
+    root: Path | None,
+    scale: int | None,
+    say: Callable[[str], None],
+    *,
+    retry: bool = False,
 ) -> list[Group]:
     """Return the files of every model that `restort upscale` takes, at most two groups, and say the choice in a line.
 
+    retry   look at files again that were set aside
     root    the output folder, whose manifest knows the damage of files that were restored before; None for one file
     scale   that the user asks for; None for the default
     """
-    from restort.inference.manifest import Manifest
+    from restort.inference.attempts import Attempts
+    from restort.inference.manifest import FOLDER, Manifest
     from restort.inference.resolve import resolve_model
     from restort.weights.catalogue import default_for, default_for_damaged
 
@@ -46,7 +54,10 @@ def group(
     usual = default_for("upscale", scale)
     photo = default_for_damaged("upscale", usual.scale)
     manifest = None if root is None else Manifest(root)
-    damage = {job.source: _damage(job, manifest) for job in jobs}
+    attempts = None if root is None else Attempts(root / FOLDER, retry=retry, say=say)
+    damage = {job.source: _damage(job, manifest, attempts) for job in jobs}
+    if attempts is not None:
+        attempts.close()
     if photo is None or photo.name == usual.name:
         _hint(usual, damage, say)
         return [Group(None, jobs, damage)]
@@ -63,7 +74,7 @@ def group(
     return groups
 
 
-def _damage(job: Job, manifest: Manifest | None) -> str | None:
+def _damage(job: Job, manifest: Manifest | None, attempts: Attempts | None) -> str | None:
     """What damaged a file, from the manifest or by a look at it. None, too, for a file that cannot be decoded: the
     error is reported in its turn."""
     from restort.inference.damage import VERSION, damage_of
@@ -73,7 +84,11 @@ def _damage(job: Job, manifest: Manifest | None) -> str | None:
         if isinstance(known, list) and len(known) == 2 and known[0] == VERSION:
             return None if known[1] is None else str(known[1])
     try:
-        return damage_of(job.source)
+        if attempts is None:
+            return damage_of(job.source)
+        attempts.check(job.source)
+        with attempts.trying(job.source):
+            return damage_of(job.source)
     except RestortError:
         return None
 

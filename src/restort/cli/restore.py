@@ -85,6 +85,9 @@ def _add_rest(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace outputs that exist, and make all again"
     )
     parser.add_argument(
+        "--retry", action="store_true", help="try files again that were set aside because they ended a run"
+    )
+    parser.add_argument(
         "--quality", metavar="N", type=options.quality, help="1 to 100, of JPEG, WebP and AVIF (default: 95)"
     )
     options.add_reporting(parser)
@@ -132,6 +135,7 @@ def _restore(args: argparse.Namespace, task: str | None, inputs: list[Path]) -> 
         args.overwrite,
         args.quality or QUALITY,
         MAX_PIXELS if args.max_pixels == "default" else args.max_pixels,
+        args.retry,
     )
     sound, refused = preflight(jobs, how, named=inputs, alone=root is None)
     for result in refused:
@@ -161,7 +165,7 @@ def _groups(args: argparse.Namespace, task: str | None, jobs: list[Job], root: P
 
     if task != "upscale" or args.model is not None or args.weights is not None:
         return [Group(None, jobs)]
-    return group(jobs, root, args.scale, choice.silent if args.quiet else choice.say)
+    return group(jobs, root, args.scale, choice.silent if args.quiet else choice.say, retry=args.retry)
 
 
 def _piped(args: argparse.Namespace, task: str | None) -> int:

@@ -17,6 +17,7 @@ from restort.errors import RestortError
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY
 from restort.imaging.picture import Picture
+from restort.inference.attempts import Attempts
 from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
 from restort.inference.model import Model, Restored
@@ -132,11 +133,13 @@ class Options:
     overwrite    replace targets that exist
     quality      1 to 100, of JPEG, WebP and AVIF
     max_pixels   refuse files that claim more; None for no limit
+    retry        try files again that were set aside because runs died at them
     """
 
     overwrite: bool = False
     quality: int = QUALITY
     max_pixels: int | None = MAX_PIXELS
+    retry: bool = False
 
 
 def restore_files(
@@ -164,7 +167,8 @@ def restore_files(
     leftovers = (
         None if root is None else Leftovers({job.target.parent for job in jobs} | {root, root / FOLDER})
     )
-    run = _Run(model, manifest, options, observer, damage or {})
+    attempts = None if root is None else Attempts(root / FOLDER, retry=options.retry, say=_log.warning)
+    run = _Run(model, manifest, attempts, options, observer, damage or {})
     try:
         for result in run.results(jobs):
             summary.files.append(result)
@@ -199,11 +203,13 @@ class _Run:
         self,
         model: Model,
         manifest: Manifest | None,
+        attempts: Attempts | None,
         options: Options,
         observer: Observer,
         damage: Mapping[Path, str | None],
     ) -> None:
         self.model, self.manifest, self.options, self.observer = model, manifest, options, observer
+        self.attempts = attempts
         self.damage = damage
         self.recipe = model.recipe(options.quality)
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="restort-read")
@@ -214,6 +220,8 @@ class _Run:
         for ready in self.open:
             ready.claim.close()
         self.open.clear()
+        if self.attempts is not None:
+            self.attempts.close()
 
     def results(self, jobs: list[Job]) -> Iterator[FileResult]:
         """Yield the result of every job. The next picture is read while one is computed.
@@ -256,6 +264,8 @@ class _Run:
                 self.manifest.refresh()
                 state = self.manifest.state(job.source, job.target, self.recipe)
             result = self._skipped(job, state)
+            if result is None and self.attempts is not None:
+                self.attempts.check(job.source)
         except BaseException as error:
             claim.close()
             if not isinstance(error, Exception):
@@ -264,6 +274,8 @@ class _Run:
         if result is not None:
             claim.close()
             return result
+        if self.attempts is not None:
+            self.attempts.begin(job.source)
         ready = _Ready(job, self.options.overwrite or state in ("changed", "done"), claim)
         self.open.append(ready)
         return ready
@@ -324,6 +336,8 @@ class _Run:
             ready.content = None  # frees the picture
             ready.claim.close()
             self.open.remove(ready)
+            if self.attempts is not None:
+                self.attempts.end(job.source)
         return FileResult(
             job.source,
             job.target,
