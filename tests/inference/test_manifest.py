@@ -6,12 +6,14 @@ import json
 import multiprocessing
 import os
 import time
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from restort.errors import RestortError
-from restort.inference.manifest import Fingerprint, Leftovers, Manifest, Record
+from restort.inference.manifest import CLAIMS, Attempt, Fingerprint, Leftovers, Manifest, Record
 
 RECIPE = {"weights": "w", "quality": 95}
 
@@ -168,3 +170,122 @@ def test_lines_are_json(tmp_path: Path, source: Path) -> None:
     begun, done = map(json.loads, (tmp_path / "out" / ".restort" / "manifest.jsonl").read_text().splitlines())
     assert begun["made"] is None and done["made"]["size"] == 4
     assert done["target"] == "a.png" and done["recipe"] == RECIPE
+
+
+def change(line: bytes, **fields: object) -> bytes:
+    return json.dumps(json.loads(line) | fields).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": 5},
+        {"source": None},
+        {"recipe": []},
+        {"recipe": "w"},
+        {"details": 7},
+        {"content": {"size": "7", "mtime_ns": 0, "sha256": "0"}},
+        {"content": {"size": True, "mtime_ns": 0, "sha256": "0"}},
+        {"content": {"size": 7, "mtime_ns": 0.5, "sha256": "0"}},
+        {"content": {"size": 7, "mtime_ns": 0, "sha256": ["0"]}},
+        {"made": {"size": 7}},
+        {"made": "yes"},
+        {"made": []},
+        {"target": ["a.png"]},
+        {"more": 1},
+    ],
+)
+def test_a_line_with_a_wrong_type_is_void(tmp_path: Path, source: Path, fields: dict[str, object]) -> None:
+    """The line before it counts."""
+    out = tmp_path / "out"
+    make(Manifest(out), source, out / "a.png")
+    path = out / ".restort" / "manifest.jsonl"
+    good = path.read_bytes().splitlines(keepends=True)[-1]
+    path.write_bytes(good + change(good, **fields))
+    assert Manifest(out).state(source, out / "a.png", RECIPE) == "done"
+
+
+def test_a_file_that_ended_runs_is_counted(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    target = out / "a.png"
+    for runs in range(3):  # each ends without a word
+        manifest = Manifest(out)
+        assert manifest.broken_runs(source, target) == runs
+        manifest.trying(source, target)
+    manifest.settle(target)
+    assert Manifest(out).broken_runs(source, target) == 0
+    manifest.trying(source, target)
+    assert Manifest(out).broken_runs(source, target) == 1
+    make(manifest, source, target)
+    assert Manifest(out).broken_runs(source, target) == manifest.broken_runs(source, target) == 0
+    manifest.trying(source, target)
+    source.write_bytes(b"repaired")
+    assert Manifest(out).broken_runs(source, target) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"trying": 5, "source": "s", "stamp": [1, 2], "runs": 9},
+        {"trying": "a.png", "source": "s", "stamp": 7, "runs": 9},
+        {"trying": "a.png", "source": "s", "stamp": [1, "2"], "runs": 9},
+        {"trying": "a.png", "source": "s", "stamp": [1, 2], "runs": True},
+        {"trying": "a.png", "source": "s", "stamp": [1, 2], "runs": 9, "stamps": 0},
+    ],
+)
+def test_a_wrong_attempt_is_void(line: dict[str, object]) -> None:
+    assert Attempt.parse(json.dumps(line).encode()) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+@pytest.mark.parametrize("name", [".", "claims", "manifest.jsonl", "manifest.lock", "claims/NN.lock"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe"])
+def test_links_and_pipes_are_refused(tmp_path: Path, source: Path, name: str, kind: str) -> None:
+    """A link would have a foreign file truncated by a lock, or appended to; a pipe would block."""
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    target = out / "a.png"
+    lock = f"claims/{zlib.crc32(b'a.png') % CLAIMS:02d}.lock"
+    path = out / ".restort" / name.replace("claims/NN.lock", lock)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    precious.mkdir() if name in (".", "claims") else precious.write_text("precious")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(precious if kind == "link" else tmp_path / "absent")
+    with pytest.raises(RestortError, match=r"\.restort.*delete it"), Manifest(out).claim(target):
+        pass
+    assert not (tmp_path / "absent").exists()
+    assert list(precious.iterdir()) == [] if precious.is_dir() else precious.read_text() == "precious"
+
+
+def test_a_short_write_is_noticed(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nearly full disk takes a part of a line: the picture fails, and the next line begins anew."""
+    out = tmp_path / "out"
+    manifest = Manifest(out)
+    make(manifest, source, out / "a.png")
+    whole = Path.open
+
+    class Short:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Short:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, data: bytes) -> int:
+            return int(self.file.write(data[:20]))
+
+    def short(path: Path, mode: str = "r", **more: Any) -> Any:
+        file = whole(path, mode, **more)
+        return Short(file) if mode == "ab" else file
+
+    monkeypatch.setattr(Path, "open", short)
+    with pytest.raises(RestortError, match="no space left"):
+        manifest.begin(source, out / "b.png", Fingerprint.of(source), RECIPE)
+    monkeypatch.undo()
+    make(manifest, source, out / "c.png")
+    seen = Manifest(out)
+    assert [seen.state(source, out / f"{n}.png", RECIPE) for n in "abc"] == ["done", "new", "done"]

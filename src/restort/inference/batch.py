@@ -292,9 +292,9 @@ class _Run:
                 "skipped",
                 size=_pair(known.get("size")),
                 result_size=_pair(known.get("result_size")),
-                backend=known.get("backend"),
-                precision=known.get("precision"),
-                tile=known.get("tile"),
+                backend=_text(known.get("backend")),
+                precision=_text(known.get("precision")),
+                tile=_text(known.get("tile")),
                 message="up to date",
                 model=self.model.name,
             )
@@ -410,4 +410,11 @@ def sentence(error: BaseException) -> str:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else None
+    """A size from a manifest; None where it is none."""
+    if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(number) is int for number in value):
+        return value[0], value[1]
+    return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -7,17 +7,26 @@ there are many.
 
 Runs that share a folder share the work. A run claims a picture (a lock that the system frees when its owner dies)
 before it makes it, and leaves pictures that another run has claimed.
+
+A line `{"trying": TARGET, "source": PATH, "stamp": [SIZE, MTIME_NS], "runs": N}` precedes all work on a picture. Where
+the process ends without a word (killed by the system, or by a fault in a decoder), the next run finds it: N runs have
+ended while they worked on this file. A line with `"runs": 0`, or that of a finished picture, settles it.
+
+An output folder may come from somebody else: lines with wrong types are void, and links or special files at the names
+used here are refused.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,6 +53,16 @@ class Fingerprint:
     size: int
     mtime_ns: int
     sha256: str
+
+    @staticmethod
+    def parse(value: Any) -> Fingerprint:
+        """Make one of its JSON object. Raises ValueError where a type or a key is wrong."""
+        if not isinstance(value, dict) or set(value) != {"size", "mtime_ns", "sha256"}:
+            raise ValueError("no fingerprint")
+        size, mtime_ns, sha256 = value["size"], value["mtime_ns"], value["sha256"]
+        if type(size) is not int or type(mtime_ns) is not int or not isinstance(sha256, str):
+            raise ValueError("wrong types in a fingerprint")
+        return Fingerprint(size, mtime_ns, sha256)
 
     @staticmethod
     def of(path: Path) -> Fingerprint:
@@ -90,14 +109,50 @@ class Record:
 
     @staticmethod
     def parse(line: bytes) -> Record | None:
-        """Parse a line; return None where it is torn, damaged or of another version."""
+        """Parse a line; return None where it is torn, damaged, of another version, or has a value of a wrong type."""
         try:
             fields = json.loads(line)
-            fields["content"] = Fingerprint(**fields["content"])
-            fields["made"] = fields["made"] and Fingerprint(**fields["made"])
-            return Record(**fields) if isinstance(fields["target"], str) else None
+            fields["content"] = Fingerprint.parse(fields["content"])
+            fields["made"] = None if fields["made"] is None else Fingerprint.parse(fields["made"])
+            record = Record(**fields)
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
+        texts = isinstance(record.target, str) and isinstance(record.source, str)
+        return (
+            record if texts and isinstance(record.recipe, dict) and isinstance(record.details, dict) else None
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A line of the manifest from before the work on a picture begins.
+
+    trying   the target, relative to the output folder
+    source   absolute path
+    stamp    (size in bytes, time of the last change in ns) of the source
+    runs     number of runs that have begun this picture and not ended it; 0 settles it
+    """
+
+    trying: str
+    source: str
+    stamp: tuple[int, int]
+    runs: int
+
+    def line(self) -> bytes:
+        return (json.dumps(asdict(self), separators=(",", ":")) + "\n").encode("ascii")
+
+    @staticmethod
+    def parse(line: bytes) -> Attempt | None:
+        """Parse a line; return None where it is another one."""
+        try:
+            fields = json.loads(line)
+            size, mtime_ns = fields.pop("stamp")
+            attempt = Attempt(**fields, stamp=(size, mtime_ns))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+        texts = isinstance(attempt.trying, str) and isinstance(attempt.source, str)
+        numbers = all(type(value) is int for value in (*attempt.stamp, attempt.runs))
+        return attempt if texts and numbers else None
 
 
 class Manifest:
@@ -111,13 +166,19 @@ class Manifest:
         self._folder = root / FOLDER
         self._path = self._folder / "manifest.jsonl"
         self._records: dict[str, Record] = {}
+        self._attempts: dict[str, Attempt] = {}
         self._inode, self._offset, self._lines = -1, 0, 0
         self._claims: dict[int, FileLock] = {}
+        claims, lock = self._folder / "claims", self._folder / "manifest.lock"
         try:
-            (self._folder / "claims").mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self._folder / "manifest.lock", timeout=_LOCK_SECONDS, thread_local=False)
+            for path in (self._folder, claims):
+                _check_kind(path, stat.S_ISDIR)
+            claims.mkdir(parents=True, exist_ok=True)
+            for path in (lock, self._path):
+                _check_kind(path, stat.S_ISREG)
+            self._lock = FileLock(lock, timeout=_LOCK_SECONDS, thread_local=False)
             self.refresh()
-            if self._lines > 2 * len(self._records) + 1000:
+            if self._lines > 3 * len(self._records) + 1000:
                 self._compact()
             self._path.open("ab").close()
         except (OSError, Timeout) as error:
@@ -129,7 +190,8 @@ class Manifest:
             with self._path.open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
                 if inode != self._inode:  # the first time, or another run has dropped old lines
-                    self._records, self._inode, self._offset, self._lines = {}, inode, 0, 0
+                    self._records, self._attempts = {}, {}
+                    self._inode, self._offset, self._lines = inode, 0, 0
                 file.seek(self._offset)
                 news = file.read()
         except FileNotFoundError:
@@ -138,9 +200,18 @@ class Manifest:
         self._offset += len(whole)
         for line in whole.splitlines():
             self._lines += 1
-            record = Record.parse(line)
-            if record is not None:
-                self._records[record.target] = record
+            parsed = Record.parse(line) or Attempt.parse(line)
+            if parsed is not None:
+                self._note(parsed)
+
+    def _note(self, line: Record | Attempt) -> None:
+        """Take a line into the tables."""
+        if isinstance(line, Attempt):
+            self._attempts[line.trying] = line
+            return
+        self._records[line.target] = line
+        if line.made is not None:
+            self._attempts.pop(line.target, None)
 
     def state(self, source: Path, target: Path, recipe: Mapping[str, Any]) -> State:
         """Return the state of `target`.
@@ -178,6 +249,26 @@ class Manifest:
         record = self._records.get(self._key(target))
         return record.details if record is not None and record.content.matches(source) else {}
 
+    def broken_runs(self, source: Path, target: Path) -> int:
+        """Return how many runs ended without a word while they worked on `target` from the present `source`.
+
+        Claim the target and refresh before: otherwise a run that is under way is counted, too.
+        """
+        attempt = self._attempts.get(self._key(target))
+        same = attempt is not None and attempt.source == _absolute(source) and attempt.stamp == _stamp(source)
+        return attempt.runs if same and attempt is not None else 0
+
+    def trying(self, source: Path, target: Path) -> None:
+        """Append the line that precedes all work on `target`."""
+        runs = self.broken_runs(source, target) + 1
+        self._append(Attempt(self._key(target), _absolute(source), _stamp(source), runs))
+
+    def settle(self, target: Path) -> None:
+        """Append the line that says: the work on `target` has ended with an error or an interruption, not a crash."""
+        attempt = self._attempts.get(self._key(target))
+        if attempt is not None and attempt.runs:
+            self._append(replace(attempt, runs=0))
+
     def begin(self, source: Path, target: Path, content: Fingerprint, recipe: Mapping[str, Any]) -> Record:
         """Append the line that precedes writing the target."""
         record = Record(self._key(target), _absolute(source), content, dict(recipe))
@@ -197,10 +288,12 @@ class Manifest:
         """Claim the target against other runs. Yields False where another run has it and `wait` is not set."""
         number = zlib.crc32(os.fsencode(self._key(target))) % CLAIMS
         lock = self._claims.get(number)
-        if lock is None:
-            lock = FileLock(self._folder / "claims" / f"{number:02d}.lock", thread_local=False)
-            self._claims[number] = lock
         try:
+            if lock is None:
+                path = self._folder / "claims" / f"{number:02d}.lock"
+                _check_kind(path, stat.S_ISREG)
+                lock = FileLock(path, thread_local=False)
+                self._claims[number] = lock
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
@@ -212,15 +305,16 @@ class Manifest:
         finally:
             lock.release()
 
-    def _append(self, record: Record) -> None:
+    def _append(self, line: Record | Attempt) -> None:
         try:
             with self._lock:
-                torn = self._ends_torn()
+                data = (b"\n" if self._ends_torn() else b"") + line.line()
                 with self._path.open("ab", buffering=0) as file:
-                    file.write((b"\n" if torn else b"") + record.line())
+                    if file.write(data) != len(data):  # the disk is full; the torn line is void
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except (OSError, Timeout) as error:
             raise _unwritable(self.root, error) from None
-        self._records[record.target] = record
+        self._note(line)
 
     def _ends_torn(self) -> bool:
         """Whether the last line has no end, after a full disk or a power failure."""
@@ -234,7 +328,7 @@ class Manifest:
     def _compact(self) -> None:
         with self._lock:
             self.refresh()
-            lines = b"".join(record.line() for record in self._records.values())
+            lines = b"".join(line.line() for line in (*self._records.values(), *self._attempts.values()))
             write_bytes(self._path, lines, overwrite=True)
 
     def _key(self, target: Path) -> str:
@@ -286,6 +380,31 @@ def _temporaries(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a file that stays harms nothing
         path.unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """The size and the time of the last change; zeros where the file is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_kind(path: Path, right: Callable[[int], bool]) -> None:
+    """Raise RestortError where something other than a plain file or folder lies at a name of the manifest.
+
+    A link would have another file locked, read or written; a pipe would make the run wait for ever.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if right(mode):
+        return
+    plain = "folder" if right is stat.S_ISDIR else "file"
+    found = "it is a link" if stat.S_ISLNK(mode) else "something else lies there"
+    raise RestortError(f"cannot use {path}: {found}, not a plain {plain}; delete it")
 
 
 def _absolute(path: Path) -> str:
