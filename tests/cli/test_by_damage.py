@@ -35,8 +35,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         names.append(weights.path.stem)
         return create(weights, *arguments, **options)
 
+    # first: importing it copies the name from the catalogue
+    monkeypatch.setattr("restort.weights.download.WEIGHTS_FOLDER", folder)
     monkeypatch.setattr("restort.weights.catalogue.WEIGHTS_FOLDER", folder)
-    monkeypatch.setattr("restort.weights.download.WEIGHTS_FOLDER", folder, raising=False)
     monkeypatch.setattr("restort.backends.registry.create", noted)
     monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
     return names
