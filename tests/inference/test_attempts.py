@@ -17,7 +17,7 @@ from restort.imaging import trial
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
 from restort.inference import attempts
-from restort.inference.attempts import DEATHS, Attempts
+from restort.inference.attempts import DEATHS, Attempts, key_of
 from tests.fakes.fake_backend import ELAN, write_weights
 
 FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
@@ -26,7 +26,7 @@ FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")
 def died(folder: Path, *sources: Path) -> None:
     """What a run leaves that dies with `sources` in hand: a record, and a lock that nobody holds."""
     (folder / "attempts").mkdir(parents=True, exist_ok=True)
-    (folder / "attempts/1-dead.json").write_text(json.dumps([os.path.abspath(source) for source in sources]))
+    (folder / "attempts/1-dead.json").write_text(json.dumps([key_of(source) for source in sources]))
     (folder / "attempts/1-dead.lock").write_text("")
 
 
@@ -134,3 +134,32 @@ def test_a_killed_run_leaves_its_files_as_suspects(tmp_path: Path) -> None:
     assert "a.png was in hand when an earlier run died" in second.stderr
     assert "3 done of 3" in second.stderr
     assert not list(records.iterdir())
+
+
+def test_a_repaired_file_is_no_suspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "survives", lambda path: "reading it ended the process (status -6)")
+    source = tmp_path / "a.png"
+    source.write_bytes(b"a bomb")
+    died(tmp_path, source)
+    with pytest.raises(RestortError, match="is set aside"):
+        open_and_close(tmp_path).check(source)
+    source.write_bytes(b"a picture")
+    open_and_close(tmp_path).check(source)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
+def test_links_and_pipes_are_left_alone(tmp_path: Path) -> None:
+    """In the output folder of somebody else. A link would have its target emptied by the lock, a pipe would block."""
+    precious, folder = tmp_path / "precious", tmp_path / "attempts"
+    precious.write_text('["a"]')
+    folder.mkdir()
+    (folder / "1-link.lock").symlink_to(precious)
+    (folder / "2-pipe.lock").write_text("")
+    os.mkfifo(folder / "2-pipe.json")
+    os.mkfifo(folder / "suspects.json")
+    open_and_close(tmp_path)
+    assert precious.read_text() == '["a"]'
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/attempts").symlink_to(tmp_path / "away")
+    open_and_close(tmp_path / "other")
+    assert not (tmp_path / "away").exists()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from restort.errors import RestortError
-from restort.inference.manifest import CLAIMS, Attempt, Fingerprint, Leftovers, Manifest, Record
+from restort.inference.manifest import CLAIMS, Fingerprint, Leftovers, Manifest, Record
 
 RECIPE = {"weights": "w", "quality": 95}
 
@@ -203,38 +203,6 @@ def test_a_line_with_a_wrong_type_is_void(tmp_path: Path, source: Path, fields: 
     good = path.read_bytes().splitlines(keepends=True)[-1]
     path.write_bytes(good + change(good, **fields))
     assert Manifest(out).state(source, out / "a.png", RECIPE) == "done"
-
-
-def test_a_file_that_ended_runs_is_counted(tmp_path: Path, source: Path) -> None:
-    out = tmp_path / "out"
-    target = out / "a.png"
-    for runs in range(3):  # each ends without a word
-        manifest = Manifest(out)
-        assert manifest.broken_runs(source, target) == runs
-        manifest.trying(source, target)
-    manifest.settle(target)
-    assert Manifest(out).broken_runs(source, target) == 0
-    manifest.trying(source, target)
-    assert Manifest(out).broken_runs(source, target) == 1
-    make(manifest, source, target)
-    assert Manifest(out).broken_runs(source, target) == manifest.broken_runs(source, target) == 0
-    manifest.trying(source, target)
-    source.write_bytes(b"repaired")
-    assert Manifest(out).broken_runs(source, target) == 0
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        {"trying": 5, "source": "s", "stamp": [1, 2], "runs": 9},
-        {"trying": "a.png", "source": "s", "stamp": 7, "runs": 9},
-        {"trying": "a.png", "source": "s", "stamp": [1, "2"], "runs": 9},
-        {"trying": "a.png", "source": "s", "stamp": [1, 2], "runs": True},
-        {"trying": "a.png", "source": "s", "stamp": [1, 2], "runs": 9, "stamps": 0},
-    ],
-)
-def test_a_wrong_attempt_is_void(line: dict[str, object]) -> None:
-    assert Attempt.parse(json.dumps(line).encode()) is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from restort.errors import RestortError
 from restort.imaging.trial import survives
-from restort.utils.files import write_bytes
+from restort.utils.files import check_plain, write_bytes
 
 DEATHS = 3
 _SUSPECTS = "suspects.json"
@@ -45,6 +45,7 @@ class Attempts:
         self._usable = False
         self._suspects: dict[str, int] = {}
         with contextlib.suppress(OSError, Timeout, RestortError):
+            check_plain(self._folder, folder=True)
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
             self._usable = True
@@ -56,7 +57,7 @@ class Attempts:
 
     def check(self, source: Path) -> None:
         """Raise RestortError for a file that is set aside; a suspect is tried first."""
-        key = os.path.abspath(source)
+        key = key_of(source)
         deaths = self._suspects.get(key, 0)
         if not deaths:
             return
@@ -83,12 +84,12 @@ class Attempts:
 
     def begin(self, source: Path) -> None:
         """Put `source` on record before it is read."""
-        self._open.append(os.path.abspath(source))
+        self._open.append(key_of(source))
         self._write()
 
     def end(self, source: Path, *, finished: bool = True) -> None:
         """Strike `source` from the record; `finished`: it was restored or failed, so it is no suspect any more."""
-        key = os.path.abspath(source)
+        key = key_of(source)
         with contextlib.suppress(ValueError):
             self._open.remove(key)
         self._write()
@@ -110,9 +111,9 @@ class Attempts:
 
     def _known(self) -> dict[str, int]:
         try:
-            kept = json.loads((self._folder / _SUSPECTS).read_text("utf-8"))
-            return {str(path): int(deaths) for path, deaths in kept.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            kept = json.loads(_text(self._folder / _SUSPECTS))
+            return {str(key): deaths for key, deaths in kept.items() if type(deaths) is int}
+        except (OSError, RestortError, ValueError, AttributeError, RecursionError):
             return {}
 
     def _store(self) -> None:
@@ -130,18 +131,33 @@ class Attempts:
                 continue
             lock, record = FileLock(path, thread_local=False), path.with_suffix(".json")
             try:
+                check_plain(path)
                 lock.acquire(timeout=0)
-            except (Timeout, OSError):
+            except (Timeout, OSError, RestortError):
                 continue
             try:
-                sources = json.loads(record.read_text("utf-8"))
+                sources = json.loads(_text(record))
                 for key in sources if isinstance(sources, list) else ():
                     if isinstance(key, str):
                         self._suspects[key] = self._suspects.get(key, 0) + 1
-            except (OSError, ValueError):
+            except (OSError, RestortError, ValueError, RecursionError):
                 pass
             finally:
                 with contextlib.suppress(OSError):
                     record.unlink(missing_ok=True)
                     lock.release()
                     path.unlink(missing_ok=True)
+
+
+def key_of(source: Path) -> str:
+    """The path, size and time of a file: one that was repaired or replaced is not the one that killed a run."""
+    try:
+        status = source.stat()
+    except OSError:
+        return f"{os.path.abspath(source)} absent"
+    return f"{os.path.abspath(source)} {status.st_size} {status.st_mtime_ns}"
+
+
+def _text(path: Path) -> str:
+    check_plain(path)
+    return path.read_text("utf-8")

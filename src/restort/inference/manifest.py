@@ -8,10 +8,6 @@ there are many.
 Runs that share a folder share the work. A run claims a picture (a lock that the system frees when its owner dies)
 before it makes it, and leaves pictures that another run has claimed.
 
-A line `{"trying": TARGET, "source": PATH, "stamp": [SIZE, MTIME_NS], "runs": N}` precedes all work on a picture. Where
-the process ends without a word (killed by the system, or by a fault in a decoder), the next run finds it: N runs have
-ended while they worked on this file. A line with `"runs": 0`, or that of a finished picture, settles it.
-
 An output folder may come from somebody else: lines with wrong types are void, and links or special files at the names
 used here are refused.
 """
@@ -23,10 +19,9 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,7 +30,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from restort.errors import RestortError
-from restort.utils.files import write_bytes
+from restort.utils.files import check_plain, write_bytes
 
 FOLDER = ".restort"
 CLAIMS = 64  # number of lock files; two pictures that share one only wait for each other
@@ -123,38 +118,6 @@ class Record:
         )
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A line of the manifest from before the work on a picture begins.
-
-    trying   the target, relative to the output folder
-    source   absolute path
-    stamp    (size in bytes, time of the last change in ns) of the source
-    runs     number of runs that have begun this picture and not ended it; 0 settles it
-    """
-
-    trying: str
-    source: str
-    stamp: tuple[int, int]
-    runs: int
-
-    def line(self) -> bytes:
-        return (json.dumps(asdict(self), separators=(",", ":")) + "\n").encode("ascii")
-
-    @staticmethod
-    def parse(line: bytes) -> Attempt | None:
-        """Parse a line; return None where it is another one."""
-        try:
-            fields = json.loads(line)
-            size, mtime_ns = fields.pop("stamp")
-            attempt = Attempt(**fields, stamp=(size, mtime_ns))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return None
-        texts = isinstance(attempt.trying, str) and isinstance(attempt.source, str)
-        numbers = all(type(value) is int for value in (*attempt.stamp, attempt.runs))
-        return attempt if texts and numbers else None
-
-
 class Manifest:
     """The manifest of one output folder, which is created if it is missing.
 
@@ -166,19 +129,18 @@ class Manifest:
         self._folder = root / FOLDER
         self._path = self._folder / "manifest.jsonl"
         self._records: dict[str, Record] = {}
-        self._attempts: dict[str, Attempt] = {}
         self._inode, self._offset, self._lines = -1, 0, 0
         self._claims: dict[int, FileLock] = {}
         claims, lock = self._folder / "claims", self._folder / "manifest.lock"
         try:
-            for path in (self._folder, claims):
-                _check_kind(path, stat.S_ISDIR)
+            for folder in (self._folder, claims):
+                check_plain(folder, folder=True)
             claims.mkdir(parents=True, exist_ok=True)
-            for path in (lock, self._path):
-                _check_kind(path, stat.S_ISREG)
+            check_plain(lock)
+            check_plain(self._path)
             self._lock = FileLock(lock, timeout=_LOCK_SECONDS, thread_local=False)
             self.refresh()
-            if self._lines > 3 * len(self._records) + 1000:
+            if self._lines > 2 * len(self._records) + 1000:
                 self._compact()
             self._path.open("ab").close()
         except (OSError, Timeout) as error:
@@ -190,8 +152,7 @@ class Manifest:
             with self._path.open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
                 if inode != self._inode:  # the first time, or another run has dropped old lines
-                    self._records, self._attempts = {}, {}
-                    self._inode, self._offset, self._lines = inode, 0, 0
+                    self._records, self._inode, self._offset, self._lines = {}, inode, 0, 0
                 file.seek(self._offset)
                 news = file.read()
         except FileNotFoundError:
@@ -200,18 +161,9 @@ class Manifest:
         self._offset += len(whole)
         for line in whole.splitlines():
             self._lines += 1
-            parsed = Record.parse(line) or Attempt.parse(line)
-            if parsed is not None:
-                self._note(parsed)
-
-    def _note(self, line: Record | Attempt) -> None:
-        """Take a line into the tables."""
-        if isinstance(line, Attempt):
-            self._attempts[line.trying] = line
-            return
-        self._records[line.target] = line
-        if line.made is not None:
-            self._attempts.pop(line.target, None)
+            record = Record.parse(line)
+            if record is not None:
+                self._records[record.target] = record
 
     def state(self, source: Path, target: Path, recipe: Mapping[str, Any]) -> State:
         """Return the state of `target`.
@@ -249,26 +201,6 @@ class Manifest:
         record = self._records.get(self._key(target))
         return record.details if record is not None and record.content.matches(source) else {}
 
-    def broken_runs(self, source: Path, target: Path) -> int:
-        """Return how many runs ended without a word while they worked on `target` from the present `source`.
-
-        Claim the target and refresh before: otherwise a run that is under way is counted, too.
-        """
-        attempt = self._attempts.get(self._key(target))
-        same = attempt is not None and attempt.source == _absolute(source) and attempt.stamp == _stamp(source)
-        return attempt.runs if same and attempt is not None else 0
-
-    def trying(self, source: Path, target: Path) -> None:
-        """Append the line that precedes all work on `target`."""
-        runs = self.broken_runs(source, target) + 1
-        self._append(Attempt(self._key(target), _absolute(source), _stamp(source), runs))
-
-    def settle(self, target: Path) -> None:
-        """Append the line that says: the work on `target` has ended with an error or an interruption, not a crash."""
-        attempt = self._attempts.get(self._key(target))
-        if attempt is not None and attempt.runs:
-            self._append(replace(attempt, runs=0))
-
     def begin(self, source: Path, target: Path, content: Fingerprint, recipe: Mapping[str, Any]) -> Record:
         """Append the line that precedes writing the target."""
         record = Record(self._key(target), _absolute(source), content, dict(recipe))
@@ -291,7 +223,7 @@ class Manifest:
         try:
             if lock is None:
                 path = self._folder / "claims" / f"{number:02d}.lock"
-                _check_kind(path, stat.S_ISREG)
+                check_plain(path)
                 lock = FileLock(path, thread_local=False)
                 self._claims[number] = lock
             lock.acquire(timeout=-1 if wait else 0)
@@ -305,16 +237,16 @@ class Manifest:
         finally:
             lock.release()
 
-    def _append(self, line: Record | Attempt) -> None:
+    def _append(self, record: Record) -> None:
         try:
             with self._lock:
-                data = (b"\n" if self._ends_torn() else b"") + line.line()
+                data = (b"\n" if self._ends_torn() else b"") + record.line()
                 with self._path.open("ab", buffering=0) as file:
                     if file.write(data) != len(data):  # the disk is full; the torn line is void
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except (OSError, Timeout) as error:
             raise _unwritable(self.root, error) from None
-        self._note(line)
+        self._records[record.target] = record
 
     def _ends_torn(self) -> bool:
         """Whether the last line has no end, after a full disk or a power failure."""
@@ -328,7 +260,7 @@ class Manifest:
     def _compact(self) -> None:
         with self._lock:
             self.refresh()
-            lines = b"".join(line.line() for line in (*self._records.values(), *self._attempts.values()))
+            lines = b"".join(record.line() for record in self._records.values())
             write_bytes(self._path, lines, overwrite=True)
 
     def _key(self, target: Path) -> str:
@@ -380,31 +312,6 @@ def _temporaries(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
 def _remove(path: Path) -> None:
     with suppress(OSError):  # a file that stays harms nothing
         path.unlink(missing_ok=True)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """The size and the time of the last change; zeros where the file is not there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
-
-
-def _check_kind(path: Path, right: Callable[[int], bool]) -> None:
-    """Raise RestortError where something other than a plain file or folder lies at a name of the manifest.
-
-    A link would have another file locked, read or written; a pipe would make the run wait for ever.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if right(mode):
-        return
-    plain = "folder" if right is stat.S_ISDIR else "file"
-    found = "it is a link" if stat.S_ISLNK(mode) else "something else lies there"
-    raise RestortError(f"cannot use {path}: {found}, not a plain {plain}; delete it")
 
 
 def _absolute(path: Path) -> str:

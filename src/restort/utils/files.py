@@ -109,6 +109,22 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise _exists(path)
 
 
+def check_plain(path: Path, *, folder: bool = False) -> None:
+    """Raise RestortError where something other than a plain file (or `folder`) lies at a name that only we should use.
+
+    A link would have another file locked, read or written; a pipe would make the run wait for ever.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode):
+        return
+    found = "it is a link" if stat.S_ISLNK(mode) else "something else lies there"
+    plain = "folder" if folder else "file"
+    raise RestortError(f"cannot use {path}: {found}, not a plain {plain}; delete it")
+
+
 def _exists(path: Path) -> RestortError:
     return RestortError(f"{path} already exists; use --overwrite to replace it")
 
