@@ -28,8 +28,9 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 demo: .venv/.core
 	$(BIN)/python examples/demo.py --output demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
+# Two processes or more share the tests, a file each: each computes with one thread, or they would slow one another down.
 test: .venv/.dev
-	$(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(PYTEST)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
