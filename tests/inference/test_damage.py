@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from restort.errors import RestortError
 from restort.imaging.picture import Picture
 from restort.inference.damage import BLURRED, COMPRESSED, NOISY, damage_of
+from tests.imaging.test_limits import CLAIMS, png, webp
 
 PHOTOGRAPH = Path(__file__).resolve().parents[2] / "tests/weights/kitten_small.png"
 
@@ -109,3 +112,21 @@ def test_no_picture(tmp_path: Path) -> None:
     for name in ("a.png", "absent.png"):
         with pytest.raises(RestortError, match="cannot read"):
             damage_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_is_not_believed(tmp_path: Path, name: str) -> None:
+    """The look at a file before the run has the limits of reading it."""
+    (tmp_path / f"a.{name}").write_bytes(CLAIMS[name])
+    with pytest.raises(RestortError, match="cannot hold"):
+        damage_of(tmp_path / f"a.{name}")
+
+
+def test_text_and_frames_are_not_read(tmp_path: Path) -> None:
+    bomb = (b"zTXt", b"k\0\0" + zlib.compress(bytes(7_900_000), 9))
+    (tmp_path / "a.png").write_bytes(png(*[bomb] * 60))
+    (tmp_path / "a.webp").write_bytes(webp(60_000))
+    begin = time.monotonic()
+    assert damage_of(tmp_path / "a.png") is None
+    assert damage_of(tmp_path / "a.webp") is None
+    assert time.monotonic() - begin < 5

@@ -139,24 +139,7 @@ def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
 
 def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
     pyvips = vips()
-    lab = None
-    decoded, frames = data, 1
-    if source.format == "tiff":
-        _check_tiff(source, data)
-        lab = tiff_tags.lab_as_rgb(data)
-        decoded = data if lab is None else lab
-    elif source.format == "png":
-        decoded = chunks.without_png_text(data)
-    elif source.format == "webp":
-        decoded, frames = chunks.first_webp_frame(data)
-    try:
-        image = getattr(pyvips.Image, _LOADERS[source.format])(decoded, access="sequential", fail_on="error")
-    except pyvips.Error as error:
-        raise source.failed(reason(error)) from None
-    sample_bytes = image.bands * (2 if image.format == "ushort" else 1)
-    limits.check_pixels(str(source.path), image.width, image.height, max_pixels, sample_bytes)
-    if source.format == "gif" and not limits.gif_can_hold(len(data), image.width, image.height):
-        raise source.failed(f"{len(data)} bytes cannot hold {image.width} x {image.height} pixels")
+    image, frames, lab = _opened(source, data, max_pixels)
     fields = set(image.get_fields())
     blocks = {
         key: _block(image, fields, key) for key in ("exif-data", "xmp-data", "iptc-data", "icc-profile-data")
@@ -168,7 +151,7 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
     pages = max(frames, image.get("n-pages") if "n-pages" in fields else 1)
     _note_losses(source, pages, data, blocks)
     try:
-        image = _supported(source, _lab(image) if lab is not None else image)
+        image = _supported(source, _lab(image) if lab else image)
         pixels = to_array(image)
     except pyvips.Error as error:
         raise source.failed(reason(error)) from None
@@ -195,6 +178,38 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
         format=source.format,
         notes=tuple(source.notes),
     )
+
+
+def open_lazily(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> Any:
+    """Return the libvips image of a file other than BMP, within the limits of `read`.
+
+    It decodes only what is asked of it. Neither the orientation nor a profile is applied.
+    """
+    data = read_bytes(path, _most_bytes(max_pixels))
+    return _opened(_recognized(path, data[: formats.HEAD]), data, max_pixels)[0]
+
+
+def _opened(source: _Source, data: bytes, max_pixels: int | None) -> tuple[Any, int, bool]:
+    """Return the image whose pixels are not decoded yet, the number of frames, and whether its RGB is 8-bit Lab."""
+    pyvips = vips()
+    decoded, frames, lab = data, 1, None
+    if source.format == "tiff":
+        _check_tiff(source, data)
+        lab = tiff_tags.lab_as_rgb(data)
+        decoded = data if lab is None else lab
+    elif source.format == "png":
+        decoded = chunks.without_png_text(data)
+    elif source.format == "webp":
+        decoded, frames = chunks.first_webp_frame(data)
+    try:
+        image = getattr(pyvips.Image, _LOADERS[source.format])(decoded, access="sequential", fail_on="error")
+    except pyvips.Error as error:
+        raise source.failed(reason(error)) from None
+    sample_bytes = image.bands * (2 if image.format == "ushort" else 1)
+    limits.check_pixels(str(source.path), image.width, image.height, max_pixels, sample_bytes)
+    if source.format == "gif" and not limits.gif_can_hold(len(data), image.width, image.height):
+        raise source.failed(f"{len(data)} bytes cannot hold {image.width} x {image.height} pixels")
+    return image, frames, lab is not None
 
 
 def _check_tiff(source: _Source, data: bytes) -> None:

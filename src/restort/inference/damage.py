@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from restort.errors import RestortError
 from restort.imaging import formats
-from restort.imaging.decode import MAX_PIXELS, read
+from restort.imaging.decode import open_lazily, read
 from restort.imaging.picture import LUMA, Picture
 from restort.imaging.vips import to_array, vips
 from restort.utils.array_types import Array, Float32
@@ -206,12 +206,8 @@ def _centre(pixels: Array, edge: int) -> Array:
 
 def _decode_centre(path: Path) -> Array:
     """Decode the centre of a file, (H, W, 1 or 3); more only where the format must be decoded from its beginning."""
-    pyvips = vips()
+    image = open_lazily(path)
     try:
-        # A Source takes the path as it is; Image.new_from_file reads options out of brackets in it.
-        image = pyvips.Image.new_from_source(pyvips.Source.new_from_file(str(path)), "", access="sequential")
-        if image.width * image.height > MAX_PIXELS:
-            raise RestortError(f"cannot read {path}: it claims {image.width} x {image.height} pixels")
         width, height = min(image.width, NOISE_CROP), min(image.height, NOISE_CROP)
         image = image.crop((image.width - width) // 2, (image.height - height) // 2, width, height)
         if image.format not in ("uchar", "ushort") or image.interpretation not in (
@@ -224,7 +220,7 @@ def _decode_centre(path: Path) -> Array:
             image = image.colourspace("srgb").cast("uchar")
         colours = 1 if image.bands < 3 else 3
         return to_array(image)[..., :colours]
-    except pyvips.Error as error:
+    except vips().Error as error:
         raise RestortError(f"cannot read {path}: {error}") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def available_memory() -> int:
@@ -30,16 +31,48 @@ def _process_left() -> int | None:
 
 
 def _cgroup_left() -> int | None:
-    """Bytes left below the memory limit of the cgroup (v2, then v1); None without a limit."""
-    for limit_name, usage_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    """Bytes left below the memory limits of the process's cgroup and of those above it; None without a limit."""
+    left = [room for folder in _cgroups() if (room := _left_in(folder)) is not None]
+    return min(left) if left else None
+
+
+def _cgroups() -> list[Path]:
+    """Folders of the process's cgroup (v2, or the memory controller of v1) and of those above it."""
+    try:
+        lines = _OWN_CGROUP.read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    found = [_CGROUP, _CGROUP / "memory"]  # all that a container sees of itself
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" or "memory" in controllers.split(","):
+            mount = _CGROUP if number == "0" else _CGROUP / "memory"
+            names = [name for name in path.split("/") if name not in ("", "..")]
+            found += [mount.joinpath(*names[:depth]) for depth in range(1, len(names) + 1)]
+    return found
+
+
+def _left_in(folder: Path) -> int | None:
+    """Bytes left in one cgroup, cached files not counted as used: the system drops them where memory is short."""
+    for limit_name, usage_name, cached in (
+        ("memory.max", "memory.current", ("inactive_file", "active_file")),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
     ):
         try:
-            limit = (_CGROUP / limit_name).read_text().strip()
-            usage = (_CGROUP / usage_name).read_text().strip()
-            if limit.isdigit() and int(limit) < 1 << 60:
-                return max(int(limit) - int(usage), 0)
+            limit = (folder / limit_name).read_text().strip()
+            if not limit.isdigit() or int(limit) >= 1 << 60:  # "max", or v1's largest number
+                continue
+            usage = int((folder / usage_name).read_text())
+            return max(int(limit) - max(usage - _cached(folder, cached), 0), 0)
         except (OSError, ValueError):
             continue
     return None
+
+
+def _cached(folder: Path, names: tuple[str, ...]) -> int:
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+        return sum(int(value) for name, _, value in (line.partition(" ") for line in lines) if name in names)
+    except (OSError, ValueError):
+        return 0
