@@ -64,6 +64,7 @@ $(BIN)/python:
 	@echo "installing restort and what its tests need into .venv ..."
 	@$(if $(TORCH),$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH) || $(PIP) install torch,true)
 	@$(PIP) install -e '.[dev]'
+	@$(PIP) install -e '.[formats]' || echo "HEIC, JPEG XL or raw cannot be read here; their tests are skipped"
 	@for it in $(BINDINGS); do \
 		$(PIP) install --no-deps --target ".venv/tensorrt-bindings/$${it##*==}" $$it 2>/dev/null || \
 			echo "$$it is not for this Python or system; its test is skipped"; \

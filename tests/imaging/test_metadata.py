@@ -253,17 +253,20 @@ def test_a_bmp_whose_alpha_is_unused_is_opaque(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "sentence"),
     [
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC files are not supported; convert it"),
-        (b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc", "HEIC files are not supported; convert it"),
-        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "camera raw .CR3. files are not supported; develop it"),
-        (b"II*\0\x10\0\0\0CR\2\0", "camera raw .CR2. files are not supported; develop it"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC needs the extra .formats.; .*, or convert it"),
+        (b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc", "HEIC needs the extra .formats.; .*, or convert it"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "camera raw needs the extra .formats.; .*, or develop it"),
+        (b"II*\0\x10\0\0\0CR\2\0", "camera raw needs the extra .formats.; .*, or develop it"),
         (b"\0\0\0\x18ftypisom\0\0\2\0isomiso2", "video files are not supported; save a frame"),
         (b"<!DOCTYPE html>", "HTML files are not supported"),
         (b"P4\n8 8\n", "PNM files are not supported"),
         (b"qoif", "QOI files are not supported"),
     ],
 )
-def test_known_formats_are_named(tmp_path: Path, head: bytes, sentence: str) -> None:
+def test_known_formats_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, sentence: str
+) -> None:
+    monkeypatch.setattr("restort.imaging.extra_formats.installed", lambda _: False)
     (tmp_path / "a.jpg").write_bytes(head + bytes(100))
     with pytest.raises(RestortError, match=sentence):
         read(tmp_path / "a.jpg")

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.imaging import chunks, colour, formats, limits, metadata, tiff_tags
+from restort.imaging import chunks, colour, extra_formats, formats, limits, metadata, tiff_tags
 from restort.imaging.bmp import DamagedBmp, UnsupportedBmp, bmp_profile, bmp_size, read_bmp
 from restort.imaging.picture import Picture
 from restort.imaging.vips import reason, to_array, vips
 from restort.utils.array_types import Array
+from restort.utils.extras import install_command
 from restort.utils.files import read_bytes
 
 MAX_PIXELS = 500_000_000
@@ -55,7 +56,7 @@ class _Source:
     def failed(self, why: str) -> RestortError:
         """Return the error for a message of a decoder: an unsupported kind of file, or a damaged one."""
         if "HEVC" in why:
-            return self.unsupported("HEIC files are not supported", formats.remedy("HEIC"))
+            return self.unsupported("it is HEIC inside, under the brand of AVIF", formats.remedy("HEIC"))
         if any(words in why for words in _UNSUPPORTED):
             return self.unsupported(
                 f"this kind of {formats.NAMES[self.format]} file is not supported ({why})"
@@ -74,10 +75,11 @@ class _Source:
 def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
     """Read the picture in a file, upright.
 
-    Formats: PNG, JPEG, WebP, TIFF, BMP, GIF and AVIF, by content. Palettes become RGB, 1 to 4 bit gray 8 bit, CMYK and
-    Lab sRGB (CMYK through its own profile if it has one); 16 bit stays 16 bit. RGB and gray pixels stay as they are
-    and keep their profile. The orientation in EXIF is applied. Of several pages or frames the first is
-    read, with a note.
+    Formats: PNG, JPEG, WebP, TIFF, BMP, GIF and AVIF, by content; HEIC, JPEG XL and camera raw with the extra
+    `formats` (raw is developed to 16 bit with the camera's white balance). Palettes become RGB, 1 to 4 bit gray 8 bit,
+    CMYK and Lab sRGB (CMYK through its own profile if it has one); 10 bit and more become 16, which stay 16. RGB and
+    gray pixels stay as they are and keep their profile. The orientation in EXIF is applied. Of several pages or frames
+    the first is read, with a note.
 
     max_pixels   refuse a file whose header claims more, before decoding; None for no limit.
 
@@ -89,6 +91,8 @@ def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
     try:
         if source.format == "bmp":
             return _bmp(source, data, max_pixels)
+        if source.format in formats.EXTRA:
+            return _extra(source, data, max_pixels)
         return _through_vips(source, data, max_pixels)
     except MemoryError:
         raise RestortError(
@@ -118,10 +122,46 @@ def _recognized(path: Path, head: bytes) -> _Source:
                 f"cannot read {path}: it is not a picture in a known format; supported are {formats.READ_LIST}"
             )
         raise RestortError(f"cannot read {path}: {known} files are not supported; {formats.remedy(known)}")
-    source = _Source(path, name)
     if name == "tiff" and path.suffix.lower() in formats.RAW_SUFFIXES:
-        raise source.unsupported("camera raw is not supported", formats.remedy("camera raw"))
+        name = "raw"
+    source = _Source(path, name)
+    if name in formats.EXTRA and not extra_formats.installed(name):
+        what = formats.EXTRA_NAMES[name]
+        raise RestortError(
+            f"cannot read {path}: {what} needs the extra 'formats'; install it with: {install_command('formats')}, or "
+            f"{formats.remedy(what)}"
+        )
     return source
+
+
+def _extra(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
+    """Decode HEIC, JPEG XL or camera raw."""
+
+    def sized(width: int, height: int, pixel_bytes: int) -> None:
+        limits.check_pixels(str(source.path), width, height, max_pixels, pixel_bytes)
+
+    try:
+        found = extra_formats.decode(source.format, data, sized)
+    except extra_formats.Unreadable as error:
+        name = formats.EXTRA_NAMES[source.format]
+        raise RestortError(
+            f"cannot read {source.path}: its {name} decoder fails ({error}); copy or download it again, or "
+            f"{formats.remedy(name)}"
+        ) from None
+    source.notes += found.notes
+    exif = found.exif
+    if source.format == "raw" and (directory := tiff_tags.read_directory(data)) is not None:
+        exif = tiff_tags.exif_of_tiff(*directory)
+    colours, alpha = _split(np.ascontiguousarray(found.pixels))
+    return Picture(
+        colours,
+        alpha,
+        icc=_profile(source, found.icc, colours.shape[2]),
+        exif=None if exif is None else metadata.upright_exif(exif),
+        xmp=None if found.xmp is None else metadata.upright_xmp(found.xmp),
+        format=source.format,
+        notes=tuple(source.notes),
+    )
 
 
 def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:

@@ -153,7 +153,7 @@ def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[P
             suffix = path.suffix.lower()
             if name.startswith(".") or not os.path.isfile(path):
                 continue
-            if suffix in formats.READ_SUFFIXES:
+            if suffix in formats.read_suffixes():
                 yield path
             elif left_out is not None and suffix in formats.KNOWN_SUFFIXES:
                 left_out.append(path)
@@ -162,9 +162,9 @@ def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[P
 
 def _with_suffix(target: Path, suffix: str | None) -> Path:
     if suffix is None:
-        suffix = target.suffix if formats.output_format(target) else ".png"
+        suffix = target.suffix if formats.output_format(target) else formats.result_suffix(target)
     # `shot 1.5` has no suffix to replace, although with_suffix takes `.5` for one.
-    known = target.suffix.lower() in formats.READ_SUFFIXES
+    known = target.suffix.lower() in formats.read_suffixes()
     return target.with_suffix(suffix) if known else target.with_name(target.name + suffix)
 
 

@@ -1,12 +1,15 @@
 """File formats: recognised by their first bytes when reading, chosen by the suffix when writing.
 
-libvips, as the binary wheel of pyvips brings it, reads PNG, JPEG, WebP, TIFF, GIF and AVIF; Pillow reads BMP. Other
-known formats (HEIC, JPEG XL, camera raw ...) are named in the error.
+libvips, as the binary wheel of pyvips brings it, reads PNG, JPEG, WebP, TIFF, GIF and AVIF; Pillow reads BMP. HEIC,
+JPEG XL and camera raw need the extra `formats`. Other known formats (Photoshop, OpenEXR ...) are named in the error.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+
+from restort.imaging import extra_formats
 
 READABLE = {
     "png": (".png",),
@@ -28,7 +31,6 @@ NAMES = {
     "avif": "AVIF",
 }
 
-READ_SUFFIXES = frozenset(suffix for suffixes in READABLE.values() for suffix in suffixes)
 WRITE_SUFFIXES = {suffix: name for name in WRITABLE for suffix in READABLE[name]}
 READ_LIST = ", ".join(NAMES[name] for name in READABLE)
 WRITE_LIST = ", ".join(WRITE_SUFFIXES)
@@ -40,6 +42,20 @@ RAW_SUFFIXES = frozenset(
     )
 )
 """Camera raw; most of these files are TIFF inside."""
+
+EXTRA = {"heic": (".heic", ".heif", ".hif"), "jxl": (".jxl",), "raw": tuple(RAW_SUFFIXES)}
+"""Formats that the extra `formats` reads."""
+EXTRA_NAMES = {"heic": "HEIC", "jxl": "JPEG XL", "raw": "camera raw"}
+WRITTEN_AS = {"heic": ".jpg", "raw": ".tif"}
+"""Suffix of results where the format of the input is not written; .png for all others."""
+
+
+@functools.cache
+def read_suffixes() -> frozenset[str]:
+    """The suffixes of the formats that can be read with what is installed."""
+    extra = [suffixes for name, suffixes in EXTRA.items() if extra_formats.installed(name)]
+    return frozenset(suffix for suffixes in (*READABLE.values(), *extra) for suffix in suffixes)
+
 
 KNOWN_SUFFIXES = RAW_SUFFIXES | frozenset(
     (
@@ -63,6 +79,9 @@ _SIGNATURES = (
 )
 _FOREIGN = (
     (b"II*\0\x10\0\0\0CR", "camera raw (CR2)"),
+    (b"FUJIFILMCCD-RAW", "camera raw (RAF)"),
+    (b"IIU\0", "camera raw (RW2)"),
+    *((start, "camera raw (ORF)") for start in (b"IIRO", b"IIRS", b"MMOR")),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"\0\0\0\x0cjP  ", "JPEG 2000"),
@@ -95,9 +114,11 @@ HEAD = 64
 
 
 def sniff(head: bytes) -> str | None:
-    """Return the readable format of a file by its first `HEAD` bytes; None if it is none of `READABLE`."""
-    if foreign(head) is not None:
-        return None
+    """Return the format of a file by its first `HEAD` bytes, of READABLE or EXTRA; None if it is another one."""
+    known = foreign(head)
+    if known is not None:
+        extra = {"HEIC": "heic", "JPEG XL": "jxl"}
+        return "raw" if known.startswith("camera raw") else extra.get(known)
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
@@ -135,6 +156,12 @@ def _brand(head: bytes) -> str | None:
             if brand in known:
                 return name
     return "AVIF" if brands[0] in (b"mif1", b"msf1") else None
+
+
+def result_suffix(path: Path) -> str:
+    """Return the suffix of the result of a file whose own format RestoRT does not write."""
+    suffix = path.suffix.lower()
+    return next((WRITTEN_AS[name] for name in WRITTEN_AS if suffix in EXTRA[name]), ".png")
 
 
 def output_format(path: Path) -> str | None:
