@@ -551,14 +551,14 @@ def test_what_cannot_be_read_is_told_and_what_is_up_to_date_is_counted(
 ) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    for name in ("a.png", "b.png", "c.heic", "d.NEF", "e.heic"):
+    for name in ("a.png", "b.png", "c.psd", "d.EXR", "e.psd"):
         (folder / name).write_bytes(photo.read_bytes())
     told = restort("upscale", folder, "-o", tmp_path / "out", "--weights", weights, "--json")
-    assert "left out, because these formats cannot be read: 2 .heic, 1 .nef; convert them" in told.err
+    assert "left out, because these formats cannot be read: 2 .psd, 1 .exr; convert them" in told.err
     assert sorted(Path(path).name for path in json.loads(told.out)["left_out"]) == [
-        "c.heic",
-        "d.NEF",
-        "e.heic",
+        "c.psd",
+        "d.EXR",
+        "e.psd",
     ]
     assert "2 done of 2" in told.err
     again = restort("upscale", folder, "-o", tmp_path / "out", "--weights", weights)
