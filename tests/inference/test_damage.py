@@ -109,7 +109,8 @@ def test_a_picture_remembers_its_format(photo: Image.Image) -> None:
 
 def test_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"dear diary" * 20)
-    for name in ("a.png", "absent.png"):
+    (tmp_path / "short.tif").write_bytes(b"II*\0")
+    for name in ("a.png", "absent.png", "short.tif"):
         with pytest.raises(RestortError, match="cannot read"):
             damage_of(tmp_path / name)
 
@@ -130,3 +131,21 @@ def test_text_and_frames_are_not_read(tmp_path: Path) -> None:
     assert damage_of(tmp_path / "a.png") is None
     assert damage_of(tmp_path / "a.webp") is None
     assert time.monotonic() - begin < 5
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path, photo: Image.Image) -> None:
+    """BMP and the formats of extras are not read by libvips; a wrong suffix must not end the look."""
+    photo.save(tmp_path / "a.bmp")
+    (tmp_path / "a.bmp").rename(tmp_path / "a.png")
+    assert damage_of(tmp_path / "a.png") is None
+    photo.save(tmp_path / "b.png")
+    (tmp_path / "b.png").rename(tmp_path / "b.bmp")
+    assert damage_of(tmp_path / "b.bmp") is None
+
+
+def test_a_damaged_file_has_the_sentence_of_reading_it(tmp_path: Path, photo: Image.Image) -> None:
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue()[:9000])
+    with pytest.raises(RestortError, match=r"damaged or cut short \([^\n]*\); copy or download it again"):
+        damage_of(tmp_path / "a.png")

@@ -221,12 +221,13 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
 
 
 def open_lazily(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> Any:
-    """Return the libvips image of a file other than BMP, within the limits of `read`.
+    """Return the libvips image of a file, within the limits of `read`; None for a format that libvips does not read.
 
     It decodes only what is asked of it. Neither the orientation nor a profile is applied.
     """
     data = read_bytes(path, _most_bytes(max_pixels))
-    return _opened(_recognized(path, data[: formats.HEAD]), data, max_pixels)[0]
+    source = _recognized(path, data[: formats.HEAD])
+    return _opened(source, data, max_pixels)[0] if source.format in _LOADERS else None
 
 
 def _opened(source: _Source, data: bytes, max_pixels: int | None) -> tuple[Any, int, bool]:

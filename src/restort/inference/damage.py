@@ -39,6 +39,7 @@ NOISE_SIGMA_GRAY = 2.0
 EDGE_RATIO = 1.42
 """Gradient of the sharpest edges under a Gaussian of sigma 0.8, divided by that under sigma 1.6."""
 
+_LOSSY = ("jpeg", "avif", "heic")
 _LOSSY_TIFF = {6, 7, 33007, 34712, 34892, 50001}  # JPEG (three codes), JPEG 2000, lossy DNG JPEG, WebP
 _DCT = np.array(
     [
@@ -61,7 +62,7 @@ def damage_of(image: str | Path | Picture) -> str | None:
     Raises RestortError for a file that cannot be decoded.
     """
     if isinstance(image, Picture):
-        if image.format in ("jpeg", "avif"):
+        if image.format in _LOSSY:
             return COMPRESSED
         return measured_damage(_centre(image.pixels, NOISE_CROP))
     path = Path(image)
@@ -69,9 +70,8 @@ def damage_of(image: str | Path | Picture) -> str | None:
         with path.open("rb") as file:
             if _is_lossy(file):
                 return COMPRESSED
-        if path.suffix.lower() in formats.READABLE["bmp"]:  # which libvips does not read
-            return measured_damage(_centre(read(path).pixels, NOISE_CROP))
-        return measured_damage(_decode_centre(path))
+        pixels = _decode_centre(path)
+        return damage_of(read(path)) if pixels is None else measured_damage(pixels)
     except OSError as error:
         raise RestortError(f"cannot read {path}: {error.strerror or error}") from None
 
@@ -204,9 +204,14 @@ def _centre(pixels: Array, edge: int) -> Array:
     return pixels[top : top + edge, left : left + edge]
 
 
-def _decode_centre(path: Path) -> Array:
-    """Decode the centre of a file, (H, W, 1 or 3); more only where the format must be decoded from its beginning."""
+def _decode_centre(path: Path) -> Array | None:
+    """Decode the centre of a file, (H, W, 1 or 3); more only where the format must be decoded from its beginning.
+
+    None where `read` has to do it: for a format that libvips does not read, and for the sentence on a damaged file.
+    """
     image = open_lazily(path)
+    if image is None:
+        return None
     try:
         width, height = min(image.width, NOISE_CROP), min(image.height, NOISE_CROP)
         image = image.crop((image.width - width) // 2, (image.height - height) // 2, width, height)
@@ -220,15 +225,15 @@ def _decode_centre(path: Path) -> Array:
             image = image.colourspace("srgb").cast("uchar")
         colours = 1 if image.bands < 3 else 3
         return to_array(image)[..., :colours]
-    except vips().Error as error:
-        raise RestortError(f"cannot read {path}: {error}") from None
+    except vips().Error:
+        return None
 
 
 def _is_lossy(file: BinaryIO) -> bool:
     """Whether the header of a file says that its pixels were compressed with loss."""
-    head = file.read(16)
+    head = file.read(formats.HEAD)
     name = formats.sniff(head) if head else None
-    if name in ("jpeg", "avif"):
+    if name in _LOSSY:
         return True
     if name == "webp":
         return _is_lossy_webp(file)
@@ -253,10 +258,10 @@ def _is_lossy_webp(file: BinaryIO) -> bool:
 def _tiff_compression(file: BinaryIO, head: bytes) -> int | None:
     """The value of the tag Compression (259) in the first directory of a TIFF or BigTIFF."""
     order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack_from(order + "H", head, 2)[0] == 43
-    offset = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0]
-    entry, count = (20, "Q") if big else (12, "H")
     try:
+        big = struct.unpack_from(order + "H", head, 2)[0] == 43
+        offset = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)[0]
+        entry, count = (20, "Q") if big else (12, "H")
         file.seek(offset)
         (entries,) = struct.unpack(order + count, file.read(struct.calcsize(count)))
         for _ in range(min(entries, 4096)):
