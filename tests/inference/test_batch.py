@@ -343,7 +343,7 @@ def test_a_swallowed_interruption_is_noticed(weights: Path, tmp_path: Path) -> N
     with interrupt.listening(), restort.load(weights) as model:
         summary = restore_files(model, jobs, tmp_path / "out", Options(), Swallowing(len(jobs), quiet=True))
         assert interrupt.received() == signal.SIGTERM
-    assert summary.interrupted and summary.count("done") == 1 and summary.count("failed") == 0
+    assert summary.interrupted and 1 <= summary.count("done") < 10 and summary.count("failed") == 0
 
 
 def test_progress_bar_on_a_terminal(weights: Path, photos: Path, tmp_path: Path) -> None:

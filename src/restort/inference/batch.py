@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,14 +21,18 @@ from restort.imaging.picture import Picture
 from restort.inference.attempts import Attempts
 from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
-from restort.inference.model import Model, Restored
+from restort.inference.model import Computed, Model, Restored
 from restort.utils import interrupt
+from restort.utils.cpu import default_threads
 from restort.utils.files import check_free
+from restort.utils.memory import available_memory
 
 _log = logging.getLogger("restort")
 
 READ_AHEAD_BYTES = 64 << 20
 """Larger files are not read ahead, so that two huge pictures are never in memory at once."""
+EXPANSION = 16
+"""Bytes of a decoded picture for a byte of its file, about that of a JPEG of good quality."""
 
 Status = Literal["done", "skipped", "failed"]
 
@@ -177,6 +182,9 @@ def restore_files(
             leftovers.clean()
     except KeyboardInterrupt:
         summary.interrupted = True
+        for result in run.written():  # what is being written is finished and counted
+            summary.files.append(result)
+            observer.end(result)
     finally:
         run.close()
         summary.seconds = time.perf_counter() - start
@@ -189,16 +197,26 @@ class _Ready:
 
     replace   the target may be replaced
     claim     releases the claim when it is closed
+    bytes     that its picture takes in memory, by estimate from its file
     content   the picture and its fingerprint, where reading ahead has begun
+    writing   the outcome, where the result is being written
     """
 
     job: Job
     replace: bool
     claim: ExitStack
+    bytes: int = 0
     content: Future[tuple[Picture, Fingerprint | None]] | None = None
+    writing: Future[FileResult] | None = None
 
 
 class _Run:
+    """A pipeline of three stages: threads that read, the network in the calling thread, threads that write.
+
+    Results come in the order of the jobs. What is in memory between the stages is bounded by bytes: pictures that are
+    read ahead, and results that wait to be written.
+    """
+
     def __init__(
         self,
         model: Model,
@@ -212,11 +230,18 @@ class _Run:
         self.attempts = attempts
         self.damage = damage
         self.recipe = model.recipe(options.quality)
-        self.reader = ThreadPoolExecutor(1, thread_name_prefix="restort-read")
+        self.readers, self.writers = pool_sizes(default_threads())
+        self.reader = ThreadPoolExecutor(self.readers, thread_name_prefix="restort-read")
+        self.writer = ThreadPoolExecutor(self.writers, thread_name_prefix="restort-write")
+        self.room = available_memory() // 4
         self.open: list[_Ready] = []  # claimed, not finished
+        self.done: deque[_Ready | FileResult] = (
+            deque()
+        )  # in the order of the jobs: being written, or finished
 
     def close(self) -> None:
         self.reader.shutdown(wait=False, cancel_futures=True)
+        self.writer.shutdown(wait=True, cancel_futures=True)
         for ready in self.open:
             ready.claim.close()
         self.open.clear()
@@ -224,31 +249,68 @@ class _Run:
             self.attempts.close()
 
     def results(self, jobs: list[Job]) -> Iterator[FileResult]:
-        """Yield the result of every job. The next picture is read while one is computed.
-
-        Jobs that another run has claimed come last.
-        """
+        """Yield the result of every job, in order but for those that another run has claimed, which come last."""
         left_to_others: list[Job] = []
-        current: _Ready | None = None
+        ahead: deque[_Ready | FileResult] = deque()
         for job in jobs:
             interrupt.check()
             step = self._prepare(job, wait=False)
             if step is None:
                 left_to_others.append(job)
-            elif isinstance(step, FileResult):
-                yield step
-            else:
+                continue
+            ahead.append(step)
+            if isinstance(step, _Ready):
                 self._read_ahead(step)
-                if current is not None:
-                    yield self._finish(current)
-                current = step
-        if current is not None:
-            yield self._finish(current)
+            while self._enough(ahead):
+                yield from self._advance(ahead.popleft())
+        while ahead:
+            yield from self._advance(ahead.popleft())
+        yield from self.written()
         for job in left_to_others:
             interrupt.check()
             step = self._prepare(job, wait=True)
             assert step is not None
-            yield step if isinstance(step, FileResult) else self._finish(step)
+            yield from self._advance(step)
+            yield from self.written()  # nothing is claimed while the next one is waited for
+
+    def _enough(self, ahead: deque[_Ready | FileResult]) -> bool:
+        """Whether so much is being read that the network should go on."""
+        reading = [step for step in ahead if isinstance(step, _Ready)]
+        if not reading or isinstance(ahead[0], FileResult):
+            return bool(ahead)
+        return len(reading) > self.readers or sum(step.bytes for step in reading) > self.room
+
+    def _advance(self, step: _Ready | FileResult) -> Iterator[FileResult]:
+        """Run the network on the next picture and hand the result on; yield what has been written meanwhile."""
+        self.done.append(step if isinstance(step, FileResult) else self._compute(step))
+        yield from self.written(self.writers)
+
+    def written(self, most: int = 0) -> Iterator[FileResult]:
+        """Yield finished results in order; wait where more than `most`, or too many bytes, are being written."""
+        while self.done:
+            first = self.done[0]
+            if isinstance(first, _Ready):
+                assert first.writing is not None
+                waiting = [step for step in self.done if isinstance(step, _Ready)]
+                if (
+                    not first.writing.done()
+                    and len(waiting) <= most
+                    and sum(s.bytes for s in waiting) <= self.room
+                ):
+                    return
+                result = first.writing.result()
+                self._release(first)
+            else:
+                result = first
+            self.done.popleft()
+            yield result
+
+    def _release(self, ready: _Ready) -> None:
+        ready.content = None
+        ready.claim.close()
+        self.open.remove(ready)
+        if self.attempts is not None:
+            self.attempts.end(ready.job.source)
 
     def _prepare(self, job: Job, *, wait: bool) -> _Ready | FileResult | None:
         """Claim a job.
@@ -309,10 +371,11 @@ class _Run:
 
     def _read_ahead(self, ready: _Ready) -> None:
         try:
-            small = ready.job.source.stat().st_size <= READ_AHEAD_BYTES
+            size = ready.job.source.stat().st_size
         except OSError:
-            small = False  # reading it reports the error
-        if small:
+            return  # reading it reports the error
+        ready.bytes = EXPANSION * size
+        if size <= READ_AHEAD_BYTES:
             ready.content = self.reader.submit(self._read, ready.job)
 
     def _read(self, job: Job) -> tuple[Picture, Fingerprint | None]:
@@ -325,24 +388,54 @@ class _Run:
             raise RestortError(f"{job.source} changed while it was read; run again when it is complete")
         return picture, content
 
-    def _finish(self, ready: _Ready) -> FileResult:
+    def _compute(self, ready: _Ready) -> _Ready | FileResult:
+        """Run the network on a picture and begin to write the result."""
         job, start = ready.job, time.perf_counter()
         self.observer.begin(job.source)
         try:
-            restored = self._restore(ready)
+            picture, content = ready.content.result() if ready.content is not None else self._read(job)
+            ready.content = None
+            computed = self.model.compute(
+                job.source, job.target, picture, max_pixels=self.options.max_pixels, progress=self._tile
+            )
         except Exception as error:
+            self._release(ready)
             return failed(job, error, time.perf_counter() - start)
-        finally:
-            ready.content = None  # frees the picture
-            ready.claim.close()
-            self.open.remove(ready)
-            if self.attempts is not None:
-                self.attempts.end(job.source)
+        ready.bytes = computed.picture.pixels.nbytes
+        seconds = time.perf_counter() - start
+        ready.writing = self.writer.submit(self._write, ready, content, computed, picture.notes, seconds)
+        return ready
+
+    def _tile(self, done: int, total: int) -> None:
+        interrupt.check()
+        self.observer.tile(done, total)
+
+    def _write(
+        self,
+        ready: _Ready,
+        content: Fingerprint | None,
+        computed: Computed,
+        notes: tuple[str, ...],
+        seconds: float,
+    ) -> FileResult:
+        """Write a result between its two lines in the manifest; runs in a thread of its own."""
+        job, manifest, start = ready.job, self.manifest, time.perf_counter()
+        try:
+            record: Record | None = None
+            if manifest is not None and content is not None:
+                record = manifest.begin(job.source, job.target, content, self.recipe)
+            restored = self.model.store(
+                computed, notes, overwrite=ready.replace, quality=self.options.quality
+            )
+            if manifest is not None and record is not None:
+                manifest.finish(record, job.target, self._details(job, restored))
+        except Exception as error:
+            return failed(job, error, seconds + time.perf_counter() - start)
         return FileResult(
             job.source,
             job.target,
             "done",
-            time.perf_counter() - start,
+            seconds + time.perf_counter() - start,
             restored.size,
             restored.result_size,
             restored.backend,
@@ -352,43 +445,26 @@ class _Run:
             model=self.model.name,
         )
 
-    def _tile(self, done: int, total: int) -> None:
-        interrupt.check()
-        self.observer.tile(done, total)
+    def _details(self, job: Job, restored: Restored) -> dict[str, Any]:
+        """What the manifest keeps about a result."""
+        details: dict[str, Any] = {
+            "size": restored.size,
+            "result_size": restored.result_size,
+            "backend": restored.backend,
+            "precision": restored.precision,
+            "tile": restored.tile,
+        }
+        if job.source in self.damage:
+            details["damage"] = [DAMAGE_VERSION, self.damage[job.source]]
+        return details
 
-    def _restore(self, ready: _Ready) -> Restored:
-        job, manifest = ready.job, self.manifest
-        picture, content = ready.content.result() if ready.content is not None else self._read(job)
-        ready.content = None
-        record: Record | None = None
 
-        def begin() -> None:
-            nonlocal record
-            if manifest is not None and content is not None:
-                record = manifest.begin(job.source, job.target, content, self.recipe)
+def pool_sizes(cores: int) -> tuple[int, int]:
+    """The numbers of threads that read and that write: encoding takes two to four times as long as decoding.
 
-        restored = self.model.restore_file(
-            job.source,
-            job.target,
-            overwrite=ready.replace,
-            quality=self.options.quality,
-            max_pixels=self.options.max_pixels,
-            picture=picture,
-            before_write=begin,
-            progress=self._tile,
-        )
-        if manifest is not None and record is not None:
-            details: dict[str, Any] = {
-                "size": restored.size,
-                "result_size": restored.result_size,
-                "backend": restored.backend,
-                "precision": restored.precision,
-                "tile": restored.tile,
-            }
-            if job.source in self.damage:
-                details["damage"] = [DAMAGE_VERSION, self.damage[job.source]]
-            manifest.finish(record, job.target, details)
-        return restored
+    On few cores one of each, beside a network that uses them all.
+    """
+    return max(1, min(4, cores // 4)), max(1, min(8, cores // 2))
 
 
 def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:

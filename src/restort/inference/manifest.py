@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -139,6 +140,7 @@ class Manifest:
             check_plain(lock)
             check_plain(self._path)
             self._lock = FileLock(lock, timeout=_LOCK_SECONDS, thread_local=False)
+            self._mutex = threading.RLock()  # threads of one run write their results at the same time
             self.refresh()
             if self._lines > 2 * len(self._records) + 1000:
                 self._compact()
@@ -148,6 +150,10 @@ class Manifest:
 
     def refresh(self) -> None:
         """Read the lines that other runs have added since."""
+        with self._mutex:
+            self._refresh()
+
+    def _refresh(self) -> None:
         try:
             with self._path.open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
@@ -239,7 +245,7 @@ class Manifest:
 
     def _append(self, record: Record) -> None:
         try:
-            with self._lock:
+            with self._mutex, self._lock:
                 data = (b"\n" if self._ends_torn() else b"") + record.line()
                 with self._path.open("ab", buffering=0) as file:
                     if file.write(data) != len(data):  # the disk is full; the torn line is void

@@ -7,6 +7,7 @@ model.restore_file("small.jpg", "large.png")   # files, with profile, EXIF and a
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import threading
@@ -67,6 +68,14 @@ class Restored:
     notes: tuple[str, ...] = ()
     backend: str = ""
     precision: str = ""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A result in memory, for Model.store: the picture, and what is known before it is written."""
+
+    picture: Picture
+    about: Restored
 
 
 class Model:
@@ -253,7 +262,6 @@ class Model:
         quality: int = QUALITY,
         max_pixels: int | None = MAX_PIXELS,
         picture: Picture | None = None,
-        before_write: Callable[[], None] | None = None,
         progress: TileProgress | None = None,
     ) -> Restored:
         """Read `source`, restore it and write `target` in the format of its suffix.
@@ -262,19 +270,38 @@ class Model:
         quality        1 to 100, of JPEG, WebP and AVIF
         max_pixels     refuse a file whose header claims more; None for no limit
         picture        the content of `source`, where it has been read already
-        before_write   called after computing, before anything is written
         progress       called as progress(done, total) after each tile
 
         Raises RestortError with one sentence, and leaves nothing half-written.
         """
         source, target = Path(source), Path(target)
+        if picture is None:
+            self._check_target(source, target)
+            picture = read(source, max_pixels=max_pixels)
+        computed = self.compute(source, target, picture, max_pixels=max_pixels, progress=progress)
+        return self.store(computed, picture.notes, overwrite=overwrite, quality=quality)
+
+    def _check_target(self, source: Path, target: Path) -> None:
         check_output(target)
         if same_file(source, target):
             raise UsageError(
                 f"{target} is the input itself, and inputs are never overwritten; give another output"
             )
-        if picture is None:
-            picture = read(source, max_pixels=max_pixels)
+
+    def compute(
+        self,
+        source: Path,
+        target: Path,
+        picture: Picture,
+        *,
+        max_pixels: int | None = MAX_PIXELS,
+        progress: TileProgress | None = None,
+    ) -> Computed:
+        """The first half of `restore_file`: restore the content of `source`, for `store` to write to `target`.
+
+        Raises RestortError, before computing where the target is not one that can be written.
+        """
+        self._check_target(source, target)
         size = picture.width * self.scale, picture.height * self.scale
         check_fits(target, *size)
         if max_pixels is not None:  # the result and its encoder's copy
@@ -283,19 +310,25 @@ class Model:
             check_memory(f"cannot restore {source}: the result's {size[0]} x {size[1]} pixels", needed)
         runner = self._runner_for(picture.bits)
         result, tile = self._restored(picture, progress, runner)
-        if before_write is not None:
-            before_write()
-        lost = write(target, result, overwrite=overwrite, quality=quality)
-        return Restored(
-            source,
-            target,
-            (picture.width, picture.height),
-            (result.width, result.height),
-            tile,
-            (*picture.notes, *lost),
-            runner.name,
-            runner.precision,
+        about = Restored(
+            source, target, (picture.width, picture.height), size, tile, (), runner.name, runner.precision
         )
+        return Computed(result, about)
+
+    def store(
+        self,
+        computed: Computed,
+        notes: tuple[str, ...],
+        *,
+        overwrite: bool = False,
+        quality: int = QUALITY,
+    ) -> Restored:
+        """The second half of `restore_file`: encode and write. Needs no network, so another thread may do it.
+
+        notes   on reading, which those on writing follow
+        """
+        lost = write(computed.about.target, computed.picture, overwrite=overwrite, quality=quality)
+        return dataclasses.replace(computed.about, notes=(*notes, *lost))
 
     def run(
         self, x: npt.NDArray[np.float32], progress: TileProgress | None = None, *, bits: int = 8
