@@ -203,11 +203,12 @@ def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: in
 
 
 def _saver(name: str, pixels: Array, quality: int) -> tuple[str, dict[str, Any]]:
+    """The function of libvips and its options; those of PNG and JPEG by measurement (docs/design/pipeline.md)."""
     match name:
         case "png":
-            return "pngsave_buffer", {"compression": 6, "filter": "all"}
+            return "pngsave_buffer", {"compression": 3, "filter": "up"}
         case "jpeg":
-            return "jpegsave_buffer", {"Q": quality, "subsample_mode": "off", "optimize_coding": True}
+            return "jpegsave_buffer", {"Q": quality, "subsample_mode": "off", "optimize_coding": False}
         case "webp":
             lossy = {"Q": quality, "smart_subsample": True}
             return "webpsave_buffer", {"lossless": True, "exact": True} if quality == 100 else lossy
