@@ -346,6 +346,64 @@ def test_a_swallowed_interruption_is_noticed(weights: Path, tmp_path: Path) -> N
     assert summary.interrupted and 1 <= summary.count("done") < 10 and summary.count("failed") == 0
 
 
+class Gone:
+    """A stderr whose terminal has gone, or whose disk is full."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error: Exception, terminal: bool) -> None:
+        self.error, self.terminal = error, terminal
+        self.tried = 0
+
+    def write(self, text: str) -> int:
+        self.tried += 1
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def fileno(self) -> int:
+        raise ValueError("no file")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "input/output error"),
+        OSError(28, "no space"),
+        BrokenPipeError(),
+        ValueError("closed"),
+        None,
+    ],
+)
+def test_messages_that_cannot_be_printed(
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Path,
+    photos: Path,
+    tmp_path: Path,
+    terminal: bool,
+    error: Exception | None,
+) -> None:
+    """The work is done, and what fails has its exit status. None: a program without a console has no stderr."""
+    (photos / "bad.png").write_bytes(b"no picture")
+    stderr = None if error is None else Gone(error, terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    command = ["run", str(photos), "-o", str(tmp_path / "out"), "--weights", str(weights)]
+    statuses = [main(command), main([*command, "--precision", "none"]), main(["upscale", "absent.png"])]
+    monkeypatch.undo()
+    assert statuses == [1, 2, 1]
+    assert stderr is None or stderr.tried
+    assert {path.name for path in (tmp_path / "out").rglob("*.*g") if path.is_file()} == {
+        "a.png",
+        "b.jpg",
+        "c.png",
+    }
+
+
 def test_progress_bar_on_a_terminal(weights: Path, photos: Path, tmp_path: Path) -> None:
     """Through a pseudo-terminal: a bar with rate and time left, and the errors above it."""
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))

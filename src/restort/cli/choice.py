@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,10 +14,9 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     """Print a message on stderr; stdout is for results."""
-    from restort.utils.text import printable
+    from restort.utils.text import printable, to_stderr
 
-    with suppress(OSError, ValueError):  # a closed terminal must not end the work
-        print(f"restort: {printable(line)}", file=sys.stderr, flush=True)
+    to_stderr(f"restort: {printable(line)}")
 
 
 def silent(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,10 @@ class Display:
     def _tell(self, phase: str, share: float | None) -> None:
         self._bar.set_description_str(phase[:32], refresh=False)
         self._bar.n = 100 * (share or 0)
-        self._bar.refresh()
+        with suppress(OSError, ValueError):  # a closed terminal must not end the work
+            self._bar.refresh()
 
     def __exit__(self, *about: object) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError, ValueError):
+                self._bar.close()

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from restort.cli import bench, build, cache, compare, doctor, evaluate, export, inspect, models, restore
 from restort.errors import RestortError, UsageError
 from restort.utils import interrupt
+from restort.utils.text import printable, to_stderr
 from restort.version import __version__
 
 COMMANDS = (restore, models, export, build, inspect, evaluate, compare, bench, cache, doctor)
@@ -25,6 +26,11 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that reports an error in one sentence and suggests the nearest name."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or an error; a stream that is closed does not change the exit status."""
+        with contextlib.suppress(OSError, ValueError):
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}; `{self.prog} --help` explains the options\n")
@@ -119,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _tell(args, RestortError(sentence(error)), FAILED)
     except KeyboardInterrupt:
         status = INTERRUPTED
-        print("restort: interrupted", file=sys.stderr)
+        to_stderr("restort: interrupted")
     number = interrupt.received()
     return 128 + number if status == INTERRUPTED and number is not None else status
 
@@ -143,9 +149,7 @@ def _logging(verbose: bool) -> Iterator[None]:
 
 
 def _tell(args: argparse.Namespace, error: RestortError, status: int) -> int:
-    from restort.utils.text import printable
-
-    print(f"restort: {printable(error)}", file=sys.stderr)
+    to_stderr(f"restort: {printable(error)}")
     if getattr(args, "json", False):
         summary = {"restort": __version__, "command": args.name, "status": status, "error": str(error)}
         with contextlib.suppress(OSError):

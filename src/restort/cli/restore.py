@@ -126,6 +126,7 @@ def _restore(args: argparse.Namespace, task: str | None, inputs: list[Path]) -> 
     from restort.inference.batch import Options, Summary, restore_files
     from restort.inference.preflight import preflight
     from restort.inference.progress import failure, observer
+    from restort.utils.text import to_stderr
 
     resolved, computing = choice.resolve(args, task), choice.run_options(args)
     left_out: list[Path] = []
@@ -139,7 +140,7 @@ def _restore(args: argparse.Namespace, task: str | None, inputs: list[Path]) -> 
     )
     sound, refused = preflight(jobs, how, named=inputs, alone=root is None)
     for result in refused:
-        print(failure(result), file=sys.stderr, flush=True)
+        to_stderr(failure(result))
     if not sound:
         return _finish(args, how, Summary(refused, len(jobs)), [], left_out)
     summary, models = Summary(refused, len(jobs)), []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -31,6 +30,7 @@ from restort.inference.exact import resolve_backend, run_exact, stream_exact
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
 from restort.tiling.halving import Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
+from restort.utils.text import to_stderr
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -467,4 +467,4 @@ def same_file(a: Path, b: Path) -> bool:
 
 
 def _to_stderr(line: str) -> None:
-    print(f"restort: {line}", file=sys.stderr)
+    to_stderr(f"restort: {line}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from restort.inference.batch import FileResult
-from restort.utils.text import printable, rate_text, time_text
+from restort.utils.text import printable, rate_text, time_text, to_stderr
 
 
 class Lines:
@@ -28,8 +28,7 @@ class Lines:
         pass
 
     def say(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # a closed terminal must not end the work
-            print(line, file=sys.stderr, flush=True)
+        to_stderr(line)
 
     def begin(self, source: Path) -> None:
         pass
@@ -69,7 +68,8 @@ class Bar(Lines):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        with suppress(OSError, ValueError):
+            self._bar.close()
 
     def say(self, line: str) -> None:
         with suppress(OSError, ValueError):
@@ -77,7 +77,8 @@ class Bar(Lines):
 
     def begin(self, source: Path) -> None:
         name = printable(source.name)
-        self._bar.set_description_str(name if len(name) <= 32 else name[:29] + "...")
+        with suppress(OSError, ValueError):  # a closed terminal must not end the work
+            self._bar.set_description_str(name if len(name) <= 32 else name[:29] + "...")
 
     def tile(self, done: int, total: int) -> None:
         self._show(self._finished + done / total)
@@ -98,14 +99,18 @@ class Bar(Lines):
         left = (self.total - completed) / rate if rate > 0 else float("inf")
         self._bar.postfix[:] = [int(completed), rate_text(rate), time_text(left)]
         self._bar.n = completed
-        self._bar.refresh()
+        with suppress(OSError, ValueError):
+            self._bar.refresh()
 
 
 def observer(total: int, *, quiet: bool) -> Lines:
     """Make a Bar for a terminal, otherwise Lines."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         return Lines(total, quiet=quiet)
-    return Bar(total)
+    try:
+        return Bar(total)
+    except (OSError, ValueError):  # the terminal has gone
+        return Lines(total)
 
 
 def failure(result: FileResult) -> str:

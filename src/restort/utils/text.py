@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+
 
 def printable(text: object) -> str:
     """Escape control characters and invalid encodings, so that any terminal can show the text."""
     safe = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
+
+
+def to_stderr(line: str) -> None:
+    """Print a line on stderr. Where that fails, as on a closed terminal or a full disk, the work goes on."""
+    if sys.stderr is not None:  # a program without a console has none
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def rate_text(files_per_second: float) -> str:
