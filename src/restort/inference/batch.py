@@ -298,17 +298,17 @@ class _Run:
                     and sum(s.bytes for s in waiting) <= self.room
                 ):
                     return
-                result = first.writing.result()
+                # in this order, since a signal may interrupt between any two lines
+                self.done[0] = first.writing.result()
                 self._release(first)
             else:
-                result = first
-            self.done.popleft()
-            yield result
+                self.done.popleft()
+                yield first
 
     def _release(self, ready: _Ready) -> None:
         ready.content = None
         ready.claim.close()
-        self.open.remove(ready)
+        self.open = [other for other in self.open if other is not ready]
         if self.attempts is not None:
             self.attempts.end(ready.job.source)
 
