@@ -47,8 +47,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summar
 class Gauge:
     """How many calls are under way, and the most there have been."""
 
-    def __init__(self, function: Callable[..., Any], seconds: Callable[[Path], float]) -> None:
-        self.function, self.seconds = function, seconds
+    def __init__(
+        self, function: Callable[..., Any], seconds: Callable[[Path], float], together: int = 1
+    ) -> None:
+        """`together`: the first calls wait for one another until so many are under way, 20 s at most."""
+        self.function, self.seconds, self.together = function, seconds, together
+        self.met = threading.Event()
         self.now = self.most = 0
         self._lock = threading.Lock()
 
@@ -56,7 +60,10 @@ class Gauge:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
+            if self.now >= self.together:
+                self.met.set()
         try:
+            self.met.wait(20)
             time.sleep(self.seconds(Path(path)))
             return self.function(path, *arguments, **options)
         finally:
@@ -87,11 +94,11 @@ def test_results_come_in_order_however_long_each_takes(
 def test_the_stages_overlap_within_their_numbers(
     run: Callable[..., Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writing, reading = Gauge(write, lambda path: 0.05), Gauge(read, lambda path: 0.05)
+    writing, reading = Gauge(write, lambda path: 0, together=4), Gauge(read, lambda path: 0, together=3)
     monkeypatch.setattr(model_module, "write", writing)
     monkeypatch.setattr(batch, "read", reading)
     assert run().count("done") == COUNT
-    assert 2 <= writing.most <= 4 and 2 <= reading.most <= 3
+    assert (writing.most, reading.most) == (4, 3)
 
 
 def test_memory_bounds_what_is_in_flight(

@@ -102,8 +102,9 @@ class Picture:
                 f"this network takes {channels} channels, a pair of dual-pixel pictures, which cannot be read; "
                 "use weights that take one picture"
             )
-        x = self.pixels.transpose(2, 0, 1).astype(np.float32)
-        x /= np.float32(self.peak)
+        x: Float32 = np.empty((self.channels, self.height, self.width), np.float32)
+        for plane, values in zip(x, np.moveaxis(self.pixels, 2, 0), strict=True):  # no copy beside x
+            np.divide(values, np.float32(self.peak), out=plane, dtype=np.float32)
         if self.alpha is not None:
             x = fill_transparent(x, self.alpha)
         if channels == self.channels:
@@ -150,25 +151,28 @@ def _assembled(bands: Bands, pixels: Array) -> Array:
     filled = 0
     for top, band in bands:
         for start in range(0, band.shape[2], 256):  # a few rows at a time, to keep the copies small
-            rows = _quantised(band[:, :, start : start + 256], pixels.shape[2], pixels.dtype)
+            values = _quantised(band[:, :, start : start + 256], pixels.shape[2], pixels.dtype)
+            rows = np.moveaxis(values, 0, 2)
             place = pixels[top + start : top + start + len(rows)]
             if rows.shape != place.shape or top + start != filled:
                 raise ValueError(f"rows {rows.shape} at {top + start} do not fit a picture {pixels.shape}")
-            place[:] = rows
+            np.copyto(place, rows, casting="unsafe")
             filled += len(rows)
     if filled != len(pixels):
         raise ValueError(f"{filled} rows for a picture of {len(pixels)}")
     return pixels
 
 
-def _quantised(rows: Float32, channels: int, dtype: np.dtype[Any]) -> Array:
-    """Convert (N, C, H, W) in [0, 1] to (H, W, channels) in the range of `dtype`."""
-    if not np.isfinite(rows).all():
+def _quantised(rows: Float32, channels: int, dtype: np.dtype[Any]) -> Float32:
+    """Convert (N, C, H, W) in [0, 1] to (channels, H, W) whole numbers in the range of `dtype`, as float32."""
+    if not (np.isfinite(rows.min()) and np.isfinite(rows.max())):  # NaN is the least and the largest of all
         raise RestortError("the network returned NaN or infinity; use --precision fp32 or other weights")
     planes: Array = rows[0] if len(rows) == 1 else rows[:, 0]  # one picture, or three of one channel
     if channels == 1 and planes.shape[0] == 3:
         planes = np.tensordot(np.asarray(LUMA, np.float32), planes, axes=1)[None]
     if planes.shape[0] != channels:
         raise ValueError(f"an output of shape {rows.shape} for a picture of {channels} channels")
-    values: Array = np.rint(np.clip(planes, 0, 1) * np.float32(np.iinfo(dtype).max)).astype(dtype)
-    return np.moveaxis(values, 0, 2)
+    peak = np.float32(np.iinfo(dtype).max)
+    values: Float32 = np.clip(planes, np.float32(0), np.float32(1))
+    values *= peak
+    return np.rint(values, out=values)
