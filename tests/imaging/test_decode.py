@@ -405,3 +405,12 @@ def test_nothing_is_printed(load, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RestortError):
         load(data[:500])
     assert capfd.readouterr() == ("", "")
+
+
+def test_messages_that_are_no_text(capfd: pytest.CaptureFixture[str]) -> None:
+    """libvips quotes damaged files: bytes that are not UTF-8 neither print a traceback nor hide the error."""
+    pyvips = vips()
+    words = pyvips.ffi.new("char[]", b"chunk \x82\xff")
+    assert pyvips.error._to_string(words) == "chunk \ufffd\ufffd", "what pyvips.Error makes its text with"
+    pyvips._log_handler_callback(pyvips.ffi.new("char[]", b"VIPS"), 16, words, pyvips.ffi.NULL)
+    assert capfd.readouterr() == ("", "")

@@ -22,6 +22,7 @@ from restort.imaging.decode import read
 from restort.imaging.encode import write
 from restort.imaging.folder import collect
 from restort.imaging.picture import Picture
+from restort.inference.attempts import Attempts
 from restort.inference.batch import Options, restore_files
 from restort.inference.progress import Lines
 from restort.utils import interrupt
@@ -344,6 +345,24 @@ def test_a_swallowed_interruption_is_noticed(weights: Path, tmp_path: Path) -> N
         summary = restore_files(model, jobs, tmp_path / "out", Options(), Swallowing(len(jobs), quiet=True))
         assert interrupt.received() == signal.SIGTERM
     assert summary.interrupted and 1 <= summary.count("done") < 10 and summary.count("failed") == 0
+
+
+def test_an_interruption_between_two_pictures(
+    upscale: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal falls into the bookkeeping of a finished picture, which is counted all the same."""
+    end, signals = Attempts.end, [signal.SIGTERM]
+
+    def interrupted(self: Attempts, source: Path, *, finished: bool = True) -> None:
+        if finished and signals:
+            signal.raise_signal(signals.pop())
+        end(self, source, finished=finished)
+
+    monkeypatch.setattr(Attempts, "end", interrupted)
+    first = upscale(photos, "-o", tmp_path / "out")
+    assert first.status == 143 and first.report["totals"]["interrupted"]
+    assert first.report["totals"]["done"] >= 1 and first.report["totals"]["failed"] == 0
+    assert upscale(photos, "-o", tmp_path / "out").status == 0
 
 
 class Gone:

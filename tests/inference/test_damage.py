@@ -110,7 +110,8 @@ def test_a_picture_remembers_its_format(photo: Image.Image) -> None:
 def test_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"dear diary" * 20)
     (tmp_path / "short.tif").write_bytes(b"II*\0")
-    for name in ("a.png", "absent.png", "short.tif"):
+    (tmp_path / "far.tif").write_bytes(b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(40))
+    for name in ("a.png", "absent.png", "short.tif", "far.tif"):
         with pytest.raises(RestortError, match="cannot read"):
             damage_of(tmp_path / name)
 

@@ -26,6 +26,14 @@ def vips() -> Any:
         import pyvips
     except (ImportError, OSError) as error:
         raise RestortError(f"libvips cannot be loaded ({error}); run: pip install 'pyvips[binary]'") from None
+
+    # Messages quote damaged files. pyvips decodes them strictly, which prints a traceback or replaces its own Error.
+    def text(words: Any) -> str:
+        return "NULL" if words == pyvips.ffi.NULL else str(pyvips.ffi.string(words), "utf-8", "replace")
+
+    for module in (pyvips, pyvips.error):
+        if hasattr(module, "_to_string"):
+            module._to_string = text
     # pyvips takes over the messages of libvips alone; GLib prints its own to the terminal for damaged headers.
     handler = getattr(pyvips, "_log_handler_cb", None)
     if handler is not None:

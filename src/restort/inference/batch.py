@@ -306,6 +306,7 @@ class _Run:
                 yield first
 
     def _release(self, ready: _Ready) -> None:
+        """Free what a finished job holds. A signal may fall into the middle: a second call does the rest."""
         ready.content = None
         ready.claim.close()
         self.open = [other for other in self.open if other is not ready]

@@ -268,6 +268,6 @@ def _tiff_compression(file: BinaryIO, head: bytes) -> int | None:
             fields = file.read(entry)
             if struct.unpack_from(order + "H", fields)[0] == 259:
                 return int(struct.unpack_from(order + "H", fields, entry - (8 if big else 4))[0])
-    except (struct.error, OSError, OverflowError):
+    except (struct.error, OSError, OverflowError, ValueError):
         pass  # reading the pixels will say what is wrong with the file
     return None
