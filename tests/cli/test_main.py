@@ -593,3 +593,11 @@ def test_pipes(weights: Path, photo: Path, tmp_path: Path, chosen: str | None) -
     assert broken.returncode == 1 and broken.stdout == b""
     assert b"Traceback" not in broken.stderr and b"standard-input" in broken.stderr
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(restort: Any, shell: str) -> None:
+    pytest.importorskip("shtab", reason="the extra 'completion' is not installed")
+    told = restort("completion", shell)
+    assert told.status == 0 and told.err == ""
+    assert all(word in told.out for word in ("denoise", "--strength", "--weights", "openvino"))

@@ -12,13 +12,25 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from restort.cli import bench, build, cache, compare, doctor, evaluate, export, inspect, models, restore
+from restort.cli import (
+    bench,
+    build,
+    cache,
+    compare,
+    completion,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    models,
+    restore,
+)
 from restort.errors import RestortError, UsageError
 from restort.utils import interrupt
 from restort.utils.text import printable, to_stderr
 from restort.version import __version__
 
-COMMANDS = (restore, models, export, build, inspect, evaluate, compare, bench, cache, doctor)
+COMMANDS = (restore, models, export, build, inspect, evaluate, compare, bench, cache, doctor, completion)
 """In the order of `restort --help`."""
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -98,6 +110,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if rest:
         command = commands[args.name]
         command.commands().get(getattr(args, "what", ""), command).reject(rest[0], commands)
+    args.parser = top  # for `restort completion`
     return args
 
 

@@ -11,8 +11,14 @@ from typing import Any
 
 from restort.errors import RestortError
 
-_PACKAGES = {"skimage": "scikit-image", "h5py": "h5py", "scipy": "scipy", "matplotlib": "matplotlib"}
-_EXTRAS = {"matplotlib": "plots"}  # the others are in `evaluate`
+_PACKAGES = {
+    "skimage": "scikit-image",
+    "h5py": "h5py",
+    "scipy": "scipy",
+    "matplotlib": "matplotlib",
+    "shtab": "shtab",
+}
+_EXTRAS = {"matplotlib": "plots", "shtab": "completion"}  # the others are in `evaluate`
 
 
 @cache
