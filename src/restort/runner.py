@@ -67,6 +67,9 @@ class Runner(ABC):
     def expect(self, shape: tuple[int, ...]) -> None:  # noqa: B027, a default that does nothing
         """Prepare for many arrays of `shape`: compile for it before the first one."""
 
+    def shrink(self) -> None:  # noqa: B027, a default that does nothing
+        """Give back memory that is kept for later calls: called after the memory has run out."""
+
     @property
     def device(self) -> str | None:
         """Name of the GPU; None on the processor."""
@@ -150,16 +153,23 @@ _NO_MEMORY = (
     "bad allocation",
     "out of memory",
     "cannot allocate",
+    "can't alloc",
     "failed to allocate",
     "not enough memory",
 )
 """Parts of what the C++ libraries say where memory is short."""
 
 
+def wants_memory(error: Exception) -> bool:
+    """Whether a library failed for lack of memory."""
+    text = one_line(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
 def call_failed(library: str, shape: tuple[int, ...], error: Exception) -> RestortError:
     """The error of a library that failed on an array of `shape`: OutOfMemory where it wanted memory."""
     text = one_line(error)
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+    if wants_memory(error):
         return OutOfMemory(
             f"not enough memory for an array of shape {shape} in {library}; use smaller tiles (--tile)"
         )

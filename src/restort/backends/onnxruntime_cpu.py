@@ -38,6 +38,7 @@ class OnnxRuntimeRunner(Runner):
                 f"ONNX Runtime cannot load {path}: {one_line(error)}; delete that file"
             ) from None
         self._input = self._session.get_inputs()[0].name
+        self._run_options: Any = None
 
     def __call__(self, x: Array) -> Array:
         x = checked(x, self.spec)
@@ -45,10 +46,15 @@ class OnnxRuntimeRunner(Runner):
         if session is None:
             raise closed(self.name)
         try:
-            result: Array = session.run(None, {self._input: x})[0]
+            result: Array = session.run(None, {self._input: x}, self._run_options)[0]
         except Exception as error:
             raise call_failed("ONNX Runtime", x.shape, error) from None
         return result
+
+    def shrink(self) -> None:
+        """From now on free the arena after every run: it keeps all memory that it ever took."""
+        self._run_options = onnx_runtime().RunOptions()
+        self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def close(self) -> None:
         self._session = None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError
-from restort.runner import Array, Runner, call_failed, checked, closed, one_line
+from restort.runner import Array, Runner, call_failed, checked, closed, one_line, wants_memory
 from restort.utils.cpu import default_threads
 from restort.utils.quiet_imports import openvino
 from restort.weights.checkpoint import Weights
@@ -49,19 +49,41 @@ class OpenVinoRunner(Runner):
         self._seen: set[tuple[int, ...]] = set()
         self._fixed: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._dynamic: Any = None
+        self._weights, self._threads = weights, threads
+        self._instead: Runner | None = None
 
     def __call__(self, x: Array) -> Array:
         x = checked(x, self.spec)
         with self._lock:
             if self._core is None:
                 raise closed(self.name)
+            if self._instead is not None:
+                return self._instead(x)
             request = self._request(x.shape)
             try:
                 request.infer([x], share_inputs=True)
             except Exception as error:
                 raise call_failed("OpenVINO", x.shape, error) from None
             # Copied: the next call overwrites the request's buffer.
-            return np.array(request.get_output_tensor(0).data, np.float32, order="C")
+            result = np.array(request.get_output_tensor(0).data, np.float32, order="C")
+        if (
+            result.size == 0
+        ):  # where memory is short, `infer` may return without an error and without a result
+            raise call_failed("OpenVINO", x.shape, MemoryError())
+        return result
+
+    def shrink(self) -> None:
+        """Continue on ONNX Runtime: after it has run out of memory, OpenVINO returns nothing, or crashes."""
+        from restort.backends.onnxruntime_cpu import OnnxRuntimeRunner
+
+        with self._lock:
+            if self._core is None or self._instead is not None:
+                return
+            self._fixed.clear()
+            self._dynamic = None
+            self.warn("OpenVINO ran out of memory; continuing with ONNX Runtime in fp32")
+            self._instead = OnnxRuntimeRunner(self._weights, "fp32", self._threads)
+            self._instead.shrink()
 
     def expect(self, shape: tuple[int, ...]) -> None:
         with self._lock:
@@ -89,6 +111,8 @@ class OpenVinoRunner(Runner):
                 model.reshape(list(shape))
             return self._core.compile_model(model, "CPU", self._options).create_infer_request()
         except Exception as error:
+            if wants_memory(error):
+                raise call_failed("OpenVINO", shape or (), error) from None
             raise RestortError(
                 f"OpenVINO cannot compile {self._path}: {one_line(error)}; use --backend onnxruntime"
             ) from None
@@ -96,4 +120,4 @@ class OpenVinoRunner(Runner):
     def close(self) -> None:
         with self._lock:
             self._fixed.clear()
-            self._dynamic = self._core = None
+            self._dynamic = self._core = self._instead = None

@@ -28,8 +28,9 @@ from restort.imaging.limits import check_memory
 from restort.imaging.picture import Bands, Picture
 from restort.inference.exact import resolve_backend, run_exact, stream_exact
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
-from restort.tiling.halving import Halving
+from restort.tiling.halving import LEAST_EDGE, Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
+from restort.utils.integers import cdiv, round_up
 from restort.utils.text import to_stderr
 
 if TYPE_CHECKING:
@@ -234,21 +235,51 @@ class Model:
             with closing(stream_exact(runner, x, progress)) as bands:
                 return picture.from_bands(self._blended(bands, x), self.scale), "exact"
         alpha = picture.alpha_to_unit(self.spec.in_channels, self.scale)
-        cut = self._layout(runner, picture.height, picture.width, len(x))
+        cut: TileLayout | None = self._layout(runner, picture.height, picture.width, len(x))
         network = self._network(runner)
+        while True:
+            assert cut is not None
+            try:
+                result = self._in_tiles(picture, x, alpha, cut, network, progress)
+                return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
+            except MemoryError as error:
+                smaller = self._smaller(cut, error, runner)
+                if smaller is None:
+                    raise self._too_large(error, picture.height, picture.width) from None
+            cut = smaller  # after the handler, which keeps the arrays of the failed attempt alive
+
+    def _in_tiles(
+        self,
+        picture: Picture,
+        x: npt.NDArray[np.float32],
+        alpha: npt.NDArray[np.float32] | None,
+        cut: TileLayout,
+        network: Network,
+        progress: TileProgress | None,
+    ) -> Picture:
         total = cut.count * (1 if alpha is None else 2)
 
         def through(planes: npt.NDArray[np.float32], before: int) -> Bands:
             counted = None if progress is None else lambda done, _: progress(before + done, total)
             return self._blended(stream_tiled(network, planes, cut, counted), planes)
 
-        try:
-            result = picture.from_bands(
-                through(x, 0), self.scale, None if alpha is None else through(alpha, cut.count)
-            )
-        except MemoryError as error:
-            raise self._too_large(error, picture.height, picture.width) from None
-        return result, "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
+        return picture.from_bands(
+            through(x, 0), self.scale, None if alpha is None else through(alpha, cut.count)
+        )
+
+    def _smaller(self, cut: TileLayout, error: MemoryError, runner: Runner) -> TileLayout | None:
+        """Tiles of half the edge, where the arrays around the network did not fit; None where they are of no use.
+
+        Out of memory within the network is `Halving`'s to handle.
+        """
+        multiple = self.spec.size_multiple
+        edge = round_up(cdiv(max(cut.tile_shape), 2), multiple)
+        if self.tile != "auto" or isinstance(error, OutOfMemory) or edge < LEAST_EDGE:
+            return None
+        runner.shrink()
+        runner.warn(f"out of memory beside the network; beginning again with tiles of {edge}x{edge}")
+        overlap = None if self.overlap is None else min(self.overlap, edge // 2 // multiple * multiple)
+        return tile_layout(cut.rows.size, cut.columns.size, self.spec, edge, overlap)
 
     def _blended(self, bands: Bands, x: npt.NDArray[np.float32]) -> Bands:
         return bands if self.strength == 1 else blended_bands(bands, x, self.scale, self.strength)

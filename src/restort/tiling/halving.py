@@ -68,6 +68,8 @@ class Halving:
                 return self._network(x)
             except MemoryError:
                 self._too_many = n * height * width
+            if (shrink := getattr(self._network, "shrink", None)) is not None:
+                shrink()
         # After the handler, not in it: there the error keeps the frames, and so the arrays, of the failed run alive.
         if n > 1:
             return np.concatenate([self(np.ascontiguousarray(x[i : i + 1])) for i in range(n)])
