@@ -70,6 +70,15 @@ def test_to_8_bit_is_the_nearest_value() -> None:
     assert np.array_equal(to_8_bit(every), np.rint(every / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".avif"])
+def test_a_quality_of_100_is_lossless(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / ("picture" + suffix)
+    write(path, Picture(RGB, ALPHA), quality=100)
+    again = read(path)
+    assert np.array_equal(again.pixels, RGB)
+    assert again.alpha is not None and np.array_equal(again.alpha, ALPHA)
+
+
 def test_16_bit_avif_keeps_12(tmp_path: Path) -> None:
     pixels = np.full((32, 32, 3), (30_000, 20_000, 10_000), np.uint16)
     write(tmp_path / "a.avif", Picture(pixels))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import restort
 from restort.imaging.decode import read
@@ -64,6 +67,45 @@ def test_pictures_and_views(weights: Path) -> None:
     calls: list[tuple[int, int]] = []
     model(image, progress=lambda done, total: calls.append((done, total)))
     assert calls[-1][0] == calls[-1][1] > 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("1", "L"), ("L", "L"), ("LA", "LA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("I;16", "I;16")],
+)
+def test_images_of_pillow(weights: Path, mode: str, expected: str) -> None:
+    gray = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8) * 5)
+    image = (
+        Image.fromarray(np.asarray(gray).astype(np.uint16) * 257) if mode == "I;16" else gray.convert(mode)
+    )
+    if "A" in mode:
+        image.putalpha(255)
+    image.info["icc_profile"] = b"profile"
+    result = restort.restore(image, model=weights)
+    assert (result.mode, result.size, result.info) == (expected, (16, 12), {"icc_profile": b"profile"})
+    plain = image.convert(expected) if mode in ("1", "P") else image
+    assert np.array_equal(np.asarray(result), np.asarray(plain).repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_images_of_pillow_that_cannot_be_restored(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(restort.RestortError, match="mode CMYK cannot be restored; convert it to RGB"):
+        restort.restore(Image.new("CMYK", (5, 5)), model=weights)
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "JPEG")
+    with pytest.raises(restort.RestortError, match="cannot read the Pillow image"):
+        restort.restore(Image.open(io.BytesIO(buffer.getvalue()[:1500])), model=weights)
+
+
+def test_arguments_of_a_wrong_type(weights: Path, tmp_path: Path) -> None:
+    write(tmp_path / "a.png", Picture(np.zeros((5, 5, 3), np.uint8)))
+    arguments: Any = [
+        ({"target": 3}, "target must be a path, not int"),
+        ({"target": tmp_path / "b.png", "max_pixels": "many"}, "max_pixels must be a number"),
+        ({"target": tmp_path / "b.png", "quality": "best"}, "quality must be a whole number"),
+    ]
+    for options, expected in arguments:
+        with pytest.raises(restort.UsageError, match=expected):
+            restort.restore(tmp_path / "a.png", model=weights, **options)
 
 
 def test_restore(weights: Path, tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ def _add_rest(parser: argparse.ArgumentParser) -> None:
         "--retry", action="store_true", help="try files again that were set aside because they ended a run"
     )
     parser.add_argument(
-        "--quality", metavar="N", type=options.quality, help="1 to 100, of JPEG, WebP and AVIF (default: 95)"
+        "--quality",
+        metavar="N",
+        type=options.quality,
+        help="1 to 100, of JPEG, WebP and AVIF; 100 is lossless in WebP and 8-bit AVIF (default: 95)",
     )
     options.add_reporting(parser)
 

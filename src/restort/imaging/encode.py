@@ -72,13 +72,15 @@ def write(
     profile: its colours become sRGB.
 
     overwrite   replaces an existing file; without it RestortError.
-    quality     1 to 100 for JPEG (always 4:4:4), WebP and AVIF; 100 is lossless in WebP.
+    quality     1 to 100 for JPEG (always 4:4:4), WebP and AVIF; 100 is lossless in WebP, and in AVIF for 8 bit.
     sync        flushes the data to the disk before the file gets its name.
 
     Raises RestortError if the file cannot be written (nothing is left behind), UsageError for an unknown suffix.
     """
     path = Path(path)
     name = check_output(path)
+    if not isinstance(quality, (int, np.integer)):
+        raise UsageError(f"quality must be a whole number, not {quality!r}")
     if not 1 <= quality <= 100:
         raise UsageError(f"a quality of {quality} is out of range; use --quality 1 to 100")
     check_fits(path, picture.width, picture.height)
@@ -215,7 +217,8 @@ def _saver(name: str, pixels: Array, quality: int) -> tuple[str, dict[str, Any]]
         case "avif":
             bits = 12 if pixels.dtype == np.uint16 else 8
             options = {"compression": "av1", "Q": quality, "bitdepth": bits, "subsample_mode": "off"}
-            return "heifsave_buffer", options
+            # Of 16 bit only 12 are held, so that lossless would be none.
+            return "heifsave_buffer", options | ({"lossless": True} if quality == 100 and bits == 8 else {})
         case _:
             big = pixels.nbytes > 3_500_000_000
             return "tiffsave_buffer", {"compression": "deflate", "predictor": "horizontal", "bigtiff": big}

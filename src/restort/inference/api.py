@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 from restort.errors import UsageError
 from restort.inference.model import Model, Restored, load
+from restort.inference.pillow_images import is_pillow
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from restort.weights.catalogue import Entry
 
 Array = npt.NDArray[Any]
@@ -28,6 +31,12 @@ def restore(
 
 @overload
 def restore(
+    image: Image, *, model: str | Path | Model | None = None, scale: int | None = None, **options: Any
+) -> Image: ...
+
+
+@overload
+def restore(
     image: str | Path,
     target: str | Path,
     *,
@@ -38,16 +47,16 @@ def restore(
 
 
 def restore(
-    image: Array | str | Path,
+    image: Array | Image | str | Path,
     target: str | Path | None = None,
     *,
     model: str | Path | Model | None = None,
     scale: int | None = None,
     **options: Any,
-) -> Array | Restored:
-    """Restore one image: an array into an array, or a file into a file.
+) -> Array | Image | Restored:
+    """Restore one image: an array into an array, a PIL.Image into one, or a file into a file.
 
-    image     an array as `Model.__call__` takes it, or the path of a picture
+    image     an array or PIL.Image as `Model.__call__` takes it, or the path of a picture
     target    where the picture goes, for a path; an existing file is replaced only with `overwrite=True`
     model     a name of the catalogue, a file of weights, or a Model; for more than one image `load` it once
     scale     without a model: enlarge 2, 3 or 4 times, by the weights that suit the damage of the image
@@ -76,7 +85,9 @@ def restore(
     return _restore(image, target, model, of_file)
 
 
-def _check_target(image: Array | str | Path, target: str | Path | None, of_file: dict[str, Any]) -> None:
+def _check_target(
+    image: Array | Image | str | Path, target: str | Path | None, of_file: dict[str, Any]
+) -> None:
     """Raise UsageError where `target` and the options of files do not go with the kind of `image`."""
     if isinstance(image, (str, Path)):
         if target is None:
@@ -89,15 +100,15 @@ def _check_target(image: Array | str | Path, target: str | Path | None, of_file:
 
 
 def _restore(
-    image: Array | str | Path, target: str | Path | None, model: Model, of_file: dict[str, Any]
-) -> Array | Restored:
+    image: Array | Image | str | Path, target: str | Path | None, model: Model, of_file: dict[str, Any]
+) -> Array | Image | Restored:
     if isinstance(image, (str, Path)):
         assert target is not None
         return model.restore_file(image, target, **of_file)
     return model(image)
 
 
-def _suited(image: Array | str | Path, scale: int | None) -> str:
+def _suited(image: Array | Image | str | Path, scale: int | None) -> str:
     """The name of the weights that enlarge this image best."""
     from restort.imaging.picture import Picture
     from restort.inference.damage import damage_of
@@ -111,6 +122,8 @@ def _suited(image: Array | str | Path, scale: int | None) -> str:
         return usual.name
     if isinstance(image, (str, Path)):
         return usual.name if damage_of(image) is None else photo.name
+    if is_pillow(image):
+        image = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     # Only 8 and 16 bit, gray or RGB, can be measured; whatever else is wrong with an array is reported by the model.
     if (
         not isinstance(image, np.ndarray)

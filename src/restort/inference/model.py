@@ -27,6 +27,7 @@ from restort.imaging.encode import QUALITY, check_fits, check_output, write
 from restort.imaging.limits import check_memory
 from restort.imaging.picture import Bands, Picture
 from restort.inference.exact import resolve_backend, run_exact, stream_exact
+from restort.inference.pillow_images import is_pillow, pillow_through
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
 from restort.tiling.halving import LEAST_EDGE, Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
@@ -35,6 +36,8 @@ from restort.utils.text import to_stderr
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from PIL.Image import Image
 
     from restort.models.spec import Spec
     from restort.runner import Runner, Say
@@ -199,21 +202,28 @@ class Model:
     @overload
     def __call__(self, image: Picture, *, progress: TileProgress | None = None) -> Picture: ...
 
-    def __call__(self, image: Array | Picture, *, progress: TileProgress | None = None) -> Array | Picture:
+    @overload
+    def __call__(self, image: Image, *, progress: TileProgress | None = None) -> Image: ...
+
+    def __call__(
+        self, image: Array | Picture | Image, *, progress: TileProgress | None = None
+    ) -> Array | Picture | Image:
         """Restore an image. The result has its kind, type and channels and is `scale` times as high and wide.
 
-        image   a Picture; or an array (H, W) or (H, W, C), uint8, uint16 or floating-point in [0, 1], in sRGB
-                order red, green, blue. C is 1 or 3; for integers also 2 or 4 (alpha last, kept or enlarged); or
-                whatever the network takes (6 for dual-pixel weights, whose result has 3). Values of the result
-                are clipped to the range of the type.
+        image   a Picture; a PIL.Image (gray, RGB or a palette, with or without alpha); or an array (H, W) or
+                (H, W, C), uint8, uint16 or floating-point in [0, 1], in sRGB order red, green, blue. C is 1 or 3;
+                for integers also 2 or 4 (alpha last, kept or enlarged); or whatever the network takes (6 for
+                dual-pixel weights, whose result has 3). Values of the result are clipped to the range of the type.
 
         Raises RestortError for other arrays, NaN or infinity, and floats far outside of [0, 1].
         """
         if isinstance(image, Picture):
             return self.restore_picture(image, progress=progress)
+        if is_pillow(image):
+            return pillow_through(self, image, progress)
         if not isinstance(image, np.ndarray):
             raise RestortError(
-                f"an image of type {type(image).__name__} cannot be restored; give a NumPy array or a path"
+                f"an image of type {type(image).__name__} cannot be restored; give a NumPy array, a PIL.Image or a path"
             )
         from restort.inference.arrays import array_through
 
@@ -305,7 +315,9 @@ class Model:
 
         Raises RestortError with one sentence, and leaves nothing half-written.
         """
-        source, target = Path(source), Path(target)
+        source, target = as_path(source, "source"), as_path(target, "target")
+        if max_pixels is not None and not isinstance(max_pixels, (int, float)):
+            raise UsageError(f"max_pixels must be a number or None, not {max_pixels!r}")
         if picture is None:
             self._check_target(source, target)
             picture = read(source, max_pixels=max_pixels)
@@ -487,6 +499,13 @@ def _float32_runner(
         backend = "tensorrt"
     say("16-bit pictures are computed in fp32")
     return create(weights, backend, "fp32", threads=options.threads, say=say, warn=warn)
+
+
+def as_path(path: str | Path, what: str) -> Path:
+    """Return `path` as a Path; UsageError for other types. `what` names the argument."""
+    if not isinstance(path, (str, Path)):
+        raise UsageError(f"{what} must be a path, not {type(path).__name__}")
+    return Path(path)
 
 
 def same_file(a: Path, b: Path) -> bool:
