@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from restort.errors import RestortError, UsageError
+from restort.imaging import folder
 from restort.imaging.decode import read
 from restort.imaging.folder import Job, beside, collect, expand
 
@@ -110,6 +111,21 @@ def test_an_input_under_another_path_is_not_overwritten(tree: Path) -> None:
     os.link("in/sub/a.png", "out/b.png")
     with pytest.raises(UsageError, match=r"the output out/b\.png would overwrite the input in/sub/a\.png"):
         collect(["in"], "out")
+
+
+def test_a_mounted_folder_of_the_inputs_is_no_output(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bind mount of in/sub at out: the pictures there are inputs, and --overwrite would replace them."""
+    make("in/sub/a.png", "in/a.png")
+    Path("out").mkdir()
+    identity = folder._identity
+    monkeypatch.setattr(
+        folder, "_identity", lambda path: identity(Path("in/sub" if path == Path("out") else path))
+    )
+    with pytest.raises(
+        UsageError, match=r"the output out is in/sub, a folder of the inputs, under another path"
+    ):
+        collect(["in"], "out")
+    assert pairs(collect(["in"], "in/sub")) == [("in/a.png", "in/sub/a.png")], "named as what it is: results"
 
 
 def test_known_suffixes_that_cannot_be_read_are_listed(tree: Path) -> None:

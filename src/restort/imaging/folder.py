@@ -138,12 +138,15 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None, left_out: list
 
 def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[Path]:
     """Yield the pictures below `folder`, except hidden ones and those below `output`; enter no folder twice."""
-    entered = {found for found in [_identity(output)] if found is not None}  # bind mounts have several paths
+    entered: set[tuple[int, int]] = set()
+    output_identity = _identity(output)
     unreadable: list[Path] = []
     walk = os.walk(folder, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename)))
     for root, folders, files in walk:
         here = _identity(Path(root))
-        if here is None or here in entered:
+        if here is not None and here == output_identity:
+            _check_same_path(Path(root), output)
+        if here is None or here in entered or here == output_identity:
             folders.clear()
             continue
         entered.add(here)
@@ -158,6 +161,18 @@ def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[P
             elif left_out is not None and suffix in formats.KNOWN_SUFFIXES:
                 left_out.append(path)
     yield from unreadable
+
+
+def _check_same_path(found: Path, output: Path) -> None:
+    """Raise UsageError where a folder of the inputs is the output by another path, as a bind mount makes it.
+
+    An output folder below the input holds results. Behind a mount it may well hold inputs.
+    """
+    if os.path.realpath(found) != os.path.realpath(output):
+        raise UsageError(
+            f"the output {output} is {found}, a folder of the inputs, under another path; choose another output, or "
+            f"{found} itself if it holds results"
+        )
 
 
 def _with_suffix(target: Path, suffix: str | None) -> Path:
