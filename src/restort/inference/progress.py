@@ -1,4 +1,4 @@
-"""The progress of a run on stderr: a bar on a terminal, a line per file elsewhere, or only errors."""
+"""The progress of a run on stderr: a bar on a terminal, lines elsewhere, or only errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,50 @@ from types import TracebackType
 from restort.inference.batch import FileResult
 from restort.utils.text import printable, rate_text, time_text, to_stderr
 
+FEW = 100
+"""Runs of more files print a line a minute instead of a line a file."""
+MINUTE = 60.0
+
+
+class Pace:
+    """What a run has done, how fast, and the time that is left. Files that were up to date do not count as work."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.finished, self.worked, self.megapixels = total, 0, 0, 0.0
+        self._start = time.monotonic()
+
+    def end(self, result: FileResult) -> None:
+        self.finished += 1
+        self.worked += result.status != "skipped"
+        if result.status == "done" and result.result_size is not None:
+            self.megapixels += result.result_size[0] * result.result_size[1] / 1e6
+
+    def rates(self, part: float = 0.0) -> tuple[float, float, float]:
+        """(files a second, megapixels of results a second, seconds left), with `part` of the file in hand."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = (self.worked + part) / seconds
+        left = (self.total - self.finished - part) / rate if rate > 0 else float("inf")
+        return rate, self.megapixels / seconds, left
+
+    def text(self) -> str:
+        rate, megapixels, left = self.rates()
+        return f"{rate_text(rate)}, {megapixels:.1f} MP/s, left {time_text(left)}"
+
 
 class Lines:
-    """Print a line per finished file; with `quiet`, only for failed ones. A context manager like `Bar`."""
+    """Print a line per finished file, or a line a minute of many; with `quiet`, only failed files.
+
+    A context manager like `Bar`.
+    """
 
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self.total, self.quiet = total, quiet
-        self._finished = 0
+        self._pace = Pace(total)
+        self._told = time.monotonic()
+
+    @property
+    def _finished(self) -> int:
+        return self._pace.finished
 
     def __enter__(self) -> Lines:
         return self
@@ -37,9 +74,13 @@ class Lines:
         pass
 
     def end(self, result: FileResult) -> None:
-        self._finished += 1
+        self._pace.end(result)
         if result.status == "failed":
             self.say(failure(result))
+        elif not self.quiet and self.total > FEW:
+            if time.monotonic() - self._told >= MINUTE:
+                self._told = time.monotonic()
+                self.say(f"[{self._finished}/{self.total}] {self._pace.text()}")
         elif not self.quiet and result.status == "done":  # those up to date are counted at the end
             self.say(f"[{self._finished}/{self.total}] {outcome(result)}")
         if not self.quiet:
@@ -59,11 +100,10 @@ class Bar(Lines):
             file=sys.stderr,
             leave=False,
             dynamic_ncols=True,
-            bar_format="{desc} {bar} {postfix[0]}/{total} {postfix[1]} [{elapsed}, left {postfix[2]}]",
-            postfix=[0, rate_text(0), time_text(float("inf"))],
+            bar_format="{desc} {bar} {postfix[0]}/{total} {postfix[1]} {postfix[2]} MP/s "
+            "[{elapsed}, left {postfix[3]}]",
+            postfix=[0, rate_text(0), "0.0", time_text(float("inf"))],
         )
-        self._start = time.monotonic()
-        self._skipped = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,24 +121,21 @@ class Bar(Lines):
             self._bar.set_description_str(name if len(name) <= 32 else name[:29] + "...")
 
     def tile(self, done: int, total: int) -> None:
-        self._show(self._finished + done / total)
+        self._show(done / total)
 
     def end(self, result: FileResult) -> None:
-        self._finished += 1
-        self._skipped += result.status == "skipped"
-        self._show(self._finished)
+        self._pace.end(result)
+        self._show()
         if result.status == "failed":
             self.say(failure(result))
         for note in result.notes:
             self.say(f"restort: note: {printable(result.source)}: {note}")
 
-    def _show(self, completed: float) -> None:
-        """Update the bar. Rate and time left count restored files only, not those that were up to date."""
-        worked = completed - self._skipped
-        rate = worked / max(time.monotonic() - self._start, 1e-9)
-        left = (self.total - completed) / rate if rate > 0 else float("inf")
-        self._bar.postfix[:] = [int(completed), rate_text(rate), time_text(left)]
-        self._bar.n = completed
+    def _show(self, part: float = 0.0) -> None:
+        """Update the bar, with `part` of the file in hand."""
+        rate, megapixels, left = self._pace.rates(part)
+        self._bar.postfix[:] = [self._finished, rate_text(rate), f"{megapixels:.1f}", time_text(left)]
+        self._bar.n = self._finished + part
         with suppress(OSError, ValueError):
             self._bar.refresh()
 
