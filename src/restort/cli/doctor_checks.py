@@ -37,6 +37,8 @@ EXTRAS = {
     "tensorrt": ("tensorrt", "cuda-python"),
     "evaluate": ("scikit-image", "h5py", "scipy"),
     "plots": ("matplotlib",),
+    "formats": ("pillow-heif", "pillow-jxl-plugin", "rawpy"),
+    "completion": ("shtab",),
 }
 _PURPOSE = {
     "openvino": "the fastest backend on Intel and AMD processors, and bfloat16",
@@ -46,6 +48,8 @@ _PURPOSE = {
     "tensorrt": "engines for data-centre GPUs",
     "evaluate": "SSIM and blur kernels of `restort evaluate`",
     "plots": "curves and charts",
+    "formats": "reading HEIC, JPEG XL and camera raw",
+    "completion": "`restort completion`",
 }
 _ON_A_GPU = ("fused", "tensorrt")  # most machines cannot use these backends, which is not a defect
 # Processor features that determine the speed of these networks.
@@ -122,7 +126,7 @@ def pictures() -> Findings:
 
     import numpy as np
 
-    from restort.imaging import formats
+    from restort.imaging import extra_formats, formats
     from restort.imaging.decode import read
     from restort.imaging.encode import write
     from restort.imaging.picture import Picture
@@ -131,6 +135,7 @@ def pictures() -> Findings:
     found: Findings = {
         "libvips": ".".join(str(vips().version(i)) for i in range(3)),
         "formats": {},
+        "extra": {name: extra_formats.installed(name) for name in formats.EXTRA},
     }
     with tempfile.TemporaryDirectory() as folder:
         for name in formats.WRITABLE:
@@ -241,7 +246,8 @@ def text(findings: Findings) -> str:
         lines.append(f"pictures: BROKEN ({seen['error']})")
     else:
         works = ", ".join(name if ok else f"{name} BROKEN" for name, ok in seen["formats"].items())
-        lines.append(f"pictures: libvips {seen['libvips']}: {works}")
+        extra = ", ".join(name for name, ok in seen["extra"].items() if ok)
+        lines.append(f"pictures: libvips {seen['libvips']}: {works}{'; read alone: ' * bool(extra)}{extra}")
     lines += ["", "backends:"]
     if isinstance(findings["backends"], list):
         for item in findings["backends"]:
