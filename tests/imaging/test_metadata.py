@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -18,6 +19,7 @@ from restort.errors import RestortError
 from restort.imaging import chunks, colour, metadata, tiff_tags
 from restort.imaging.decode import read
 from restort.imaging.encode import write
+from restort.imaging.tiff_tags import HEIGHT, WIDTH
 
 RGB = np.random.default_rng(2).integers(0, 256, (20, 30, 3), np.uint8)
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a xmp:Rating="5" tiff:Orientation="6"/></x:xmpmeta>'
@@ -196,6 +198,29 @@ def test_a_profile_that_the_encoder_refuses(tmp_path: Path, monkeypatch: pytest.
 
 
 # --- kinds of files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_exif_arrives_byte_for_byte_but_for_the_size(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    inner = {WIDTH: 30, HEIGHT: 20, 0x927C: b"a note of the maker", 0x9003: "2020:01:02 03:04:05"}
+    exif[0x010F], exif[0x8769] = "ACME", inner
+    block = exif.tobytes()
+    (tmp_path / "a.png").write_bytes(pillow("PNG", exif=block, dpi=None if suffix == ".webp" else (300, 200)))
+    picture = read(tmp_path / "a.png")
+    assert write(tmp_path / ("b" + suffix), picture) == ()
+    with Image.open(tmp_path / ("b" + suffix)) as image:
+        assert np.asarray(image).shape == RGB.shape
+        if suffix != ".webp":
+            assert image.info["dpi"] == pytest.approx((300, 200), abs=0.1)
+        kept = image.info["exif"].removeprefix(b"Exif\0\0")
+    assert kept == block.removeprefix(b"Exif\0\0")
+
+    larger = dataclasses.replace(picture, pixels=picture.pixels.repeat(2, axis=0).repeat(2, axis=1))
+    write(tmp_path / ("c" + suffix), larger)
+    with Image.open(tmp_path / ("c" + suffix)) as image:
+        found = image.getexif().get_ifd(0x8769)
+    assert (found[WIDTH], found[HEIGHT], found[0x927C]) == (60, 40, b"a note of the maker")
 
 
 def test_gray_avif_stays_gray(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from restort.errors import RestortError, UsageError
-from restort.imaging import chunks, colour, formats, tiff_tags
+from restort.imaging import chunks, colour, formats, metadata, tiff_tags
 from restort.imaging.bmp import write_bmp
+from restort.imaging.exif_block import replace_exif
 from restort.imaging.picture import Picture
 from restort.imaging.vips import reason, to_vips, vips
 from restort.utils.array_types import Array
@@ -116,7 +117,19 @@ def _lost(picture: Picture, name: str) -> list[str]:
 
 
 def _with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
-    """Insert the metadata that libvips does not write."""
+    """Insert the metadata that libvips does not write, or not as it was."""
+    exif = None
+    if picture.exif is not None:
+        exif = metadata.sized_exif(picture.exif, picture.width, picture.height)
+    if exif is not None:
+        dpi = (
+            None
+            if picture.resolution is None
+            else (picture.resolution[0] * 25.4, picture.resolution[1] * 25.4)
+        )
+        if dpi is not None and (metadata.exif_has_resolution(exif) or np.allclose(dpi, 72, atol=0.1)):
+            dpi = None  # 72 is what libvips reads where the EXIF block gives none
+        data = replace_exif(data, name, exif, dpi)
     if name == "png":
         comments = [chunks.comment_chunk(text) for text in picture.comments]
         xmp = [] if picture.xmp is None else [chunks.xmp_chunk(picture.xmp)]

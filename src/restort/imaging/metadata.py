@@ -1,7 +1,8 @@
 """EXIF and XMP corrected after the orientation was applied and the pixels changed.
 
 Only values that would be wrong change: the orientation, and the embedded thumbnail, which shows the picture before the
-restoration. Everything else stays byte for byte. libvips updates the pixel dimensions and the resolution on saving.
+restoration. Everything else stays byte for byte: maker notes point to places in their block, which a block that is
+written anew does not keep. The pixel dimensions are corrected on saving (`sized_exif`).
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import re
 import struct
 
-from restort.imaging.tiff_tags import read_directory
+from restort.imaging.tiff_tags import EXIF_IFD, HEIGHT, WIDTH, read_directory
 
-ORIENTATION = 0x0112
+ORIENTATION, X_RESOLUTION = 0x0112, 0x011A
 _GAIN_MAP = b"http://ns.adobe.com/hdr-gain-map/1.0/"
 _GAIN_MAP_PARTS = (
     re.compile(rb"<hdrgm:(\w+)\b[^>]*?(?:/>|>.{0,4000}?</hdrgm:\1\s*>)", re.DOTALL),
@@ -25,8 +26,7 @@ _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>\s*))[2-8
 def upright_exif(exif: bytes) -> bytes:
     """Set the orientation of an EXIF block to 1 and remove the thumbnail; a malformed block stays as it is.
 
-    The thumbnail lies in the second directory. Cutting the link to it suffices: the library that writes the block drops
-    data without a link.
+    The thumbnail lies in the second directory; the link to it is cut.
     """
     block = bytearray(exif)
     base = 6 if exif[:6] == b"Exif\0\0" else 0
@@ -45,6 +45,45 @@ def upright_exif(exif: bytes) -> bytes:
     except struct.error:
         return exif
     return bytes(block)
+
+
+def sized_exif(exif: bytes, width: int, height: int) -> bytes | None:
+    """Set the pixel dimensions in an EXIF block, where it has them; None for a malformed block."""
+    block = bytearray(exif)
+    base = 6 if exif[:6] == b"Exif\0\0" else 0
+    order = {b"II": "<", b"MM": ">"}.get(bytes(exif[base : base + 2]))
+    if order is None:
+        return None
+    try:
+        (first,) = struct.unpack_from(order + "I", block, base + 4)
+        inner = _patched(block, base, first, order, {0x0100: width, 0x0101: height})
+        if inner is not None:
+            _patched(block, base, inner, order, {WIDTH: width, HEIGHT: height})
+    except struct.error:
+        return None
+    return bytes(block)
+
+
+def _patched(block: bytearray, base: int, place: int, order: str, numbers: dict[int, int]) -> int | None:
+    """Set SHORT and LONG values of the directory at `place`; return where the EXIF directory is that it points to."""
+    (count,) = struct.unpack_from(order + "H", block, base + place)
+    inner = None
+    for entry in range(base + place + 2, base + place + 2 + 12 * count, 12):
+        tag, kind, length, value = struct.unpack_from(order + "HHII", block, entry)
+        if tag in numbers and kind in (3, 4) and length == 1:
+            if kind == 3 and numbers[tag] <= 0xFFFF:
+                struct.pack_into(order + "H", block, entry + 8, numbers[tag])
+            else:  # LONG holds every size
+                struct.pack_into(order + "HHII", block, entry, tag, 4, 1, numbers[tag])
+        elif tag == EXIF_IFD:
+            inner = value
+    return inner
+
+
+def exif_has_resolution(exif: bytes) -> bool:
+    """Whether the first directory of an EXIF block gives a resolution."""
+    found = read_directory(exif.removeprefix(b"Exif\0\0"))
+    return found is not None and X_RESOLUTION in found[1].values
 
 
 def upright_xmp(xmp: bytes) -> bytes:
