@@ -223,6 +223,40 @@ def test_exif_arrives_byte_for_byte_but_for_the_size(tmp_path: Path, suffix: str
     assert (found[WIDTH], found[HEIGHT], found[0x927C]) == (60, 40, b"a note of the maker")
 
 
+def test_adobe_rgb_marked_by_exif_alone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x8769] = {0xA001: 65535, 0xA005: {1: "R03"}}
+    flat = Image.new("RGB", (16, 16), (60, 200, 60))
+    flat.save(tmp_path / "a.jpg", exif=exif.tobytes(), quality=100, subsampling=0)
+    picture = read(tmp_path / "a.jpg")
+    assert picture.icc is not None and colour.profile_channels(picture.icc) == 3
+    assert colour.repaired_profile(picture.icc) == picture.icc
+    assert picture.notes == ("EXIF says Adobe RGB: a profile of it was added",)
+    for suffix in (".png", ".tif", ".jpg", ".webp"):
+        write(tmp_path / ("b" + suffix), picture)
+        with Image.open(tmp_path / ("b" + suffix)) as image:
+            assert image.info["icc_profile"] == picture.icc
+    write(tmp_path / "b.bmp", picture)  # without a profile, in sRGB: (60, 200, 60) lies outside of it
+    found = read(tmp_path / "b.bmp").pixels[8, 8]
+    assert found[0] == 0 and abs(int(found[1]) - 202) <= 3
+
+    exif[0x8769] = {0xA001: 1, 0xA005: {1: "R98"}}
+    flat.save(tmp_path / "c.jpg", exif=exif.tobytes())
+    assert read(tmp_path / "c.jpg").icc is None
+
+
+def test_jpeg_without_its_end_marker(tmp_path: Path) -> None:
+    sound = pillow("JPEG", exif=b"Exif\0\0" + pillow("JPEG"))  # with the markers of a thumbnail in front
+    (tmp_path / "a.jpg").write_bytes(sound)
+    for cut in (1, 2):
+        (tmp_path / "b.jpg").write_bytes(sound[:-cut])
+        assert np.array_equal(read(tmp_path / "b.jpg").pixels, read(tmp_path / "a.jpg").pixels)
+    for data in (sound[:-40], sound[: len(sound) * 2 // 3], pillow("JPEG", progressive=True)[:-2]):
+        (tmp_path / "b.jpg").write_bytes(data)
+        with pytest.raises(RestortError, match="damaged or cut short"):
+            read(tmp_path / "b.jpg")
+
+
 def test_gray_avif_stays_gray(tmp_path: Path) -> None:
     gray = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8), (64, 64))
     for mode, expected in (("L", 1), ("RGB", 3)):

@@ -143,6 +143,17 @@ def jpeg_segments(data: bytes) -> Iterator[Chunk]:
         place += 2 + length
 
 
+def lacks_jpeg_end(data: bytes) -> bool:
+    """Whether a baseline JPEG file has no end marker; a progressive one may lack whole scans."""
+    segments = list(jpeg_segments(data))
+    scan = data.find(
+        b"\xff\xda", 2 + sum(4 + len(body) for _, body in segments)
+    )  # not that of a thumbnail in EXIF
+    if scan < 0 or data.find(b"\xff\xd9", scan) >= 0:
+        return False
+    return all(marker != b"\xc2" for marker, _ in segments)
+
+
 def insert_jpeg_comments(data: bytes, comments: Iterable[bytes]) -> bytes:
     """Return the JPEG file `data` with comments behind its application segments."""
     place = 2

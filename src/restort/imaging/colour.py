@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from restort.imaging.vips import to_array, to_vips, vips
@@ -13,6 +14,36 @@ _SPACES = {b"RGB ": 3, b"GRAY": 1, b"CMYK": 4}
 def srgb_profile() -> bytes:
     """Return the sRGB profile of libvips."""
     return bytes(vips().Operation.call("profile_load", "srgb"))
+
+
+def adobe_rgb_profile() -> bytes:
+    """Make a profile of Adobe RGB (1998): its primaries adapted to D50, gamma 563/256."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    name = b"Compatible with Adobe RGB (1998)\0"
+    gamma = b"curv\0\0\0\0" + struct.pack(">IH", 1, 563) + b"\0\0"
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(8 + 3 + 67),
+        b"cprt": b"text\0\0\0\0No copyright\0",
+        b"wtpt": xyz(0.95045, 1, 1.08905),
+        b"rXYZ": xyz(0.60974, 0.31111, 0.01947),
+        b"gXYZ": xyz(0.20528, 0.62567, 0.06087),
+        b"bXYZ": xyz(0.14919, 0.06322, 0.74457),
+        b"rTRC": gamma,
+        b"gTRC": gamma,
+        b"bTRC": gamma,
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    for tag, value in tags.items():
+        table += tag + struct.pack(">II", 128 + 4 + 12 * len(tags) + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(
+        ">I4sI4s4s4s", 128 + len(table) + len(body), b"\0" * 4, 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
+    head += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + xyz(0.9642, 1, 0.8249)[8:]
+    return head.ljust(128, b"\0") + table + body
 
 
 def profile_channels(icc: bytes) -> int | None:

@@ -204,6 +204,9 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
     else:
         profile = blocks["icc-profile-data"] if image.interpretation in _PROFILED else None
         icc = _profile(source, profile, colours.shape[2])
+        if profile is None and colours.shape[2] == 3 and exif is not None and metadata.is_adobe_rgb(exif):
+            icc = colour.adobe_rgb_profile()
+            source.notes.append("EXIF says Adobe RGB: a profile of it was added")
     turned = orientation != 1
     return Picture(
         colours,
@@ -242,8 +245,12 @@ def _opened(source: _Source, data: bytes, max_pixels: int | None) -> tuple[Any, 
         decoded = chunks.without_png_text(data)
     elif source.format == "webp":
         decoded, frames = chunks.first_webp_frame(data)
+    strict = "error"
+    if source.format == "jpeg" and chunks.lacks_jpeg_end(data):
+        # With an end of ours libjpeg only warns of missing pixels, so that warnings are errors.
+        decoded, strict = data.removesuffix(b"\xff") + b"\xff\xd9", "warning"
     try:
-        image = getattr(pyvips.Image, _LOADERS[source.format])(decoded, access="sequential", fail_on="error")
+        image = getattr(pyvips.Image, _LOADERS[source.format])(decoded, access="sequential", fail_on=strict)
     except pyvips.Error as error:
         raise source.failed(reason(error)) from None
     sample_bytes = image.bands * (2 if image.format == "ushort" else 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 
-from restort.imaging.tiff_tags import EXIF_IFD, HEIGHT, WIDTH, read_directory
+from restort.imaging.tiff_tags import EXIF_IFD, HEIGHT, INTEROP_IFD, WIDTH, read_directory
 
 ORIENTATION, X_RESOLUTION = 0x0112, 0x011A
 _GAIN_MAP = b"http://ns.adobe.com/hdr-gain-map/1.0/"
@@ -78,6 +78,18 @@ def _patched(block: bytearray, base: int, place: int, order: str, numbers: dict[
         elif tag == EXIF_IFD:
             inner = value
     return inner
+
+
+def is_adobe_rgb(exif: bytes) -> bool:
+    """Whether an EXIF block marks Adobe RGB: interoperability R03 (DCF) or, out of standard, colour space 2."""
+    found = read_directory(exif.removeprefix(b"Exif\0\0"))
+    inner = None if found is None else found[1].children.get(EXIF_IFD)
+    if found is None or inner is None:
+        return False
+    interop = inner.children.get(INTEROP_IFD)
+    index = None if interop is None else interop.values.get(1)
+    colours = inner.number(0xA001, found[0])
+    return colours == 2 or (colours != 1 and index is not None and index.data[:3] == b"R03")
 
 
 def exif_has_resolution(exif: bytes) -> bool:
