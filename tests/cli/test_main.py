@@ -123,6 +123,14 @@ def test_wrong_options(restort: Any, arguments: list[str], expected: str) -> Non
     assert len(told.lines) == 1 and expected in told.err, told.err
 
 
+def test_help_shows_the_basic_options_and_help_all_the_rest(restort: Any) -> None:
+    basic, everything = restort("denoise", "--help"), restort("denoise", "--help-all")
+    assert basic.status == everything.status == 0
+    assert "--output" in basic.out and "--help-all" in basic.out
+    for advanced in ("--overlap", "large pictures"):
+        assert advanced not in basic.out and advanced in everything.out
+
+
 def test_bare_command_prints_the_help(restort: Any) -> None:
     told = restort()
     assert told.status == 0 and told.err == "" and told.out == restort("--help").out

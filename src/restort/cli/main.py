@@ -44,6 +44,20 @@ class Parser(argparse.ArgumentParser):
         with contextlib.suppress(OSError, ValueError):
             super()._print_message(message, file)
 
+    def format_help(self) -> str:
+        """The help, without the options that `options.add_help_all` names unless all are asked for."""
+        shown = {}
+        if not self.get_default("help_all"):
+            advanced = self.get_default("advanced") or ()
+            shown = {action: action.help for action in self._actions if action.dest in advanced}
+        for action in shown:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, text in shown.items():
+                action.help = text
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"{self.prog}: {message}; `{self.prog} --help` explains the options\n")
 

@@ -24,6 +24,23 @@ def command(
     return parser
 
 
+class _HelpAll(argparse.Action):
+    """Print the help with all options and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        parser.set_defaults(help_all=True)
+        parser.print_help()
+        parser.exit()
+
+
+def add_help_all(parser: argparse.ArgumentParser, advanced: tuple[str, ...]) -> None:
+    """Add --help-all; --help leaves out the options `advanced`, named like attributes of the parsed arguments."""
+    parser.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="show all options and exit"
+    )
+    parser.set_defaults(advanced=advanced)
+
+
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add --model, --weights and --offline."""
     group = parser.add_mutually_exclusive_group(required=required)

@@ -30,6 +30,8 @@ _OUTPUTS = (
     "beside their inputs: photo_%s.jpg, or the folder pictures_%s. A second run into the same folder makes only what "
     "is missing or has changed. INPUT may be a pattern such as '*.jpg', or - for standard input."
 )
+_ADVANCED = ("offline", "precision", "threads", "tile", "overlap", "max_pixels", "retry", "json")
+"""Options that only --help-all explains."""
 _ENDINGS = {"denoise": "denoised", "dejpeg": "dejpeg", "deblur": "deblurred"}
 
 
@@ -94,6 +96,7 @@ def _add_rest(parser: argparse.ArgumentParser) -> None:
         help="1 to 100, of JPEG, WebP and AVIF; 100 is lossless in WebP and 8-bit AVIF (default: 95)",
     )
     options.add_reporting(parser)
+    options.add_help_all(parser, _ADVANCED)
 
 
 def run(args: argparse.Namespace, task: str | None) -> int:
