@@ -257,6 +257,33 @@ def test_jpeg_without_its_end_marker(tmp_path: Path) -> None:
             read(tmp_path / "b.jpg")
 
 
+@pytest.mark.parametrize(
+    ("bits", "masks", "dtype"),
+    [
+        (32, (0xFF, 0xFF00, 0xFF0000, 0), np.uint8),
+        (32, (0x3FF00000, 0xFFC00, 0x3FF, 0), np.uint16),
+        (16, (0xF00, 0xF0, 0xF, 0xF000), np.uint8),
+    ],
+)
+def test_bmp_with_masks_of_any_kind(tmp_path: Path, bits: int, masks: tuple[int, ...], dtype: type) -> None:
+    full = [mask // (mask & -mask) if mask else 0 for mask in masks]
+    wanted = np.random.default_rng(1).integers(0, np.array(full) + 1, (5, 3, 4))
+    stored = sum(wanted[:, :, i] * (masks[i] & -masks[i]) for i in range(4)).astype(f"<u{bits // 8}")
+    rows = np.zeros((5, (3 * bits + 31) // 32 * 4), np.uint8)
+    rows[:, : 3 * bits // 8] = np.ascontiguousarray(stored).view(np.uint8)
+    head = struct.pack("<IiiHHIIiiII", 108, 3, -5, 1, bits, 3, rows.size, 2835, 2835, 0, 0)
+    head += struct.pack("<4I", *masks) + bytes(52)
+    head = b"BM" + struct.pack("<IHHI", 122 + rows.size, 0, 0, 122) + head
+    (tmp_path / "a.bmp").write_bytes(head + rows.tobytes())
+    picture = read(tmp_path / "a.bmp")
+    top = np.iinfo(dtype).max
+    assert picture.pixels.dtype == dtype and (picture.alpha is not None) == bool(masks[3])
+    assert np.array_equal(picture.pixels, np.rint(wanted[:, :, :3] / np.array(full[:3]) * top).astype(dtype))
+    (tmp_path / "a.bmp").write_bytes(head + rows.tobytes()[:-4])
+    with pytest.raises(RestortError, match="damaged"):
+        read(tmp_path / "a.bmp")
+
+
 def test_gray_avif_stays_gray(tmp_path: Path) -> None:
     gray = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8), (64, 64))
     for mode, expected in (("L", 1), ("RGB", 3)):

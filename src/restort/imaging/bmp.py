@@ -51,8 +51,9 @@ def _check_length(data: bytes) -> None:
 
 
 def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
-    """Decode to (H, W, 1 to 4) uint8 and the resolution in pixels per millimetre, None where unknown.
+    """Decode to (H, W, 1 to 4) and the resolution in pixels per millimetre, None where unknown.
 
+    uint8; uint16 where the file has masks of more than 8 bits.
     An alpha channel that is 0 everywhere is left out: screen grabbers leave the fourth byte unused.
     """
     from PIL import BmpImagePlugin, Image
@@ -70,6 +71,8 @@ def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
         pixels = np.array(image)
     except Exception as error:  # Pillow raises nearly anything on damaged files
         text = str(error) or type(error).__name__
+        if "bitfields" in text and (found := _by_masks(data)) is not None:
+            return found
         raise (UnsupportedBmp if "nsupported" in text else DamagedBmp)(text) from None
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or 0 in pixels.shape:
         raise UnsupportedBmp(f"pixels of the kind {image.mode}")
@@ -77,6 +80,39 @@ def read_bmp(data: bytes) -> tuple[Array, tuple[float, float] | None]:
         pixels = np.ascontiguousarray(pixels[:, :, :3])
     resolution = (dpi[0] / 25.4, dpi[1] / 25.4) if dpi and min(dpi) > 0 else None
     return (pixels[:, :, None] if pixels.ndim == 2 else pixels), resolution
+
+
+def _by_masks(data: bytes) -> tuple[Array, tuple[float, float] | None] | None:
+    """Decode a BMP of 16 or 32 bits a pixel with masks of channels that Pillow does not know; None for wrong masks."""
+    start, kind, width, height = struct.unpack_from("<IIii", data, 10)
+    bits, compression = struct.unpack_from("<HI", data, 28)
+    count = 4 if kind >= 56 or compression == 6 else 3
+    if bits not in (16, 32) or compression not in (3, 6) or len(data) < 54 + 4 * count:
+        return None
+    masks = [mask for mask in struct.unpack_from(f"<{count}I", data, 54) if mask]
+    depths = [mask.bit_count() for mask in masks]
+    shifts = [(mask & -mask).bit_length() - 1 for mask in masks]
+    whole = all(
+        mask >> shift == (1 << depth) - 1 for mask, shift, depth in zip(masks, shifts, depths, strict=True)
+    )
+    if len(masks) < 3 or not whole or max(depths) > 16:
+        return None
+    stride, rows = (width * bits + 31) // 32 * 4, abs(height)
+    if start + stride * rows > len(data):
+        raise DamagedBmp("the pixels are cut short")
+    lines = np.frombuffer(data, np.uint8, stride * rows, start).reshape(rows, stride)[:, : width * bits // 8]
+    values = np.ascontiguousarray(lines).view(np.dtype(f"<u{bits // 8}"))[:: 1 if height < 0 else -1]
+    dtype = np.dtype(np.uint16 if max(depths) > 8 else np.uint8)
+    top, planes = int(np.iinfo(dtype).max), []
+    for shift, depth in zip(shifts, depths, strict=True):
+        most = (1 << depth) - 1
+        plane = (values >> np.array(shift, values.dtype)).astype(np.uint32) & most
+        planes.append(((plane * top + most // 2) // most).astype(dtype))
+    pixels = np.dstack(planes)
+    if pixels.shape[2] == 4 and not pixels[:, :, 3].any():
+        pixels = np.ascontiguousarray(pixels[:, :, :3])
+    across, down = struct.unpack_from("<ii", data, 38)
+    return pixels, (across / 1000, down / 1000) if min(across, down) > 0 else None
 
 
 def bmp_profile(data: bytes) -> bytes | None:
