@@ -54,6 +54,18 @@ def shipped_form(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in kept.items()}
 
 
+def rounded(value: Tensor, bits: int) -> Tensor:
+    """Float16 numbers rounded to `bits` significant bits of 11: zeros at the end make a wheel smaller."""
+    drop = 11 - bits
+    if drop <= 0 or value.dtype != torch.float16:
+        return value
+    pattern = value.view(torch.int16).int() & 0xFFFF
+    sign, magnitude = pattern & 0x8000, pattern & 0x7FFF
+    magnitude = ((magnitude + (1 << drop - 1)) >> drop) << drop
+    pattern = sign | magnitude.clamp(max=(0x7BFF >> drop) << drop)
+    return torch.where(pattern > 0x7FFF, pattern - 0x10000, pattern).short().view(torch.float16)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.ship", description=__doc__)
     parser.add_argument("config", type=Path)
@@ -67,6 +79,12 @@ def main() -> None:
         "--input",
         choices=("damaged",),
         help="damaged: for pictures that are compressed with loss, noisy or blurred",
+    )
+    parser.add_argument(
+        "--significant-bits",
+        type=int,
+        default=11,
+        help="of each float16, at most 11 (default); fewer compress better",
     )
     parser.add_argument("--note", default="", help="a few words for `restort models`")
     args = parser.parse_args()
@@ -85,7 +103,8 @@ def main() -> None:
     }
     if args.input:
         metadata["input"] = args.input
-    data = save(shipped_form(load_file(args.weights), config), metadata)
+    state = shipped_form(load_file(args.weights), config)
+    data = save({name: rounded(value, args.significant_bits) for name, value in state.items()}, metadata)
     if len(data) >= LIMIT:
         raise SystemExit(
             f"{config.name} takes {len(data)} bytes, more than the {LIMIT} that a shipped file may have"

@@ -167,6 +167,7 @@ def test_metadata_travels_and_is_true(tmp_path: Path, suffix: str) -> None:
     assert (details[0xA002], details[0xA003]) == (64, 80)
     assert exif.get_ifd(0x8825)[1] == "N"
     assert not exif.get_ifd(1)  # the second directory is the thumbnail
+    assert b"\xff\xd8\xff" not in (read(target).exif or b""), "nor are its bytes left behind"
     again = read(target)
     assert again.icc == bytes(vips().Operation.call("profile_load", "p3"))
     assert again.xmp is not None

@@ -21,7 +21,7 @@ from train.data import Bank  # noqa: E402
 from train.data import photographs as split  # noqa: E402
 from train.fast import forward  # noqa: E402
 from train.loop import Trainer, learning_rate  # noqa: E402
-from train.ship import shipped_form  # noqa: E402
+from train.ship import rounded, shipped_form  # noqa: E402
 from train.tasks import make_task  # noqa: E402
 
 TINY_RESTORMER = RestormerSpec(3, 3, 8, (1, 1, 1, 1), 1, (1, 2, 4, 8), 2.0, False, "BiasFree", False)
@@ -215,6 +215,21 @@ def test_excluded_photographs_are_in_neither_part(photographs: Path) -> None:
     training, held = split(photographs, ("3.png",))
     assert sorted(p.name for p in (*training, *held)) == ["0.png", "1.png", "2.png", "4.png"]
     assert not set(training) & set(held)
+
+
+@pytest.mark.parametrize("bits", [11, 10, 9])
+def test_rounding_to_fewer_bits_is_to_the_nearest(bits: int) -> None:
+    values = torch.cat(
+        (torch.randn(5000), torch.tensor([0.0, -0.0, 1e-7, 65504.0, -65504.0, 2.0, -0.5]))
+    ).half()
+    result = rounded(values, bits)
+    normal = values.abs() >= 2**-14
+    assert (
+        (result.float() - values.float()).abs()[normal] <= values.float().abs()[normal] * 2.0**-bits
+    ).all()
+    assert (result.view(torch.int16) & ((1 << 11 - bits) - 1) == 0).all()
+    assert torch.isfinite(result).all() and (torch.signbit(result) == torch.signbit(values)).all()
+    assert bits < 11 or torch.equal(result, values)
 
 
 def test_every_configuration_reads() -> None:

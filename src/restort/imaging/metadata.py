@@ -26,7 +26,7 @@ _XMP_ORIENTATION = re.compile(rb"""(tiff:Orientation(?:\s*=\s*["']|\s*>\s*))[2-8
 def upright_exif(exif: bytes) -> bytes:
     """Set the orientation of an EXIF block to 1 and remove the thumbnail; a malformed block stays as it is.
 
-    The thumbnail lies in the second directory; the link to it is cut.
+    The thumbnail lies in the second directory; its bytes become zeros and the link to it is cut.
     """
     block = bytearray(exif)
     base = 6 if exif[:6] == b"Exif\0\0" else 0
@@ -41,10 +41,29 @@ def upright_exif(exif: bytes) -> bytes:
             tag, kind, length = struct.unpack_from(order + "HHI", block, entry)
             if tag == ORIENTATION and kind == 3 and length == 1:
                 struct.pack_into(order + "H", block, entry + 8, 1)
-        struct.pack_into(order + "I", block, base + first + 2 + 12 * count, 0)
+        link = base + first + 2 + 12 * count
+        _blank_thumbnail(block, base, struct.unpack_from(order + "I", block, link)[0], order)
+        struct.pack_into(order + "I", block, link, 0)
     except struct.error:
         return exif
     return bytes(block)
+
+
+def _blank_thumbnail(block: bytearray, base: int, place: int, order: str) -> None:
+    """Overwrite the JPEG that the directory at `place` points to; it may show what was cut off or hidden since."""
+    if not place:
+        return
+    found = {}
+    try:
+        (count,) = struct.unpack_from(order + "H", block, base + place)
+        for entry in range(base + place + 2, base + place + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(order + "HHII", block, entry)
+            found[tag] = value
+    except struct.error:
+        return
+    start, length = base + found.get(0x0201, 0), found.get(0x0202, 0)
+    if 0x0201 in found and block[start : start + 2] == b"\xff\xd8" and start + length <= len(block):
+        block[start : start + length] = bytes(length)
 
 
 def sized_exif(exif: bytes, width: int, height: int) -> bytes | None:
