@@ -20,6 +20,11 @@ WEIGHTS ?=
 # that are used of it.
 BINDINGS := tensorrt-bindings==8.6.1 tensorrt-cu13-bindings==10.16.1.11 tensorrt-cu13-bindings==11.4.0.106
 
+# The genuine runtime and plugin registry of TensorRT, without builder and parser (47 MB each), as CUDA:VERSION, and
+# headers of 10.14 for the plugin: they load without a GPU. 8.6.0 is one wheel, for Python 3.10.
+LEAN := cu12:10.16.1.11 cu13:11.4.0.106
+HEADERS := kernel-lens==2.0.1
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -69,4 +74,14 @@ $(BIN)/python:
 		$(PIP) install --no-deps --target ".venv/tensorrt-bindings/$${it##*==}" $$it 2>/dev/null || \
 			echo "$$it is not for this Python or system; its test is skipped"; \
 	done
+	@for it in $(LEAN); do \
+		name=tensorrt-lean-$${it%%:*} version=$${it##*:}; \
+		$(PIP) install --no-deps --target ".venv/tensorrt-lean/$$version" \
+			$$name-libs==$$version $$name-bindings==$$version 2>/dev/null || \
+			echo "$$name $$version is not for this Python or system; its tests are skipped"; \
+	done
+	@$(PIP) install --no-deps --target .venv/tensorrt-lean/8.6.0 tensorrt-lean==8.6.0 2>/dev/null || \
+		echo "tensorrt-lean 8.6.0 is not for this Python or system; its tests are skipped"
+	@$(PIP) install --no-deps --target .venv/tensorrt-headers $(HEADERS) 2>/dev/null || \
+		echo "the headers of TensorRT cannot be installed; tests that compile its plugin are skipped"
 	@touch $@

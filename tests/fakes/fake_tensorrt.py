@@ -36,6 +36,9 @@ class CapturedMessages:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
+    def errors(self) -> list[str]:
+        return self.lines
+
     def error(self, doing: str) -> RestortError:
         return RestortError(f"TensorRT failed while {doing}: {'; '.join(self.lines) or 'without a message'}")
 

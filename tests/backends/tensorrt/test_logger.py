@@ -40,6 +40,10 @@ MESSAGES = [
     ),
     (
         "CUDA initialization failure with error: 35",
+        "the NVIDIA driver is absent or too old (CUDA initialization failure with error: 35); install a newer driver",
+    ),
+    (
+        "CUDA initialization failure with error: 100",
         "no usable NVIDIA GPU (CUDA initialization failure",
     ),
     ("Something nobody has seen before.", "building the engine: Something nobody has seen before"),

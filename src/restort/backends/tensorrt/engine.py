@@ -19,6 +19,7 @@ import numpy as np
 
 from restort.backends.tensorrt import cuda
 from restort.backends.tensorrt.context import IOBuffers, Shape, ShapeContext
+from restort.backends.tensorrt.library import create_runtime
 from restort.errors import RestortError
 from restort.runner import Array
 
@@ -69,9 +70,9 @@ class Engine:
         self._note_memory()
 
     def _open(self, plan: bytes) -> tuple[Any, Any]:
+        runtime = create_runtime(self.flavour)
         with self.flavour.logger.capture() as captured:
-            runtime = self.flavour.module.Runtime(self.flavour.logger.ilogger)
-            engine = runtime.deserialize_cuda_engine(plan) if runtime is not None else None
+            engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineRefused(str(captured.error("opening the engine")))
         return engine, runtime

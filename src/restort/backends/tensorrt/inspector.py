@@ -12,7 +12,7 @@ from typing import Any
 
 from restort.backends.fused.aot_package import MAGIC
 from restort.backends.tensorrt import plugin, sidecar
-from restort.backends.tensorrt.library import TITLES, Flavour, find, installed
+from restort.backends.tensorrt.library import TITLES, Flavour, create_runtime, find, installed
 from restort.backends.tensorrt.network import type_names
 from restort.errors import RestortError
 from restort.utils.gpu import find_gpu
@@ -27,8 +27,9 @@ KINDS = (
 
 def deserialize(flavour: Flavour, plan: bytes) -> Any:
     """Open a serialized engine. Raises RestortError where that fails here."""
+    runtime = create_runtime(flavour)
     with flavour.logger.capture() as captured:
-        engine = flavour.module.Runtime(flavour.logger.ilogger).deserialize_cuda_engine(plan)
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise captured.error("opening the engine")
     return engine

@@ -7,6 +7,7 @@ capabilities, without their GPUs. Only the others have plugins and a useful timi
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.metadata
@@ -108,6 +109,19 @@ class Flavour:
             return ()
         names = [name for name in self.module.ComputeCapability.__members__ if name.startswith("SM")]
         return tuple(f"{name[2:-1]}.{name[-1]}" for name in names)
+
+
+def create_runtime(flavour: Flavour) -> Any:
+    """Create a Runtime. Raises RestortError where the library cannot, such as without a driver that suits it."""
+    with flavour.logger.capture() as captured:
+        runtime = flavour.module.Runtime(flavour.logger.ilogger)
+    if runtime is not None and captured.errors():
+        # The bindings return an object around a null pointer, and any call on it ends the process, destruction too.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+        runtime = None
+    if runtime is None:
+        raise captured.error("starting its runtime")
+    return runtime
 
 
 def installed() -> dict[str, str]:

@@ -23,8 +23,8 @@ REMEDIES: tuple[tuple[str, str, str], ...] = (
         "use smaller sizes ({sizes}), or free memory that other programs use",
     ),
     (
-        r"driver version is insufficient|forward compatib|unsupported display driver",
-        "the NVIDIA driver is too old",
+        r"driver version is insufficient|forward compatib|unsupported display driver|failure with error: 35\b",
+        "the NVIDIA driver is absent or too old",
         "install a newer driver",
     ),
     (
