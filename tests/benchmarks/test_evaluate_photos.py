@@ -26,6 +26,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("evaluate_photos")
 
 
+def part(name: str) -> Any:
+    """A module of benchmarks/photos; the fixture `script` puts its folder on the path."""
+    return importlib.import_module(f"photos.{name}")
+
+
 def photo(number: int, height: int = 64, width: int = 96) -> np.ndarray:
     coarse = np.random.default_rng(number).integers(30, 226, (height // 8, width // 8, 3), dtype=np.uint8)
     return np.asarray(imresize(coarse, 8))
@@ -55,7 +60,7 @@ def run(script: Any, tmp_path: Path, data: Path, task: str, weights: Path, *more
 
 
 def test_inputs_are_files_of_the_kind_they_claim(script: Any, data: Path, tmp_path: Path) -> None:
-    bench = script.Bench(data, tmp_path / "work", whole=False)
+    bench = part("sets").Bench(data, tmp_path / "work", whole=False)
     first = bench.samples("denoise", "s15-jpeg95")[0]
     clean = photo(1)
     noise = np.random.Generator(np.random.PCG64([0, 0])).standard_normal(clean.shape)
@@ -63,10 +68,10 @@ def test_inputs_are_files_of_the_kind_they_claim(script: Any, data: Path, tmp_pa
     expected = io.BytesIO()
     Image.fromarray(noisy).save(expected, "JPEG", quality=95, subsampling="4:2:0")
     assert first.source.read_bytes() == expected.getvalue()
-    assert np.array_equal(script.read(first.truth), clean)
+    assert np.array_equal(part("files").read(first.truth), clean)
     moved = bench.samples("denoise", "double-jpeg")[0]
-    assert np.array_equal(script.read(moved.truth), clean[3:, 5:])
-    assert script.read(moved.source).shape == (61, 91, 3)
+    assert np.array_equal(part("files").read(moved.truth), clean[3:, 5:])
+    assert part("files").read(moved.source).shape == (61, 91, 3)
     [pair] = bench.samples("denoise", "polyu")
     assert pair.source.suffix == ".png"
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("inputs*/**/*.*")}
@@ -76,16 +81,16 @@ def test_inputs_are_files_of_the_kind_they_claim(script: Any, data: Path, tmp_pa
 
 def test_simulated_noise_is_as_strong_and_coarse_as_it_says(script: Any) -> None:
     flat = np.full((256, 256, 3), 128, np.uint8)
-    noise = script.coarse_noise(flat, 8, 0).astype(float) - 128
-    luma = noise @ script.YCC[0]
+    noise = part("degradations").coarse_noise(flat, 8, 0).astype(float) - 128
+    luma = noise @ part("degradations").YCC[0]
     assert luma.std() == pytest.approx(8, rel=0.1)
     for lag, expected in ((1, 0.8), (2, 0.5), (4, 0.26)):
         correlation = (luma[:, :-lag] * luma[:, lag:]).mean() / luma.var()
         assert correlation == pytest.approx(expected, abs=0.08)
-    made = script.camera(flat, 0)
+    made = part("degradations").camera(flat, 0)
     assert 2 < (made.image.astype(float) - made.clean).std() < 12
     assert np.abs(made.clean.astype(int) - 128).max() <= 1
-    kernel = script.disc(2.5)
+    kernel = part("degradations").disc(2.5)
     assert (
         kernel.sum() == pytest.approx(1) and kernel[3, 3] == kernel.max() > kernel[3, 1] > 0 == kernel[3, 0]
     )
@@ -103,11 +108,13 @@ def test_the_table_tells_gain_worst_picture_and_harm(
     source, truth = (photo(1), photo(2))
     assert polyu["pictures"] == 1 and polyu["gain"] == polyu["worst"] < 0
     assert polyu["needs"] == {"gain >= 2.6": False, "worst >= -0.1": False}
-    assert script.psnr(source, truth) == pytest.approx(polyu["input"], abs=0.5)  # but for JPEG 95
+    assert part("scores").psnr(source, truth) == pytest.approx(polyu["input"], abs=0.5)  # but for JPEG 95
     assert (
-        clean["input"] == script.EXACT and clean["gain"] is None and clean["needs"] == {"output >= 55": False}
+        clean["input"] == part("scores").EXACT
+        and clean["gain"] is None
+        and clean["needs"] == {"output >= 55": False}
     )
-    inverse = script.psnr(255 - photo(1), photo(1))
+    inverse = part("scores").psnr(255 - photo(1), photo(1))
     assert clean["rows"][0]["output"] == pytest.approx(inverse, abs=1e-6)
     assert text["rows"][0]["output_colour"] < 1e-9 and text["rows"][1]["output_colour"] is None
     assert found["command"][2] == "x1.safetensors" and str(tmp_path) not in json.dumps(found["command"])

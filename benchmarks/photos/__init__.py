@@ -1,0 +1,1 @@
+"""The parts of evaluate_photos.py: inputs, sets and scores."""
