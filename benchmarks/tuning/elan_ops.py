@@ -15,11 +15,11 @@ def elan_block(
     """The first block of a network, features with their border, and what its LFE gives: (packed, block, x, v, q)."""
     import torch
 
-    from restort.backends.fused import elan
+    from restort.backends.fused import elan_planner
     from restort.kernels.lfe import reference
 
     weights = weights_of(place)
-    packed = elan.pack(weights, dtype).to(device)
+    packed = elan_planner.pack(weights, dtype).to(device)
     torch.manual_seed(0)
     c = weights.spec.channels
     x = torch.zeros(1, height + 4, width + 4, packed.stored, device=device, dtype=dtype)

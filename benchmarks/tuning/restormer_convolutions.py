@@ -47,7 +47,7 @@ def conv3x3(place: str, height: int, width: int, dtype: Any, device: Any) -> Pro
     from restort.kernels.conv3x3_first import triton as first
     from restort.kernels.conv3x3_last import reference as last_reference
     from restort.kernels.conv3x3_last import sm90 as last_sm90
-    from restort.kernels.integers import round_up
+    from restort.utils.integers import round_up
 
     kind, divisor, c, rows, _ = CONVOLUTIONS[place]
     h, w = height // divisor, width // divisor

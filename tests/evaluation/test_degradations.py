@@ -16,7 +16,7 @@ from PIL import Image
 from restort.errors import RestortError, UsageError
 from restort.evaluation.datasets import open_dataset
 from restort.evaluation.degradations import Jpeg, PoissonGaussNoise, WhiteNoise
-from restort.evaluation.evaluate import evaluate
+from restort.evaluation.scoring import evaluate
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
 from tests.fakes.fake_backend import RESTORMER, create, write_weights

@@ -1,4 +1,4 @@
-"""A stand-in for restort.backends.fused.restormer and .elan: the same promises, one small kernel.
+"""A stand-in for restort.backends.fused.restormer_planner and .elan_planner: the same promises, one small kernel.
 
 The result is the first channels of the input, enlarged by repetition, after a detour through `GAIN` times the value in
 the storage type: with a large GAIN float16 overflows there.

@@ -14,7 +14,7 @@ triton = pytest.importorskip("triton")
 if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7):
     pytest.skip("the CPU interpreter of this Triton does not run with NumPy 2.4", allow_module_level=True)
 
-from restort.kernels.integers import next_power_of_2, two_powers_of_2  # noqa: E402
+from restort.utils.integers import next_power_of_2, two_powers_of_2  # noqa: E402
 
 CHECK = """
 import torch
@@ -26,7 +26,7 @@ from restort.kernels.conv3x3_first import triton as first, reference as first_r
 from restort.kernels.conv3x3_last.reference import conv3x3_last
 from restort.kernels.depthwise_gram import triton as depthwise_gram, reference as depthwise_gram_r
 from restort.kernels.gelu_gate_project import triton as gelu_gate_project, reference as gelu_gate_project_r
-from restort.kernels.integers import round_up
+from restort.utils.integers import round_up
 from restort.kernels.layernorm_conv1x1 import triton as layernorm_conv1x1, reference as layernorm_conv1x1_r
 torch.set_num_threads(2)
 BOUNDS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}  # the interpreter truncates bfloat16

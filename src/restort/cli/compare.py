@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.plot):
         if path is not None:
             check_free(path, args.overwrite)
-    from restort.profiling.compare import compare
+    from restort.profiling.comparison import compare
     from restort.profiling.samples import files, samples
 
     inputs = files(args.inputs)  # before a download

@@ -68,7 +68,7 @@ def add(subparsers: options.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from restort.evaluation.datasets import check_folder
     from restort.evaluation.degradations import Jpeg, PoissonGaussNoise
-    from restort.evaluation.evaluate import evaluate
+    from restort.evaluation.scoring import evaluate
     from restort.utils.files import check_free, write_bytes
 
     jpeg = [Jpeg.parse(text) for text in args.jpeg or ()]

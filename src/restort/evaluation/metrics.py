@@ -1,7 +1,7 @@
 """How near a picture is to its reference: PSNR and SSIM, as the tables of the field compute them.
 
 Pictures are arrays (H, W) or (H, W, C) of numbers on one scale, whose white is `peak`. Everything is computed
-in float64. Nothing is rounded here: who scores 8-bit results rounds first (restort.evaluation.evaluate does).
+in float64. Nothing is rounded here: who scores 8-bit results rounds first (restort.evaluation.scoring does).
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ import onnx
 from onnx import helper
 
 from restort.export.graph import Array
-from restort.export.restormer import space_to_depth_order
+from restort.export.restormer_graph import space_to_depth_order
 from restort.models.block_names import block_names
 from restort.models.spec import LEVELS, RestormerSpec, Spec
 
-REORDERED = LEVELS[1:]  # levels in SpaceToDepth's order of channels (restort.export.restormer)
+REORDERED = LEVELS[1:]  # levels in SpaceToDepth's order of channels (restort.export.restormer_graph)
 
 
 def with_block_outputs(model: onnx.ModelProto, spec: Spec) -> onnx.ModelProto:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import onnx
 
 from restort.errors import RestortError
-from restort.export.elan import ElanGraph
+from restort.export.elan_graph import ElanGraph
 from restort.export.form import Form, Norm, sections
 from restort.export.graph import GraphBuilder, Precision
-from restort.export.restormer import RestormerGraph
+from restort.export.restormer_graph import RestormerGraph
 from restort.models.spec import RestormerSpec
 from restort.version import __version__
 

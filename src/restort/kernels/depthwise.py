@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from restort.kernels.integers import cdiv
+from restort.utils.integers import cdiv
 
 HEADER = "depthwise.cuh"
 TILE_W = 16

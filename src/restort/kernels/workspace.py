@@ -6,7 +6,7 @@ import bisect
 import math
 from typing import Any
 
-from restort.kernels.integers import round_up
+from restort.utils.integers import round_up
 
 ALIGNMENT = 256  # bytes; what CUDA's own allocator gives
 

@@ -10,7 +10,7 @@ from restort.errors import RestortError, UsageError
 from restort.utils.extras import need
 
 if TYPE_CHECKING:
-    from restort.profiling.compare import Comparison
+    from restort.profiling.comparison import Comparison
     from restort.profiling.sensitivity import Choice
 
 Record = dict[str, Any]

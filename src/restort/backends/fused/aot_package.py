@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from restort.errors import RestortError
-from restort.kernels.integers import round_up
+from restort.utils.integers import round_up
 
 MAGIC, VERSION = b"RSTPLAN\n", 1
 HEADER = struct.Struct("<8sIIQ8I4I4IQ")

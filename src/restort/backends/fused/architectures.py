@@ -8,7 +8,7 @@ from restort.models.spec import Spec
 
 
 def planner_of(spec: Spec) -> ModuleType:
-    """Return restort.backends.fused.restormer or .elan, which have `pack` (weights) and `plan` (a forward pass)."""
-    from restort.backends.fused import elan, restormer
+    """Return restormer_planner or elan_planner, which have `pack` (weights) and `plan` (a forward pass)."""
+    from restort.backends.fused import elan_planner, restormer_planner
 
-    return {"restormer": restormer, "elan": elan}[spec.architecture]
+    return {"restormer": restormer_planner, "elan": elan_planner}[spec.architecture]

@@ -20,13 +20,13 @@ import numpy.typing as npt
 import torch
 
 from restort.errors import RestortError
-from restort.kernels.integers import next_power_of_2, round_up
 from restort.kernels.lfe import sm80 as lfe_sm80
 from restort.kernels.lfe import sm90 as lfe_sm90
 from restort.kernels.upsample_tail import sm80 as upsample_tail_sm80
 from restort.kernels.window_attention import sm80 as window_attention_sm80
 from restort.kernels.window_attention.triton import WINDOWS
 from restort.models.spec import ElanSpec
+from restort.utils.integers import next_power_of_2, round_up
 from restort.weights.checkpoint import Weights
 
 Tensor = Any

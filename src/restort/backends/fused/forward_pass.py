@@ -13,7 +13,7 @@ Tensor = Any
 
 @dataclass
 class Pass:
-    """A planned pass, from `plan` of restort.backends.fused.restormer or .elan.
+    """A planned pass, from `plan` of restort.backends.fused.restormer_planner or .elan_planner.
 
     launches    in the order they run, on one stream.
     input       float32 (N, C, H, W) in [0, 1], contiguous, on the device; written by the caller.

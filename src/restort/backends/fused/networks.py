@@ -15,11 +15,11 @@ import torch
 from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.instances import Instance, Instances, Shape
-from restort.kernels.integers import cdiv
 from restort.models.block_names import block_channels, block_names
 from restort.models.memory_estimate import bytes_per_pixel
 from restort.models.torch_network import build
 from restort.runner import Array
+from restort.utils.integers import cdiv
 from restort.weights.checkpoint import Weights
 
 Tensor = Any
@@ -51,7 +51,7 @@ class Network(Protocol):
 
 
 class FusedNetwork:
-    """A network planned by restort.backends.fused.restormer or .elan."""
+    """A network planned by restort.backends.fused.restormer_planner or .elan_planner."""
 
     def __init__(
         self, weights: Weights, precision: str, device: Any, count: int, limit: int, say: Say

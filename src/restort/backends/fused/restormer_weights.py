@@ -46,11 +46,11 @@ from restort.kernels.conv3x3_first import sm80 as conv3x3_first_sm80
 from restort.kernels.conv3x3_last import sm90 as conv3x3_last_sm90
 from restort.kernels.gdfn import sm80 as gdfn_sm80
 from restort.kernels.gdfn import sm90 as gdfn_sm90
-from restort.kernels.integers import next_power_of_2, round_up
 from restort.kernels.layernorm_conv1x1 import sm90 as layernorm_conv1x1_sm90
 from restort.kernels.mdta_gram import sm90 as mdta_gram_sm90
 from restort.models.block_names import block_names
 from restort.models.spec import RestormerSpec
+from restort.utils.integers import next_power_of_2, round_up
 from restort.weights.checkpoint import Weights
 
 Tensor = Any

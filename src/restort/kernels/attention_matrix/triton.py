@@ -7,8 +7,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.integers import cdiv, next_power_of_2
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv, next_power_of_2
 
 Tensor = Any
 

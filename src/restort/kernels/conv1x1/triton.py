@@ -8,9 +8,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.integers import cdiv
 from restort.kernels.launch import Launch, triton_launch
 from restort.kernels.triton_helpers import dot, dot_precision
+from restort.utils.integers import cdiv
 
 Tensor = Any
 

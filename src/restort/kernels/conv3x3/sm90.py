@@ -6,9 +6,9 @@ from typing import Any
 
 from restort.kernels.conv3x3.triton import DOWN, UP
 from restort.kernels.fragments import as_int32
-from restort.kernels.integers import cdiv, round_up
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from restort.kernels.fragments import wgmma_operand
-from restort.kernels.integers import cdiv, round_up
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from restort.kernels import depthwise
 from restort.kernels.gpu_target import shared_memory_limit
-from restort.kernels.integers import even_workers
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import even_workers
 
 Tensor = Any
 

@@ -7,8 +7,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.integers import cdiv
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv
 
 Tensor = Any
 

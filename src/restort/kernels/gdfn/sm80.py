@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from restort.kernels.gpu_target import shared_memory_limit
-from restort.kernels.integers import cdiv
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv
 
 Tensor = Any
 

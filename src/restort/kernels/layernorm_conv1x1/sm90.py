@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from restort.kernels.fragments import channel_order, wgmma_operand
-from restort.kernels.integers import cdiv
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv
 
 Tensor = Any
 

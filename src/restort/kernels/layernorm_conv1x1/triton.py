@@ -12,9 +12,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.integers import cdiv, two_powers_of_2
 from restort.kernels.launch import Launch, triton_launch
 from restort.kernels.triton_helpers import dot, dot_precision
+from restort.utils.integers import cdiv, two_powers_of_2
 
 Tensor = Any
 

@@ -8,9 +8,9 @@ import torch
 
 from restort.kernels.fragments import as_int32, channel_order, mma_fragments
 from restort.kernels.gpu_target import shared_memory_limit
-from restort.kernels.integers import cdiv, round_up
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from restort.kernels.gpu_target import shared_memory_limit
-from restort.kernels.integers import cdiv, even_workers
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv, even_workers
 
 Tensor = Any
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from restort.kernels.fragments import twice_in_int32
-from restort.kernels.integers import cdiv, even_workers
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.utils.integers import cdiv, even_workers
 
 Tensor = Any
 

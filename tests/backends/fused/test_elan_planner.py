@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton")
 if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7):
     pytest.skip("the CPU interpreter of this Triton does not run with NumPy 2.4", allow_module_level=True)
 
-from restort.backends.fused import elan  # noqa: E402
+from restort.backends.fused import elan_planner  # noqa: E402
 from restort.backends.fused.elan_weights import hidden_width  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
 from restort.models.spec import ElanSpec, parameter_shapes  # noqa: E402
@@ -25,7 +25,7 @@ import sys
 from types import SimpleNamespace
 import torch
 from tests.fakes import triton_interpreter
-from restort.backends.fused import elan
+from restort.backends.fused import elan_planner
 from restort.kernels.lfe import triton as lfe
 from restort.kernels.window_attention import triton as window_attention
 from restort.models.torch_network import build
@@ -70,7 +70,7 @@ for spec, n, h, w, limits in [
         wanted = model(x.double() * spec.value_range) / spec.value_range
     for dtype, limit in limits.items():
         keep = dtype == torch.float32
-        made = elan.plan(elan.pack(weights, dtype), spec, n, h, w, dtype, "cpu", keep_blocks=keep)
+        made = elan_planner.plan(elan_planner.pack(weights, dtype), spec, n, h, w, dtype, "cpu", keep_blocks=keep)
         made.input.copy_(x)
         for _ in range(1 if keep else 2):  # a second run finds what the first one left
             made.run()
@@ -89,7 +89,7 @@ import sys
 import numpy as np, torch
 from PIL import Image
 from tests.fakes import triton_interpreter
-from restort.backends.fused import elan
+from restort.backends.fused import elan_planner
 from restort.kernels.lfe import triton as lfe
 from restort.kernels.window_attention import triton as window_attention
 from restort.models.torch_network import build
@@ -106,7 +106,7 @@ x = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 with torch.no_grad():
     wanted = build(spec, weights.state, torch.float64)(x.double() * 255) / 255
 dtype = getattr(torch, sys.argv[3])
-made = elan.plan(elan.pack(weights, dtype), spec, 1, 32, 32, dtype, "cpu")
+made = elan_planner.plan(elan_planner.pack(weights, dtype), spec, 1, 32, 32, dtype, "cpu")
 made.input.copy_(x)
 made.run()
 print(((made.output.double() - wanted).norm() / wanted.norm()).item())
@@ -161,8 +161,8 @@ def _weights(spec: ElanSpec) -> SimpleNamespace:
 
 
 def test_launches_are_few_and_say_what_they_do() -> None:
-    packed = elan.pack(_weights(SPEC), torch.float16).to("meta")
-    made = elan.plan(packed, SPEC, 1, 192, 320, torch.float16, "meta")
+    packed = elan_planner.pack(_weights(SPEC), torch.float16).to("meta")
+    made = elan_planner.plan(packed, SPEC, 1, 192, 320, torch.float16, "meta")
     assert [launch.label for launch in made.launches] == [
         "head",
         "body.0.0.lfe",
@@ -180,9 +180,9 @@ def test_launches_are_few_and_say_what_they_do() -> None:
 
 def test_other_networks_are_refused() -> None:
     with pytest.raises(RestortError, match="windows of 4, 8 and 16"):
-        elan.pack(_weights(ElanSpec(4, 2, 60, 1, 3, (8, 16), 255.0, 2)), torch.float16)
+        elan_planner.pack(_weights(ElanSpec(4, 2, 60, 1, 3, (8, 16), 255.0, 2)), torch.float16)
     with pytest.raises(RestortError, match="240 channels"):
-        elan.pack(_weights(ElanSpec(4, 2, 240, 1, 3, (4, 8, 16), 255.0, 2)), torch.float16)
+        elan_planner.pack(_weights(ElanSpec(4, 2, 240, 1, 3, (4, 8, 16), 255.0, 2)), torch.float16)
 
 
 @pytest.mark.parametrize(("group", "width"), [(1, 16), (24, 32), (36, 48), (72, 80), (100, 128), (144, 144)])

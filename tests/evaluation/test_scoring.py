@@ -11,8 +11,8 @@ import pytest
 
 from restort.errors import RestortError, UsageError
 from restort.evaluation.datasets import open_dataset
-from restort.evaluation.evaluate import evaluate
 from restort.evaluation.resize import imresize
+from restort.evaluation.scoring import evaluate
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
 

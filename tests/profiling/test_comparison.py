@@ -21,7 +21,7 @@ from restort.imaging.encode import write
 from restort.imaging.picture import Picture
 from restort.models.block_names import block_names
 from restort.models.spec import parameter_shapes
-from restort.profiling.compare import compare
+from restort.profiling.comparison import compare
 from restort.profiling.samples import samples, synthetic
 from restort.profiling.sides import Side
 from restort.profiling.synthetic import dead_leaves
@@ -161,7 +161,7 @@ def test_lower_precision_shows_in_every_block(weights: Weights) -> None:
 def test_a_backend_that_shows_its_own_blocks_and_one_that_shows_none(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from restort.profiling import compare as module
+    from restort.profiling import comparison as module
 
     class Mute(Runner):
         name, precision, spec = "mute", "fp32", weights.spec

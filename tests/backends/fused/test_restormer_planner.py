@@ -14,8 +14,8 @@ triton = pytest.importorskip("triton")
 if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 7):
     pytest.skip("the CPU interpreter of this Triton does not run with NumPy 2.4", allow_module_level=True)
 
-from restort.backends.fused.restormer import pack, plan  # noqa: E402
 from restort.backends.fused.restormer_blocks import fused_halves  # noqa: E402
+from restort.backends.fused.restormer_planner import pack, plan  # noqa: E402
 from restort.errors import RestortError  # noqa: E402
 from restort.kernels.gpu_target import planning_for  # noqa: E402
 from restort.models.spec import RestormerSpec  # noqa: E402
@@ -28,7 +28,7 @@ PRELUDE = """
 import sys
 from pathlib import Path
 import torch
-from restort.backends.fused.restormer import pack, plan
+from restort.backends.fused.restormer_planner import pack, plan
 from restort.models.block_names import block_names
 from restort.models.torch_network import build
 from restort.weights.checkpoint import Weights
