@@ -464,13 +464,11 @@ class EngineContext:
 
 
 def engine(args: argparse.Namespace) -> int:
-    import tensorrt as trt  # first: the plugin takes the libnvinfer.so.8 that this has loaded
+    import tensorrt as trt
 
     logger = trt.Logger(trt.Logger.WARNING)
-    ctypes.CDLL(str(Path(args.plugin).resolve()))
-    creator = trt.get_plugin_registry().get_plugin_creator("RestortPass", "1", "")
-    if creator is None:
-        sys.exit("the plugin was loaded, and TensorRT does not know it: is it bound to another libnvinfer?")
+    if trt.get_plugin_registry().load_library(str(Path(args.plugin).resolve())) is None:
+        sys.exit("TensorRT does not register the plugin: is it compiled with headers of another version?")
     print(f"{'TensorRT':28} {trt.__version__}")
     graph = Path(args.graph).read_bytes()
     made = build(trt, logger, naming(graph, Path(args.aot)) if args.aot else graph)

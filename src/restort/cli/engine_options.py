@@ -45,7 +45,7 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         choices=KERNELS,
         default="tensorrt",
         help="tensorrt: TensorRT searches for the fastest (default); fused: RestoRT's, compiled for one --shape in "
-        "fp16 or bf16 (TensorRT 8.6)",
+        "fp16 or bf16 (TensorRT 8.6, 10 and 11)",
     )
     parser.add_argument(
         "--aot",

@@ -75,7 +75,7 @@ def build_aot_engine(flavour: Flavour, weights: Weights, package: Path, options:
     """
     check_aot_options(flavour, options)
     plugin.load(flavour)
-    model = aot_graph(weights, package)
+    model = aot_graph(weights, package, plugin.version_for(flavour))
     shape = networks.input_shape(model)
     networks.check_profile(shape, options.profile, weights.spec.size_multiple)
     data: bytes = model.SerializeToString(deterministic=True)
@@ -110,11 +110,12 @@ def package_report(path: Path) -> dict[str, Any]:
     }
 
 
-def aot_graph(weights: Weights, package: bytes | Path | str) -> onnx.ModelProto:
+def aot_graph(weights: Weights, package: bytes | Path | str, version: str = "1") -> onnx.ModelProto:
     """Make the graph of an AOT package of `weights`: one node, which TensorRT imports as the plugin RestortPass.
 
     package     its bytes, of which the graph holds a copy; or the path of its file, of which the graph holds the
                 absolute path, so the file must stay there until the engine is built.
+    version     of the plugin: '1' for TensorRT 8.6, '2' for 10 and 11.
 
     Input 'input' and output 'output' are float32 of the package's shapes. Raises RestortError for bytes that are not an
     AOT package, or one of other weights.
@@ -129,7 +130,9 @@ def aot_graph(weights: Weights, package: bytes | Path | str) -> onnx.ModelProto:
             raise RestortError(f"cannot read the AOT package {path}: {error.strerror}") from None
     if read.text.get("weights_sha256") != weights.digest:
         raise RestortError("the AOT package is of other weights; make it again from these")
-    node = helper.make_node("RestortPass", ["input"], ["output"], name="pass", plan=attribute)
+    # TensorRT takes a node that names no version for version 1.
+    named = {} if version == "1" else {"plugin_version": version, "plugin_namespace": ""}
+    node = helper.make_node("RestortPass", ["input"], ["output"], name="pass", plan=attribute, **named)
     ports = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in (("input", read.input), ("output", read.output))

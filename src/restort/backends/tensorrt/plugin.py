@@ -1,6 +1,7 @@
 """The plugin RestortPass as a shared library: named by the user, or compiled once from the sources in csrc/.
 
-It is loaded after TensorRT, once in a process, before an engine that holds the plugin is built or opened.
+TensorRT loads it into its registry, once in a process, before an engine that holds the plugin is built or opened. It is
+version "1" of the plugin for TensorRT 8.6, version "2" for 10 and 11 (csrc/restort_pass.cpp).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import threading
@@ -36,13 +36,12 @@ LIBRARY = "RESTORT_PLUGIN"
 INCLUDE = "RESTORT_TENSORRT_INCLUDE"
 """The environment variable that names the folder of TensorRT's headers."""
 
-NAME, VERSION = "RestortPass", "1"
-TESTED = "8.6"
+NAME = "RestortPass"
+SUPPORTED = "8.6, 10 or 11"
 SOURCES = Path(__file__).parent / "csrc"
 OPTIONS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
 HEADER_FOLDERS = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/include")
 _lock = threading.Lock()
-_loaded: list[ctypes.CDLL] = []
 
 
 def check_flavour(flavour: Flavour) -> None:
@@ -50,13 +49,18 @@ def check_flavour(flavour: Flavour) -> None:
     if flavour.name != "tensorrt":
         raise UsageError(
             f"{flavour.title} does not support plugins, which --kernels fused needs; use --flavour tensorrt with "
-            f"TensorRT {TESTED}, or --backend fused"
+            f"TensorRT {SUPPORTED}, or --backend fused"
         )
-    if not flavour.version.startswith(f"{TESTED}."):
+    if not re.match(r"(8\.6|10|11)\.", flavour.version):
         raise UsageError(
-            f"--kernels fused needs TensorRT {TESTED}, and {flavour.version} is installed; leave --kernels out, or use "
-            "--backend fused"
+            f"--kernels fused needs TensorRT {SUPPORTED}, and {flavour.version} is installed; leave --kernels out, or "
+            "use --backend fused"
         )
+
+
+def version_for(flavour: Flavour) -> str:
+    """The version of the plugin for that TensorRT: '1' or '2'."""
+    return "1" if flavour.version.startswith("8.") else "2"
 
 
 def library() -> Path | None:
@@ -99,16 +103,17 @@ def load(flavour: Flavour, say: Say = lambda line: None) -> None:
             return
         path = library() or _compiled(flavour, say)
         try:
-            _loaded.append(ctypes.CDLL(str(path)))
+            opened = ctypes.CDLL(str(path))
         except OSError as error:
             raise RestortError(
                 f"the plugin {path} does not load ({' '.join(str(error).split())[:200]}); {_remedy()}"
             ) from None
+        check_major(flavour, path, opened)
+        with flavour.logger.capture() as captured:
+            flavour.module.get_plugin_registry().load_library(str(path))
         if not is_registered(flavour):
-            raise RestortError(
-                f"the plugin {path} did not register {NAME} with {flavour.title}: it is linked to another libnvinfer; "
-                f"{_remedy()}"
-            )
+            why = captured.error("loading it") if captured.errors() else f"it holds no {NAME}"
+            raise RestortError(f"{flavour.title} does not register the plugin {path} ({why}); {_remedy()}")
 
 
 def load_for(flavour: Flavour, about: dict[str, Any]) -> None:
@@ -121,9 +126,25 @@ def load_for(flavour: Flavour, about: dict[str, Any]) -> None:
         raise type(error)(f"this engine needs the plugin {NAME}: {error}") from None
 
 
+def check_major(flavour: Flavour, path: Path, opened: Any) -> None:
+    """Raise RestortError unless the library was compiled for the major version of this TensorRT.
+
+    TensorRT would take one of another version, and crash when it logs an error.
+    """
+    if not hasattr(opened, "restortTensorrtMajor"):
+        raise RestortError(f"{path} is no plugin of this version of RestoRT; {_remedy()}")
+    if (major := opened.restortTensorrtMajor()) != int(flavour.version.split(".")[0]):
+        raise RestortError(
+            f"the plugin {path} is for TensorRT {major}, and {flavour.version} is installed; {_remedy()}"
+        )
+
+
 def is_registered(flavour: Flavour) -> bool:
     """Whether the plugin is registered with TensorRT."""
-    return flavour.module.get_plugin_registry().get_plugin_creator(NAME, VERSION, "") is not None
+    registry = flavour.module.get_plugin_registry()
+    # 10 and 11 have get_creator, which finds IPluginV3; 8.6 has only the other, which 11 no longer has.
+    find = registry.get_creator if hasattr(registry, "get_creator") else registry.get_plugin_creator
+    return find(NAME, version_for(flavour), "") is not None
 
 
 def _remedy() -> str:
@@ -141,20 +162,12 @@ def _compiled(flavour: Flavour, say: Say) -> Path:
             return target
         say(f"the plugin {target} is not used: {why}")
     command = [*compiler(), *OPTIONS]
-    nvinfer = nvinfer_library()
-    folders = [tensorrt_headers(flavour, nvinfer), cuda_headers()]
+    folders = [tensorrt_headers(flavour), cuda_headers()]
     say(f"compiling the plugin {NAME} for {flavour.title}, once")
     command += [f"-I{folder}" for folder in folders]
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / name
-        command += ["-o", str(made), str(SOURCES / "restort_pass.cpp")]
-        command += [
-            "-Wl,--no-as-needed",
-            f"-L{nvinfer.parent}",
-            f"-l:{nvinfer.name}",
-            "-Wl,--as-needed",
-            "-ldl",
-        ]
+        command += ["-o", str(made), str(SOURCES / "restort_pass.cpp"), "-ldl"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise RestortError(_failure(done.stderr, command[0]))
@@ -190,20 +203,20 @@ def compiler() -> list[str]:
     return chosen
 
 
-def tensorrt_headers(flavour: Flavour, nvinfer: Path) -> Path:
-    """Find the headers of the installed version of TensorRT. Raises RestortError where they are absent."""
+def tensorrt_headers(flavour: Flavour) -> Path:
+    """Find headers for the installed version of TensorRT. Raises RestortError where they are absent."""
     chosen = os.environ.get(INCLUDE)
-    beside = nvinfer.parent.parent / "include"
     folders = (
-        [chosen]
-        if chosen
-        else [*HEADER_FOLDERS, "/usr/local/tensorrt/include", "/opt/tensorrt/include", str(beside)]
+        [chosen] if chosen else [*HEADER_FOLDERS, "/usr/local/tensorrt/include", "/opt/tensorrt/include"]
     )
+    nvinfer = nvinfer_library()
+    if not chosen and nvinfer is not None:
+        folders.append(str(nvinfer.parent.parent / "include"))
     wanted = ".".join(flavour.version.split(".")[:2])
     others = []
     for folder in filter(lambda path: (path / "NvInferRuntime.h").is_file(), map(Path, folders)):
         found = header_version(folder)
-        if found == wanted:
+        if fit(found, wanted):
             return folder
         others.append(f"{folder} holds {found or 'an unknown version'}")
     missing = "; ".join(others) or f"no NvInferRuntime.h in {chosen or 'the usual folders'}"
@@ -214,13 +227,31 @@ def tensorrt_headers(flavour: Flavour, nvinfer: Path) -> Path:
     )
 
 
+def fit(headers: str, library: str) -> bool:
+    """Whether a plugin compiled with headers of that version, such as '10.14', runs in that of the library, '10.16'.
+
+    From TensorRT 10 on the interfaces of plugins are the same in all versions of a major number; a newer minor one may
+    add to them.
+    """
+    if headers == library or not headers or library.startswith("8."):
+        return headers == library
+    (major, minor), (own_major, own_minor) = (
+        [int(part) for part in text.split(".")] for text in (headers, library)
+    )
+    return major == own_major and minor <= own_minor
+
+
 def header_version(folder: Path) -> str:
     """The version of the headers in a folder, such as '8.6'; '' where it is unknown."""
     try:
         text = (folder / "NvInferVersion.h").read_text("utf-8", "replace")
     except OSError:
         return ""
-    numbers = [re.search(rf"#define NV_TENSORRT_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
+    # From 10.13 on NV_TENSORRT_MAJOR is defined as TRT_MAJOR_ENTERPRISE.
+    numbers = [
+        re.search(rf"#define (?:NV_TENSORRT_{part}|TRT_{part}_ENTERPRISE) (\d+)", text)
+        for part in ("MAJOR", "MINOR")
+    ]
     return ".".join(found[1] for found in numbers if found)
 
 
@@ -248,17 +279,14 @@ def _cuda_folders() -> Iterator[Path]:
     yield from sorted(packages.glob("c*/include"))  # cuda_runtime, or cu13 with all of them
 
 
-def nvinfer_library() -> Path:
-    """Find the libnvinfer that TensorRT's Python package has loaded. Raises RestortError where that fails."""
+def nvinfer_library() -> Path | None:
+    """The libnvinfer that TensorRT's Python package has loaded, beside which an archive has its headers."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         lines = []
     for line in lines:
         path = Path(line.split(maxsplit=5)[-1])
-        if re.fullmatch(r"libnvinfer\.so\.8[\d.]*", path.name):
+        if re.fullmatch(r"libnvinfer\.so\.(8|10|11)[\d.]*", path.name):
             return path
-    raise RestortError(
-        f"cannot link the plugin {NAME}: libnvinfer.so.8 is not among the libraries of this process ({sys.platform}); "
-        f"name a library built elsewhere with {LIBRARY}"
-    )
+    return None
