@@ -141,19 +141,19 @@ def choose_mixed(args: argparse.Namespace) -> None:
                 )
             )
         found = Search(weights, pairs).choose(Budget(args.budget), say)
-        say(f"{model}: {found.sentence()}")
+        say(f"{model}: {found.summary()}")
         target.write_text(json.dumps(found.to_json(), indent=1) + "\n")
 
 
 def compile_sizes(args: argparse.Namespace) -> None:
     """Compile RestoRT's kernels ahead for all sizes of the sets, into the cache folder."""
-    from restort.backends.fused.aot_cache import AotCache, Wanted
+    from restort.backends.fused.aot_cache import AotCache, AotRequest
 
     for model in SETS:
         weights = load_weights(args.work / f"{slug(model)}.safetensors")
         shapes = {padded(image, weights).shape for image, _ in pictures(args.work, model)}
         for n, _, h, w in sorted(shapes):
-            say(str(AotCache().provide(Wanted(weights, "fp16", (n, h, w), args.capability), say)))
+            say(str(AotCache().provide(AotRequest(weights, "fp16", (n, h, w), args.capability), say)))
 
 
 def padded(image: np.ndarray, weights: Weights) -> np.ndarray:
@@ -250,7 +250,7 @@ def tensorrt(
         return runner
     if precision == "mixed":
         mixed_precision.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
-    least, most = ((1, *(pick(side) for side in zip(*sizes))) for pick in (min, max))
+    least, most = ((1, *(extreme(side) for side in zip(*sizes))) for extreme in (min, max))
     options = {} if args.level is None else {"level": args.level}
     by_size = wants_fixed_size(find(os.environ.get(FLAVOUR) or "auto"), weights.spec.architecture)
     profile = None if by_size else Profile(least, most, most)  # type: ignore[arg-type]

@@ -171,7 +171,7 @@ def measure(case: Case, plain: Path | None) -> Record:
     times = repeated(once, 1.5)
     copies = repeated(lambda: wall_clock(lambda: runner(x)), 1.0)
     count = max(4, min(200, int(1000 / median(times))))
-    streamed = wall_clock(lambda: sum(1 for _ in engine.stream(x for _ in range(count)))) / count
+    stream_time = wall_clock(lambda: sum(1 for _ in engine.stream(x for _ in range(count)))) / count
     context = next(iter(engine._contexts.values()))
     provider: EngineProvider = runner._providers[case.precision]
     (stored,) = [s for s in provider.cache.entries() if s.key == provider.key(profile).to_json()]
@@ -190,7 +190,7 @@ def measure(case: Case, plain: Path | None) -> Record:
         "roofline_ms": rounded(bound),
         "share": rounded(bound / median(times)),
         "copies_ms": rounded(median(copies)),
-        "stream_ms": rounded(streamed),
+        "stream_ms": rounded(stream_time),
         "cuda_graph": context.graph is not None,
         "build_s": about["seconds"],
         "built_now": any(line.startswith("built in") for line in said),

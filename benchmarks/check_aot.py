@@ -77,7 +77,7 @@ def timing(milliseconds: list[float]) -> str:
     return f"{median(milliseconds):.3f} ms (median of {len(milliseconds)}, min {min(milliseconds):.3f})"
 
 
-def told(rows: list[tuple[str, str]], bad: list[str]) -> int:
+def print_checks(rows: list[tuple[str, str]], bad: list[str]) -> int:
     for name, value in rows:
         print(f"{name:28} {value}")
     for line in bad:
@@ -108,11 +108,11 @@ def workloads(args: argparse.Namespace) -> int:
 
 def provided(network: str, h: int, w: int, precision: str, capability: int, processes: int) -> str:
     """In a process of its own: a package in the cache; a line about it."""
-    from restort.backends.fused.aot_cache import AotCache, Wanted, open_aot
+    from restort.backends.fused.aot_cache import AotCache, AotRequest, open_aot
 
     start = time.perf_counter()
-    wanted = Wanted(weights_of(network), precision, (1, h, w), capability)
-    path = AotCache().provide(wanted, lambda line: None, processes)
+    request = AotRequest(weights_of(network), precision, (1, h, w), capability)
+    path = AotCache().provide(request, lambda line: None, processes)
     made = open_aot(path)
     return (
         f"{path.name}: {path.stat().st_size / 2**20:.1f} MiB, {len(made.launches)} launches, "
@@ -380,7 +380,7 @@ def run(args: argparse.Namespace) -> int:
             times = runner.timed(lambda number=number: runner.launch(number), 20)  # type: ignore[misc]
             name = plan.kernels[call.kernel].name
             rows.append((f"{number} {call.label}", f"{1000 * median(times):8.1f} us  {name}"))
-    return told(rows, bad)
+    return print_checks(rows, bad)
 
 
 # engine
@@ -513,7 +513,7 @@ def engine(args: argparse.Namespace) -> int:
     except Exception as error:
         bad.append(f"the pass cannot be captured: {error}")
     rows += [(name, timing(found)) for name, found in times]
-    return told(rows, bad)
+    return print_checks(rows, bad)
 
 
 def compile_ahead(args: argparse.Namespace) -> int:

@@ -128,13 +128,13 @@ def compile_all(wanted: list[Case], dtype: str, capability: int, report: bool) -
     compile_ahead(list(launches.values()), capability)
     if report:
         for case, one in launches.items():
-            trouble = trouble_of(one, capability)
-            if trouble:
-                print(f"{case}: {trouble}")
+            defect = defect_of(one, capability)
+            if defect:
+                print(f"{case}: {defect}")
     return list(launches)
 
 
-def trouble_of(one: Any, capability: int) -> str | None:
+def defect_of(one: Any, capability: int) -> str | None:
     """Why a kernel in CUDA C++ cannot run well: it does not compile, spills, or wants too much shared memory."""
     from restort.backends.fused.kernel_sweep import resources
     from restort.errors import RestortError

@@ -44,9 +44,9 @@ def coarse_noise(clean: Array, sigma: float, index: int) -> Array:
     """Noise as a camera leaves it after its own noise reduction: correlated (0.8, 0.5, 0.26 at lags 1, 2, 4), and
     coarser in colour. Brightness and both colour differences have a standard deviation of about `sigma`."""
 
-    def field(number: int, fine: float, wide: float) -> Array:
+    def field(number: int, fine: float, large: float) -> Array:
         parts = []
-        for k, (blur, share) in enumerate(((fine, 0.6), (wide, 0.4))):
+        for k, (blur, share) in enumerate(((fine, 0.6), (large, 0.4))):
             white = normal(1000 * (index + 1) + 10 * number + k, clean.shape[:2])
             part = gaussian_filter(white, blur, mode="wrap")
             parts.append(part / part.std() * math.sqrt(share))

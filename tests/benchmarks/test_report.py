@@ -124,7 +124,7 @@ KERNELS = [
         "device": GPU,
         "whole_ms": 4.0,
         "sum_ms": 3.9,
-        "steps": [step("stream_ffn", 2, 1.0), step("stream_ffn", 1, 1.0), step("_fold", 18, 0.05)],
+        "steps": [step("gdfn_sm90", 2, 1.0), step("gdfn_sm90", 1, 1.0), step("_fold", 18, 0.05)],
     }
 ]
 ACCURACY = {
@@ -221,8 +221,8 @@ def test_tables(script: Any, arguments: list[str], capsys: pytest.CaptureFixture
     assert rows["Restormer, 2160 x 3840"][1:] == ["500", "2.00", "125", "25.0 %", "–"]
     assert rows["ELAN-light x4, 192 x 320, first process"][1:] == ["0.080", "6.00", "7.00", "21.0", "3.10"]
     assert rows["ELAN-light x4, 192 x 320, second process"][1:] == ["–"] * 5
-    assert rows["`stream_ffn`"][1:4] == ["3", "3.00", "76.9 %"]
-    assert rows["`stream_ffn`"][6:] == ["400", "100.0"]
+    assert rows["`gdfn_sm90`"][1:4] == ["3", "3.00", "76.9 %"]
+    assert rows["`gdfn_sm90`"][6:] == ["400", "100.0"]
     assert rows["elan-light-x4-192x320 x1 fp16"][1:7] == ["82.4", "6.00", "6.50", "13.8", "2", "53 / 838"]
     assert rows["elan-light-x4-192x320 x1 fp16 (plain)"][6] == "–"  # what its network said
     assert rows["restormer-256x256 x1 fp16"][1] == "failed after 21 s"
@@ -253,7 +253,7 @@ def test_charts(script: Any, arguments: list[str], tmp_path: Path) -> None:
     assert "20.0 (10.0x)" in texts["speed.svg"] and "–" in texts["speed.svg"]
     assert "12.0 (6.00x) NaN" in texts["speed.svg"]
     assert "320" in texts["batches.svg"]
-    assert "stream_ffn" in texts["kernels.svg"] and "77" in texts["kernels.svg"]
+    assert "gdfn_sm90" in texts["kernels.svg"] and "77" in texts["kernels.svg"]
     assert "8.0 ms, n = 2" in texts["tensorrt_layers.svg"]
     script.main(arguments)
     assert all((folder / name).read_bytes() == data for name, data in drawn.items())

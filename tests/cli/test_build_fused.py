@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from restort.backends.fused.aot_cache import Wanted
+from restort.backends.fused.aot_cache import AotRequest
 from restort.backends.tensorrt import library, sidecar
 from restort.weights.checkpoint import load_weights
 from tests.fakes.empty_aot import aot_of
@@ -92,7 +92,7 @@ def test_a_package_from_elsewhere(world: World, weights: Path, restort: Any) -> 
     assert told.status == 0 and world.packages == [Path("p.rtaot").resolve()] and not world.compiled, told.err
     assert str(world.builds[-1].profile) == "1x32x48"
     other = replace(load_weights(weights), digest="another")
-    Path("other.rtaot").write_bytes(aot_of(Wanted(other, "fp16", (1, 16, 16), 90)))
+    Path("other.rtaot").write_bytes(aot_of(AotRequest(other, "fp16", (1, 16, 16), 90)))
     told = restort("build", "--weights", weights, *FUSED, "--aot", "other.rtaot", "-o", "other.engine")
     assert told.status == 2 and "other.rtaot does not fit: it was made of other weights" in told.err
     told = restort("build", "--weights", weights, *FUSED, "--aot", "none.rtaot", *SIZE, "-o", "other.engine")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from restort.backends.fused import aot_cache
-from restort.backends.fused.aot_cache import Wanted
+from restort.backends.fused.aot_cache import AotRequest
 from restort.backends.tensorrt import cuda, plugin, provider, runner
 from restort.backends.tensorrt.aot_builder import aot_graph, package_report
 from restort.backends.tensorrt.options import BuildOptions, Built
@@ -43,9 +43,9 @@ class World:
     def load_plugin(self, flavour: Any, say: Any = None) -> None:
         self.loaded += 1
 
-    def made(self, wanted: Wanted, processes: int | None = None) -> bytes:
-        self.compiled.append(wanted.size)
-        return aot_of(wanted)
+    def made(self, request: AotRequest, processes: int | None = None) -> bytes:
+        self.compiled.append(request.size)
+        return aot_of(request)
 
     def build_aot_engine(self, flavour: Any, weights: Any, package: Path, options: BuildOptions) -> Built:
         """An engine of RestoRT's own kernels, of a package of tests/fakes/empty_aot.py."""
@@ -96,7 +96,7 @@ def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     use_gpu(monkeypatch, lambda: found.gpu)
     monkeypatch.setattr(provider, "build", found.build)
     monkeypatch.setattr(provider, "build_aot_engine", found.build_aot_engine)
-    monkeypatch.setattr(aot_cache, "compile_wanted", found.made)
+    monkeypatch.setattr(aot_cache, "compile_request", found.made)
     monkeypatch.setattr(plugin, "load", found.load_plugin)
     monkeypatch.setattr(provider, "timing_cache_combiner", lambda flavour: lambda a, b: a + b"," + b)
     yield found

@@ -341,7 +341,7 @@ def test_a_swallowed_interruption_is_noticed(weights: Path, tmp_path: Path) -> N
                     signal.raise_signal(signal.SIGTERM)
 
     jobs = collect([tmp_path / "in"], tmp_path / "out")
-    with interrupt.listening(), restort.load(weights) as model:
+    with interrupt.handle_signals(), restort.load(weights) as model:
         summary = restore_files(model, jobs, tmp_path / "out", Options(), Swallowing(len(jobs), quiet=True))
         assert interrupt.received() == signal.SIGTERM
     assert summary.interrupted and 1 <= summary.count("done") < 10 and summary.count("failed") == 0

@@ -79,7 +79,7 @@ def test_the_choice_as_data(search: Search, weights: Weights, tmp_path: Path) ->
     rows = list(csv.DictReader(found.to_csv().splitlines()))
     assert [row["section"] for row in rows] == list(sections(weights.spec))
     assert [row["section"] for row in rows if row["kept_in_fp32"] == "1"] == [PLANTED]
-    assert found.table().splitlines()[1].startswith(PLANTED) and PLANTED in found.sentence()
+    assert found.table().splitlines()[1].startswith(PLANTED) and PLANTED in found.summary()
 
 
 def test_the_plot_marks_what_is_kept(search: Search) -> None:

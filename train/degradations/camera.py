@@ -136,9 +136,9 @@ def _reduced(noise: Tensor, draw: Draw) -> Tensor:
         sigma = draw.where(n, share, draw.log_uniform(n, low, high), 0.05)
         fine = draw.uniform(n, 0.0, 0.6)  # of the noise that is not blurred at all
         coarse = gaussian_blur(planes, sigma) * (1 + 2 * sigma.clamp(max=3)) ** left
-        wide = gaussian_blur(planes, sigma * 2.5) * (1 + 5 * sigma.clamp(max=3)) ** left
+        broad_blur = gaussian_blur(planes, sigma * 2.5) * (1 + 5 * sigma.clamp(max=3)) ** left
         residue = draw.where(n, 0.5, draw.uniform(n, 0.0, 0.7))
-        mixed = fine * planes + (1 - fine) * (coarse + residue * (wide - coarse))
+        mixed = fine * planes + (1 - fine) * (coarse + residue * (broad_blur - coarse))
         return torch.where(sigma < 0.1, planes, mixed)
 
     luma = smoothed(ycc[:, :1], 0.65, 0.35, 2.0)

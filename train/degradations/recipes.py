@@ -58,28 +58,28 @@ PHOTO_GROUPS = {
 @torch.no_grad()
 def photo(crop: Crop, patch: int, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
     """For `denoise` and `dejpeg`: camera, white and processed noise, grain, JPEG once and twice, no damage."""
-    wide = patch + 2 * GRID
+    padded = patch + 2 * GRID
     sizes = counts(n, tuple(g[0] for g in PHOTO_GROUPS.values()))
     parts: list[tuple[Tensor, Tensor]] = []
     for name, k in zip(PHOTO_GROUPS, sizes, strict=True):
         if k == 0:
             continue
         if name == "camera":
-            y, x = camera.camera(crop(k, wide), draw)
+            y, x = camera.camera(crop(k, padded), draw)
         elif (
             name == "resized"
         ):  # half reduced, as most pictures are that people share, half enlarged a little
-            y, x = _resized_camera(crop, wide, k, draw)
+            y, x = _resized_camera(crop, padded, k, draw)
         elif name == "processed":
-            x = crop(k, wide)
+            x = crop(k, padded)
             y = noise.processed(x, draw)
         elif name == "camera_jpeg":
-            x = crop(k, wide)
+            x = crop(k, padded)
             y = noise.camera_jpeg(x, draw)
         elif name == "grain":
-            y, x = noise.grain(crop(k, wide), draw)
+            y, x = noise.grain(crop(k, padded), draw)
         else:
-            x = y = crop(k, wide)
+            x = y = crop(k, padded)
         if name == "white":
             y, x = noise.white(x, 0, 55, draw)
         else:
@@ -96,13 +96,13 @@ def photo(crop: Crop, patch: int, n: int, draw: Draw) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-def _resized_camera(crop: Crop, wide: int, k: int, draw: Draw) -> tuple[Tensor, Tensor]:
+def _resized_camera(crop: Crop, padded: int, k: int, draw: Draw) -> tuple[Tensor, Tensor]:
     pairs = []
     for factor, part in zip((1.6, 1.25, 0.7), counts(k, (0.4, 0.3, 0.3)), strict=True):
         if part:
-            side = int(wide * factor / 2) * 2
+            side = int(padded * factor / 2) * 2
             pair = camera.camera(crop(part, side), draw)
-            pairs.append(tuple(filters.resize(p, wide, "bicubic") for p in pair))
+            pairs.append(tuple(filters.resize(p, padded, "bicubic") for p in pair))
     return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]).clamp(0, 1)
 
 
@@ -169,9 +169,9 @@ def shaken(crop: Crop, patch: int, n: int, draw: Draw, size: int, spread: float)
 
     `size` and `spread` are those of `motion.motion_kernels`.
     """
-    margin, wide = size // 2, patch + GRID
+    margin, padded = size // 2, patch + GRID
     shake, varying, focus, sharp = sizes = counts(n, (0.58, 0.10, 0.14, 0.18))
-    whole = crop(n, wide + 2 * margin)
+    whole = crop(n, padded + 2 * margin)
     x = whole[..., margin:-margin, margin:-margin]
     g, device = draw.generator, draw.device
     kernels = motion.motion_kernels(shake + 2 * varying, size, g, device, spread=spread)

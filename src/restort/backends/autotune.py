@@ -96,7 +96,7 @@ def choose(
         chosen = _best(found, ids, weights.digest)
         if chosen is None:
             raise RestortError(f"no backend could run these weights: {trial.failure or 'none was tried'}")
-    say(_sentence(chosen, found, ids, kept, found.near.get(weights.digest, {})))
+    say(_summary(chosen, found, ids, kept, found.near.get(weights.digest, {})))
     name, precision = chosen.split("/")
     return make(name, precision, weights, threads)
 
@@ -186,7 +186,7 @@ def _psnr(a: Array, b: Array) -> float:
     return min(-10 * math.log10(error), 200.0) if error > 0 else 200.0 if error == 0 else -math.inf
 
 
-def _sentence(chosen: str, found: Findings, ids: list[str], kept: bool, near: dict[str, float]) -> str:
+def _summary(chosen: str, found: Findings, ids: list[str], kept: bool, near: dict[str, float]) -> str:
     others = []
     for name in ids:
         if name in found.seconds and name != chosen:

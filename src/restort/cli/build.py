@@ -239,7 +239,7 @@ def _float32_sections(args: argparse.Namespace, weights: Weights | None, precisi
     limit = Budget() if args.budget is None else Budget(relative_l2=args.budget)
     found = Search(weights, pairs(weights)).choose(limit, say)
     files = keep(weights, found)
-    say(f"{found.sentence()}; the table: {files[1]}")
+    say(f"{found.summary()}; the table: {files[1]}")
     return found.keep_fp32
 
 

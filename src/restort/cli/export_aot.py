@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from restort.backends.fused.aot_cache import PRECISIONS, AotCache, Wanted, compile_wanted, open_aot
+    from restort.backends.fused.aot_cache import PRECISIONS, AotCache, AotRequest, compile_request, open_aot
     from restort.errors import UsageError
     from restort.utils.files import check_free, write_bytes
 
@@ -45,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     weights, entry = choice.choose(args)
     _check_size(args.shape.opt, weights.spec.size_multiple)
-    wanted = Wanted(weights, precision, args.shape.opt, capability)
+    request = AotRequest(weights, precision, args.shape.opt, capability)
     if args.output is None:
-        target = AotCache().provide(wanted, choice.silent if args.quiet else choice.say)
+        target = AotCache().provide(request, choice.silent if args.quiet else choice.say)
     else:
         target = args.output
-        write_bytes(target, compile_wanted(wanted), overwrite=args.overwrite)
+        write_bytes(target, compile_request(request), overwrite=args.overwrite)
     package = open_aot(target)
     seconds = time.perf_counter() - start
     name = entry.name if entry is not None else weights.path.stem
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             "sha256": weights.digest,
             "target": str(target),
             "precision": precision,
-            "shape": list(wanted.shape),
+            "shape": list(request.shape),
             "compute_capability": f"{capability / 10}",
             "kernels": len(package.kernels),
             "launches": len(package.launches),
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         choice.say(
             f"{name} -> {target}: {len(package.kernels)} kernels, {target.stat().st_size / 1e6:.1f} MB, {precision}, "
-            f"{wanted.size}, compute capability {capability / 10}, {package.memory / 2**20:.0f} MiB on the GPU, "
+            f"{request.size}, compute capability {capability / 10}, {package.memory / 2**20:.0f} MiB on the GPU, "
             f"{seconds:.1f} s"
         )
     return 0

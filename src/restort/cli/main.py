@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, --version and wrong usage have printed their text
         return stop.code if isinstance(stop.code, int) else USAGE
     try:
-        with interrupt.listening(), _logging(getattr(args, "verbose", False)):
+        with interrupt.handle_signals(), _logging(getattr(args, "verbose", False)):
             try:
                 status = int(args.run(args))
                 sys.stdout.flush()
@@ -147,9 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return FAILED
             except Exception as error:
-                from restort.inference.batch import sentence
+                from restort.inference.batch import error_line
 
-                return _tell(args, RestortError(sentence(error)), FAILED)
+                return _tell(args, RestortError(error_line(error)), FAILED)
     except KeyboardInterrupt:
         status = INTERRUPTED
         to_stderr("restort: interrupted")

@@ -41,14 +41,14 @@ def enlarged_rows(x: Float32, scale: int, top: int, count: int) -> Float32:
     if scale == 1:
         return x[:, :, top : top + count]
     index, weight = _taps(x.shape[2], scale, np.arange(top, top + count))
-    tall = np.zeros((*x.shape[:2], count, x.shape[3]), np.float32)
+    columns = np.zeros((*x.shape[:2], count, x.shape[3]), np.float32)
     for k in range(4):
-        tall += weight[:, k, None] * x[:, :, index[:, k]]
+        columns += weight[:, k, None] * x[:, :, index[:, k]]
     index, weight = _taps(x.shape[3], scale, np.arange(x.shape[3] * scale))
-    wide = np.zeros((*x.shape[:2], count, x.shape[3] * scale), np.float32)
+    enlarged = np.zeros((*x.shape[:2], count, x.shape[3] * scale), np.float32)
     for k in range(4):
-        wide += weight[:, k] * tall[..., index[:, k]]
-    return wide
+        enlarged += weight[:, k] * columns[..., index[:, k]]
+    return enlarged
 
 
 def _taps(length: int, scale: int, positions: Array) -> tuple[Array, Array]:

@@ -179,7 +179,7 @@ def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
 
 def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
     pyvips = vips()
-    image, frames, lab = _opened(source, data, max_pixels)
+    image, frames, lab = _open_lazily(source, data, max_pixels)
     fields = set(image.get_fields())
     blocks = {
         key: _block(image, fields, key) for key in ("exif-data", "xmp-data", "iptc-data", "icc-profile-data")
@@ -207,13 +207,13 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
         if profile is None and colours.shape[2] == 3 and exif is not None and metadata.is_adobe_rgb(exif):
             icc = colour.adobe_rgb_profile()
             source.notes.append("EXIF says Adobe RGB: a profile of it was added")
-    turned = orientation != 1
+    reoriented = orientation != 1
     return Picture(
         colours,
         alpha,
         icc=icc,
         exif=None if exif is None else metadata.upright_exif(exif),
-        xmp=metadata.upright_xmp(xmp) if turned and xmp is not None else xmp,
+        xmp=metadata.upright_xmp(xmp) if reoriented and xmp is not None else xmp,
         iptc=blocks["iptc-data"],
         resolution=_resolution(image),
         text=text,
@@ -230,10 +230,10 @@ def open_lazily(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> Any:
     """
     data = read_bytes(path, _most_bytes(max_pixels))
     source = _recognized(path, data[: formats.HEAD])
-    return _opened(source, data, max_pixels)[0] if source.format in _LOADERS else None
+    return _open_lazily(source, data, max_pixels)[0] if source.format in _LOADERS else None
 
 
-def _opened(source: _Source, data: bytes, max_pixels: int | None) -> tuple[Any, int, bool]:
+def _open_lazily(source: _Source, data: bytes, max_pixels: int | None) -> tuple[Any, int, bool]:
     """Return the image whose pixels are not decoded yet, the number of frames, and whether its RGB is 8-bit Lab."""
     pyvips = vips()
     decoded, frames, lab = data, 1, None

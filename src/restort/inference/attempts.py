@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from restort.errors import RestortError
 from restort.imaging.trial import survives
-from restort.utils.files import check_plain, write_bytes
+from restort.utils.files import check_no_link, write_bytes
 
 DEATHS = 3
 _SUSPECTS = "suspects.json"
@@ -45,7 +45,7 @@ class Attempts:
         self._usable = False
         self._suspects: dict[str, int] = {}
         with contextlib.suppress(OSError, Timeout, RestortError):
-            check_plain(self._folder, folder=True)
+            check_no_link(self._folder, folder=True)
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
             self._usable = True
@@ -131,7 +131,7 @@ class Attempts:
                 continue
             lock, record = FileLock(path, thread_local=False), path.with_suffix(".json")
             try:
-                check_plain(path)
+                check_no_link(path)
                 lock.acquire(timeout=0)
             except (Timeout, OSError, RestortError):
                 continue
@@ -159,5 +159,5 @@ def key_of(source: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    check_plain(path)
+    check_no_link(path)
     return path.read_text("utf-8")

@@ -470,10 +470,10 @@ def pool_sizes(cores: int) -> tuple[int, int]:
 
 def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:
     """Make the result of a job that failed."""
-    return FileResult(job.source, job.target, "failed", seconds, message=sentence(error))
+    return FileResult(job.source, job.target, "failed", seconds, message=error_line(error))
 
 
-def sentence(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return one sentence for any error. RESTORT_DEBUG=1 and --verbose print the traceback of an unexpected one."""
     if isinstance(error, RestortError):
         return str(error)

@@ -31,7 +31,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from restort.errors import RestortError
-from restort.utils.files import check_plain, write_bytes
+from restort.utils.files import check_no_link, write_bytes
 
 FOLDER = ".restort"
 CLAIMS = 64  # number of lock files; two pictures that share one only wait for each other
@@ -135,10 +135,10 @@ class Manifest:
         claims, lock = self._folder / "claims", self._folder / "manifest.lock"
         try:
             for folder in (self._folder, claims):
-                check_plain(folder, folder=True)
+                check_no_link(folder, folder=True)
             claims.mkdir(parents=True, exist_ok=True)
-            check_plain(lock)
-            check_plain(self._path)
+            check_no_link(lock)
+            check_no_link(self._path)
             self._lock = FileLock(lock, timeout=_LOCK_SECONDS, thread_local=False)
             self._mutex = threading.RLock()  # threads of one run write their results at the same time
             self.refresh()
@@ -229,7 +229,7 @@ class Manifest:
         try:
             if lock is None:
                 path = self._folder / "claims" / f"{number:02d}.lock"
-                check_plain(path)
+                check_no_link(path)
                 lock = FileLock(path, thread_local=False)
                 self._claims[number] = lock
             lock.acquire(timeout=-1 if wait else 0)

@@ -50,7 +50,7 @@ class Lines:
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         self.total, self.quiet = total, quiet
         self._pace = Pace(total)
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     @property
     def _finished(self) -> int:
@@ -78,8 +78,8 @@ class Lines:
         if result.status == "failed":
             self.say(failure(result))
         elif not self.quiet and self.total > FEW:
-            if time.monotonic() - self._told >= MINUTE:
-                self._told = time.monotonic()
+            if time.monotonic() - self._last_line >= MINUTE:
+                self._last_line = time.monotonic()
                 self.say(f"[{self._finished}/{self.total}] {self._pace.text()}")
         elif not self.quiet and result.status == "done":  # those up to date are counted at the end
             self.say(f"[{self._finished}/{self.total}] {outcome(result)}")

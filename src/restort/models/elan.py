@@ -26,12 +26,12 @@ def shift_kernel(channels: int) -> Tensor:
 def shift(x: Tensor) -> Tensor:
     """The convolution with `shift_kernel`, zero padded, as index arithmetic: (N, C, H, W) -> the same shape."""
     g = x.shape[1] // 5
-    wide = F.pad(x, (1, 1, 1, 1))
+    padded = F.pad(x, (1, 1, 1, 1))
     moved = [
-        wide[:, :g, 1:-1, 2:],
-        wide[:, g : 2 * g, 1:-1, :-2],
-        wide[:, 2 * g : 3 * g, 2:, 1:-1],
-        wide[:, 3 * g : 4 * g, :-2, 1:-1],
+        padded[:, :g, 1:-1, 2:],
+        padded[:, g : 2 * g, 1:-1, :-2],
+        padded[:, 2 * g : 3 * g, 2:, 1:-1],
+        padded[:, 3 * g : 4 * g, :-2, 1:-1],
         x[:, 4 * g :],
     ]
     return torch.cat(moved, 1)

@@ -30,13 +30,13 @@ class ChannelNorm(nn.Module):
         self.body.bias = nn.Parameter(torch.zeros(channels)) if with_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance, mean = torch.var_mean(wide, dim=1, correction=0, keepdim=True)
+        x32 = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        variance, mean = torch.var_mean(x32, dim=1, correction=0, keepdim=True)
         scale = torch.rsqrt(variance + EPSILON)
         weight = self.body.weight.view(1, -1, 1, 1)
         if self.body.bias is None:
-            return (wide * scale * weight).to(x.dtype)
-        return ((wide - mean) * scale * weight + self.body.bias.view(1, -1, 1, 1)).to(x.dtype)
+            return (x32 * scale * weight).to(x.dtype)
+        return ((x32 - mean) * scale * weight + self.body.bias.view(1, -1, 1, 1)).to(x.dtype)
 
 
 class Attention(nn.Module):

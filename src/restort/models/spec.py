@@ -272,7 +272,7 @@ def _restormer_shapes(spec: RestormerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _elan_shapes(spec: ElanSpec) -> dict[str, tuple[int, ...]]:
-    c, wide, colors = spec.channels, spec.channels * spec.expand, spec.colors
+    c, expanded, colors = spec.channels, spec.channels * spec.expand, spec.colors
     shapes: dict[str, tuple[int, ...]] = {}
     for name in ("sub_mean", "add_mean"):
         shapes |= {f"{name}.weight": (colors, colors, 1, 1), f"{name}.bias": (colors,)}
@@ -280,7 +280,7 @@ def _elan_shapes(spec: ElanSpec) -> dict[str, tuple[int, ...]]:
     for group in range(spec.groups):
         for i in range(spec.n_share + 1):
             lfe = f"body.{group}.modules_lfe.lfe_{i}"
-            for conv, inp, out in (("conv0", c, wide), ("conv1", wide, c)):
+            for conv, inp, out in (("conv0", c, expanded), ("conv1", expanded, c)):
                 shapes[f"{lfe}.{conv}.shift_conv.weight"] = (inp, 1, 3, 3)
                 shapes[f"{lfe}.{conv}.shift_conv.conv1x1.weight"] = (out, inp, 1, 1)
                 shapes[f"{lfe}.{conv}.shift_conv.conv1x1.bias"] = (out,)

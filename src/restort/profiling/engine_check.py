@@ -28,7 +28,7 @@ def check(weights: Weights, runner: Runner, search: Search | None = None) -> Cos
     return search.cost_of([runner(pair.x) for pair in search.pairs])
 
 
-def sentence(cost: Cost | None, budget: Budget) -> str:
+def outcome(cost: Cost | None, budget: Budget) -> str:
     """Return the outcome as a sentence."""
     if cost is None:
         return "the engine was not checked against the reference network, which takes PyTorch"
@@ -57,4 +57,4 @@ def of_engine(
     runner = TensorrtRunner(weights, "mixed", flavour=flavour, profile=profile, options=options)
     with contextlib.closing(runner):
         cost = check(weights, runner)
-    return cost is None or cost.within(budget), sentence(cost, budget)
+    return cost is None or cost.within(budget), outcome(cost, budget)

@@ -22,7 +22,7 @@ from restort.models.spec import RestormerSpec, Spec
 Low: TypeAlias = Literal["fp16", "bf16"]
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-_WIDE = "_restort_wide"  # marks tensors that an engine keeps in float32
+_FLOAT32 = "_restort_wide"  # marks tensors that an engine keeps in float32
 _WIDENING = {"var_mean", "normalize"}
 _NARROWING = {"to", "scaled_dot_product_attention"}
 _EXACT = {  # nothing is computed: views, moves, questions
@@ -78,13 +78,13 @@ class Rounding(TorchFunctionMode):  # type: ignore[misc]
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         name = getattr(function, "__name__", "")
-        wide = name in _WIDENING or (
-            name not in _NARROWING and any(isinstance(a, Tensor) and hasattr(a, _WIDE) for a in args)
+        in_float32 = name in _WIDENING or (
+            name not in _NARROWING and any(isinstance(a, Tensor) and hasattr(a, _FLOAT32) for a in args)
         )
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and tensor.is_floating_point() and wide:
-                setattr(tensor, _WIDE, True)
-        if wide or name in _EXACT or not isinstance(result, Tensor) or not result.is_floating_point():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and in_float32:
+                setattr(tensor, _FLOAT32, True)
+        if in_float32 or name in _EXACT or not isinstance(result, Tensor) or not result.is_floating_point():
             return result
         return rounded(result, self.kind)
 

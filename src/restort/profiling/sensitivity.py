@@ -103,9 +103,9 @@ class Choice:
             loss = "-" if cost.psnr_loss is None else f"{cost.psnr_loss:.5f}"
             kept = "  float32" if name in self.keep_fp32 else ""
             lines.append(f"{name:{width}}  {cost.relative_l2:11.2e}  {loss:>14}{kept}".rstrip())
-        return "\n".join([*lines, "", self.sentence()])
+        return "\n".join([*lines, "", self.summary()])
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         cost = self.measured
         loss = "" if cost.psnr_loss is None else f", {cost.psnr_loss:.4f} dB"
         found = f"relative L2 {cost.relative_l2:.1e}{loss}"

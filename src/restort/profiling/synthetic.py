@@ -22,16 +22,16 @@ def dead_leaves(height: int, width: int, channels: int = 3, seed: int = 0) -> ND
     twice the size and averaged down, and noise of one step is added, as a camera would.
     """
     random = np.random.default_rng([seed, height, width, channels])
-    tall, wide = 2 * height, 2 * width
-    canvas = np.empty((channels, tall, wide), np.float32)
+    canvas_height, canvas_width = 2 * height, 2 * width
+    canvas = np.empty((channels, canvas_height, canvas_width), np.float32)
     canvas[:] = _colour(random, channels)
     # In pixels of the canvas. Leaves of the smallest size would take minutes at 4K: there they are larger.
     largest, smallest = max(2 * LARGEST * max(height, width), 4.0), 2 * SMALLEST
-    while (count := _count(tall * wide, largest, smallest)) > MOST:
+    while (count := _count(canvas_height * canvas_width, largest, smallest)) > MOST:
         smallest *= 1.1
     uniform = random.random(count)
     radii = (smallest**-2 - uniform * (smallest**-2 - largest**-2)) ** -0.5
-    rows, columns = random.uniform(0, tall, count), random.uniform(0, wide, count)
+    rows, columns = random.uniform(0, canvas_height, count), random.uniform(0, canvas_width, count)
     for radius, row, column in zip(radii, rows, columns, strict=True):
         _leaf(canvas, random, float(radius), float(row), float(column))
     picture = canvas.reshape(channels, height, 2, width, 2).mean((2, 4))

@@ -39,7 +39,7 @@ class Halving:
     ) -> None:
         self._network, self._spec, self._overlap, self._tell = network, spec, overlap, tell
         self._too_many: float = float("inf")  # pixels of a batch that did not fit
-        self._told: set[int] = set()  # edges of tiles
+        self._warned: set[int] = set()  # edges of tiles
 
     def stream(self, tiles: Iterable[Float32]) -> Generator[Float32, None, None]:
         """Yield the results of `tiles` in order, through the `stream` of the network until memory runs out."""
@@ -78,8 +78,8 @@ class Halving:
             raise OutOfMemory(
                 f"out of memory for a tile of {width}x{height} pixels, the smallest; close other programs"
             )
-        if self._tell is not None and edge not in self._told:
-            self._told.add(edge)
+        if self._tell is not None and edge not in self._warned:
+            self._warned.add(edge)
             self._tell(f"out of memory for {width}x{height} pixels; continuing with tiles of {edge}x{edge}")
         wanted = DEFAULT_OVERLAP[self._spec.architecture] if self._overlap is None else self._overlap
         multiple = self._spec.size_multiple

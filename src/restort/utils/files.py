@@ -109,7 +109,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise _exists(path)
 
 
-def check_plain(path: Path, *, folder: bool = False) -> None:
+def check_no_link(path: Path, *, folder: bool = False) -> None:
     """Raise RestortError where something other than a plain file (or `folder`) lies at a name that only we should use.
 
     A link would have another file locked, read or written; a pipe would make the run wait for ever.

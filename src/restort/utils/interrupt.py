@@ -27,7 +27,7 @@ def received() -> int | None:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Raise KeyboardInterrupt for Ctrl-C, SIGTERM and SIGHUP; an ignored signal, as under nohup, stays ignored."""
     _received.clear()
     before: dict[int, Any] = {}

@@ -69,7 +69,7 @@ def load_weights(path: Path | str, *, dtype: npt.DTypeLike = np.float32) -> Weig
     """
     path = Path(path)
     try:
-        with _opened(path) as stream:
+        with _open(path) as stream:
             digest, size = _digest(stream)
             stream.seek(0)
             state, metadata, note = _read(stream, size, np.dtype(dtype))
@@ -89,7 +89,7 @@ def load_weights(path: Path | str, *, dtype: npt.DTypeLike = np.float32) -> Weig
     return Weights({name: state[name] for name in order}, spec, metadata, digest, path, note)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes]:
     if path.is_dir():
         raise RestortError("this is a folder; give a .safetensors or .pth file")
     if not path.exists():

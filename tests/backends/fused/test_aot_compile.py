@@ -26,7 +26,7 @@ if not nvrtc.available():
 import onnx  # noqa: E402
 
 from restort.backends.fused import aot_compile  # noqa: E402
-from restort.backends.fused.aot_cache import Wanted  # noqa: E402
+from restort.backends.fused.aot_cache import AotRequest  # noqa: E402
 from restort.backends.fused.aot_package import (  # noqa: E402
     ADDRESS,
     HEADER,
@@ -61,10 +61,10 @@ def test_packages_are_what_they_were_compiled_from(made: tuple[str, Weights, byt
     assert (package.input, package.output) == ((n, 3, h, w), (n, 3, h * scale, w * scale))
     assert package.capability == 90 and package.text["weights_sha256"] == "digest"
     assert write_aot(package) == data
-    wanted = Wanted(weights, "fp16", (n, h, w), 90)
+    request = AotRequest(weights, "fp16", (n, h, w), 90)
     assert (
-        wanted.differs(package) is None
-        and dataclasses.replace(wanted, capability=80).differs(package) is not None
+        request.differs(package) is None
+        and dataclasses.replace(request, capability=80).differs(package) is not None
     )
     assert [r.kind for r in package.regions][:3] == ["input", "output", "scratch"]
     assert not package.regions[2].data and all(r.size % 256 == 0 for r in package.regions)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from restort.backends.fused.aot_cache import Wanted
+from restort.backends.fused.aot_cache import AotRequest
 from restort.backends.fused.aot_package import (
     ADDRESS,
     HEADER,
@@ -58,7 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A package of one launch, with an address and a number."""
     file = tmp_path_factory.mktemp("w") / "tiny.safetensors"
     weights = load_weights(write_weights(file, replace(ELAN[2], channels=30)))
-    package = read_aot(aot_of(Wanted(weights, "fp16", (1, 16, 16), 90)))
+    package = read_aot(aot_of(AotRequest(weights, "fp16", (1, 16, 16), 90)))
     call = Call(0, (1, 1, 1), (Argument(ADDRESS, 256, 2), Argument(NUMBER, -1)), "head")
     return write_aot(replace(package, launches=(call,)))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from restort.backends.fused import aot_cache
-from restort.backends.fused.aot_cache import AotCache, Wanted, open_aot, validate_aot_file
+from restort.backends.fused.aot_cache import AotCache, AotRequest, open_aot, validate_aot_file
 from restort.backends.tensorrt import runner as runners
 from restort.backends.tensorrt.cache import EngineCache
 from restort.backends.tensorrt.options import BuildOptions, Profile
@@ -34,8 +34,8 @@ def made(weights: Weights, precision: str = "fp16", **options: Any) -> tuple[Ten
     return make_runner(weights, precision, options={**FUSED, **options})
 
 
-def wanted_of(weights: Weights, h: int = 32, w: int = 48) -> Wanted:
-    return Wanted(weights, "fp16", (1, h, w), 90)
+def request_of(weights: Weights, h: int = 32, w: int = 48) -> AotRequest:
+    return AotRequest(weights, "fp16", (1, h, w), 90)
 
 
 def test_every_size_has_an_engine_of_its_own(world: World, weights: Weights) -> None:
@@ -140,7 +140,7 @@ def test_few_engines_stay_open(world: World, weights: Weights) -> None:
     first = next(stream)
     for i in range(2, 8):
         runner(picture(16, 16 * i))
-    assert len(runner._opened) == runners.KEPT == 4
+    assert len(runner._engines) == runners.KEPT == 4
     np.testing.assert_array_equal(first, enlarged(picture(16, 16)))
     assert len(list(stream)) == 3  # of an engine that was let go meanwhile
     del stream
@@ -213,30 +213,30 @@ def test_libraries_that_have_no_such_plugin(world: World) -> None:
 
 def test_packages_are_found_by_what_makes_them(world: World, weights: Weights) -> None:
     cache, said = AotCache(), []
-    wanted = wanted_of(weights)
-    assert cache.find(wanted) is None
-    path = cache.provide(wanted, said.append)
-    assert path == cache.find(wanted) and path.parent.name == "aot" and len(said) == 1
+    request = request_of(weights)
+    assert cache.find(request) is None
+    path = cache.provide(request, said.append)
+    assert path == cache.find(request) and path.parent.name == "aot" and len(said) == 1
     assert path.name.startswith("tiny-fp16-1x32x48-sm90-")
     others = (
-        replace(wanted, precision="bf16"),
-        replace(wanted, shape=(1, 48, 32)),
-        replace(wanted, capability=80),
-        replace(wanted, weights=replace(weights, digest="another")),
+        replace(request, precision="bf16"),
+        replace(request, shape=(1, 48, 32)),
+        replace(request, capability=80),
+        replace(request, weights=replace(weights, digest="another")),
     )
-    assert len({one.name for one in (wanted, *others)}) == 5
+    assert len({one.name for one in (request, *others)}) == 5
     assert all(cache.find(one) is None for one in others)
     path.write_bytes(path.read_bytes()[:-1])  # damaged: made again
-    assert cache.find(wanted) is None and cache.provide(wanted, said.append) == path
+    assert cache.find(request) is None and cache.provide(request, said.append) == path
     assert open_aot(path).text["weights_sha256"] == weights.digest and len(world.compiled) == 2
 
 
 def test_packages_used_longest_ago_go(world: World, weights: Weights) -> None:
-    size = len(aot_of(wanted_of(weights)))
+    size = len(aot_of(request_of(weights)))
     cache = replace(AotCache(), limit=int(2.5 * size))
     paths = []
     for i in range(1, 5):
-        paths.append(cache.provide(wanted_of(weights, 16 * i, 16), lambda line: None))
+        paths.append(cache.provide(request_of(weights, 16 * i, 16), lambda line: None))
         for j, path in enumerate(paths):
             if path.exists():
                 os.utime(path, (1000 + j, 1000 + j))
@@ -258,28 +258,28 @@ def test_without_pytorch_a_package_has_to_be_there(
         "no AOT package of tiny" in text and "torch is not installed to make one" in text and "--aot" in text
     )
     assert "restort export --format aot --shape 1x32x48 --precision fp16 --compute-capability 9.0" in text
-    path = AotCache().folder / wanted_of(weights).name
+    path = AotCache().folder / request_of(weights).name
     path.parent.mkdir(parents=True)
-    path.write_bytes(aot_of(wanted_of(weights)))
+    path.write_bytes(aot_of(request_of(weights)))
     np.testing.assert_array_equal(runner(picture()), enlarged(picture()))
     assert world.packages == [path] and not world.compiled
     runner.close()
 
 
 def test_a_package_that_is_named(world: World, weights: Weights, tmp_path: Path) -> None:
-    wanted = wanted_of(weights)
+    request = request_of(weights)
     file = tmp_path / "pass.rtaot"
-    profile = Profile.fixed(*wanted.shape)
-    file.write_bytes(aot_of(wanted))
+    profile = Profile.fixed(*request.shape)
+    file.write_bytes(aot_of(request))
     said: list[str] = []
     provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=file, say=said.append)
     assert provider.obtain(profile).built and not provider.obtain(profile).built
     assert world.packages == [file.resolve()] and not world.compiled
-    file.write_bytes(aot_of(wanted, compilers="Triton 4.0"))
+    file.write_bytes(aot_of(request, compilers="Triton 4.0"))
     assert provider.obtain(profile).about["aot"]["compilers"] == "Triton 4.0"
     assert any("it holds another AOT package" in line for line in said)
     kept = EngineCache().entries()[0].path
-    file.write_bytes(aot_of(replace(wanted, capability=80)))
+    file.write_bytes(aot_of(replace(request, capability=80)))
     with pytest.raises(UsageError, match="does not fit"):
         provider.obtain(profile)
     assert kept.exists() and len(world.packages) == 2  # a package that does not fit costs no engine
@@ -289,7 +289,7 @@ def test_a_package_named_from_home(
     world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "pass.rtaot").write_bytes(aot_of(wanted_of(weights)))
+    (tmp_path / "pass.rtaot").write_bytes(aot_of(request_of(weights)))
     provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=Path("~/pass.rtaot"))
     for built in (True, False):
         assert provider.obtain(Profile.fixed(1, 32, 48)).built is built
@@ -298,15 +298,15 @@ def test_a_package_named_from_home(
 def test_a_package_that_cannot_be_made_or_kept(
     world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(wanted: Wanted, processes: int | None = None) -> bytes:
+    def fails(request: AotRequest, processes: int | None = None) -> bytes:
         raise RestortError("a kernel does not compile")
 
-    monkeypatch.setattr(aot_cache, "compile_wanted", fails)
+    monkeypatch.setattr(aot_cache, "compile_request", fails)
     with pytest.raises(RestortError, match=r"^a kernel does not compile$"):  # of no folder's fault
-        AotCache().provide(wanted_of(weights), lambda line: None)
+        AotCache().provide(request_of(weights), lambda line: None)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(RestortError, match=r"cannot write the cache .*file/aot .*set RESTORT_CACHE"):
-        AotCache(tmp_path / "file" / "aot").provide(wanted_of(weights), lambda line: None)
+        AotCache(tmp_path / "file" / "aot").provide(request_of(weights), lambda line: None)
 
 
 def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,14 +320,14 @@ def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.Monke
     with pytest.raises(
         RestortError, match=r"cannot write the cache .* .permission denied.; set RESTORT_CACHE"
     ):
-        aot_cache.compile_wanted(wanted_of(weights))
+        aot_cache.compile_request(request_of(weights))
 
     def starved(*arguments: Any, **options: Any) -> bytes:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(aot_compile, "compile_aot", starved)
     with pytest.raises(RestortError, match=r"cannot start a process to compile in .*free some memory"):
-        aot_cache.compile_wanted(wanted_of(weights))
+        aot_cache.compile_request(request_of(weights))
 
 
 @pytest.mark.parametrize(
@@ -346,29 +346,29 @@ def test_kernels_that_cannot_be_kept(weights: Weights, monkeypatch: pytest.Monke
 def test_packages_of_something_else(
     weights: Weights, tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
-    wanted, text = wanted_of(weights), {}
-    other = wanted
+    request, text = request_of(weights), {}
+    other = request
     if "weights" in changes:
-        other = replace(wanted, weights=replace(weights, digest="another"))
+        other = replace(request, weights=replace(weights, digest="another"))
     elif "sources" in changes:
         text = changes
     else:
-        other = replace(wanted, **changes)
+        other = replace(request, **changes)
     file = tmp_path / "pass.rtaot"
     file.write_bytes(aot_of(other, **text))
     with pytest.raises(UsageError, match=f"pass.rtaot does not fit: .*{expected}"):
-        validate_aot_file(file, wanted)
+        validate_aot_file(file, request)
 
 
 def test_files_that_are_no_packages(weights: Weights, tmp_path: Path) -> None:
     file = tmp_path / "pass.rtaot"
     with pytest.raises(RestortError, match=r"pass\.rtaot"):
-        validate_aot_file(file, wanted_of(weights))
+        validate_aot_file(file, request_of(weights))
     file.write_bytes(b"nothing")
     with pytest.raises(RestortError, match=r"pass\.rtaot: no AOT package.*restort export --format aot"):
-        validate_aot_file(file, wanted_of(weights))
+        validate_aot_file(file, request_of(weights))
     with pytest.raises(RestortError, match="it is a folder; give the name of a file"):
-        validate_aot_file(tmp_path, wanted_of(weights))
+        validate_aot_file(tmp_path, request_of(weights))
 
 
 def test_another_gpu_has_other_packages(world: World, weights: Weights) -> None:

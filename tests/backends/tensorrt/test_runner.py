@@ -71,7 +71,7 @@ def test_batches_go_one_by_one_unless_an_engine_takes_them(world: World, weights
     later, said = make_runner(weights)
     later(x)
     later(picture())  # the special engine for the batch, the general one for the rest
-    assert len(later._opened) == 2 and len(world.builds) == 2 and not said
+    assert len(later._engines) == 2 and len(world.builds) == 2 and not said
     assert later.timer(x)() == 1.5
     later.close()
 

@@ -35,7 +35,7 @@ Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class AotRequest:
     """The AOT package of a pass: `shape` is (n, h, w) of its input, `capability` 90 for 9.0."""
 
     weights: Weights
@@ -65,7 +65,7 @@ class Wanted:
         )
 
     def differs(self, package: AotPackage) -> str | None:
-        """Return in words how `package` differs from what is wanted; None if it does not."""
+        """Return in words how `package` differs from this request; None if it does not."""
         n, _, h, w = package.input
         text = package.text
         if text.get("weights_sha256") != self.weights.digest:
@@ -88,48 +88,48 @@ class AotCache:
     folder: Path = field(default_factory=lambda: cache_root() / "aot")
     limit: int = LIMIT
 
-    def find(self, wanted: Wanted) -> Path | None:
-        """Return the file of the package if it is there, complete and as wanted; else None."""
-        path = self.folder / wanted.name
+    def find(self, request: AotRequest) -> Path | None:
+        """Return the file of the package if it is there, complete and as requested; else None."""
+        path = self.folder / request.name
         if distrusted(path) is not None:
             return None
         try:
             package = read_aot(path.read_bytes())
         except (OSError, RestortError):
             return None
-        if wanted.differs(package):
+        if request.differs(package):
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
         return path
 
-    def provide(self, wanted: Wanted, say: Say, processes: int | None = None) -> Path:
+    def provide(self, request: AotRequest, say: Say, processes: int | None = None) -> Path:
         """Return the file of the package, compiled now by so many processes if it is missing.
 
         Raises RestortError if that fails.
         """
-        found = self.find(wanted)
+        found = self.find(request)
         if found is not None:
             return found
         absent = [name for name in MAKERS if importlib.util.find_spec(name) is None]
         if absent:
             verb = "are" if len(absent) > 1 else "is"
             raise RestortError(
-                f"no AOT package of {model_of(wanted.weights)} for this GPU in {self.folder}, and "
+                f"no AOT package of {model_of(request.weights)} for this GPU in {self.folder}, and "
                 f"{' and '.join(absent)} {verb} not installed to make one; run "
-                f"`{wanted.command}` with the same model in a Python that has both, with the same RESTORT_CACHE, or "
+                f"`{request.command}` with the same model in a Python that has both, with the same RESTORT_CACHE, or "
                 "give its file with --aot"
             )
         say(
-            f"compiling the AOT package of {model_of(wanted.weights)}, {wanted.precision}, {wanted.size} "
+            f"compiling the AOT package of {model_of(request.weights)}, {request.precision}, {request.size} "
             "(done once)"
         )
-        path = self.folder / wanted.name
+        path = self.folder / request.name
         with _writing(self.folder):  # before minutes are spent
             make_folder(self.folder, private=True)
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        write_bytes(path, compile_wanted(wanted, processes), overwrite=True)
+        write_bytes(path, compile_request(request, processes), overwrite=True)
         self._shrink(path)
         return path
 
@@ -149,7 +149,7 @@ class AotCache:
                     total -= size
 
 
-def compile_wanted(wanted: Wanted, processes: int | None = None) -> bytes:
+def compile_request(request: AotRequest, processes: int | None = None) -> bytes:
     """Compile a package and return its bytes; imports PyTorch and Triton."""
     try:
         from restort.backends.fused.aot_compile import compile_aot
@@ -160,7 +160,9 @@ def compile_wanted(wanted: Wanted, processes: int | None = None) -> bytes:
         ) from None
     count = processes or max(1, min(16, os.cpu_count() or 1))
     with _writing(cache_root()):  # compiled kernels are kept there
-        return compile_aot(wanted.weights, wanted.precision, wanted.shape, wanted.capability, processes=count)
+        return compile_aot(
+            request.weights, request.precision, request.shape, request.capability, processes=count
+        )
 
 
 @contextlib.contextmanager
@@ -187,11 +189,11 @@ def open_aot(path: Path) -> AotPackage:
         raise RestortError(f"{path}: {error}") from None
 
 
-def validate_aot_file(path: Path, wanted: Wanted) -> Path:
-    """Return the absolute path of a package that a user names. Raises UsageError if it is not the one wanted."""
+def validate_aot_file(path: Path, request: AotRequest) -> Path:
+    """Return the absolute path of a package that a user names. Raises UsageError if it is not the one requested."""
     path = path.expanduser().resolve()
-    if found := wanted.differs(open_aot(path)):
-        raise UsageError(f"AOT package {path} does not fit: {found}; make one with `{wanted.command}`")
+    if found := request.differs(open_aot(path)):
+        raise UsageError(f"AOT package {path} does not fit: {found}; make one with `{request.command}`")
     return path
 
 

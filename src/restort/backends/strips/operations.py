@@ -137,8 +137,8 @@ def _part(convolution: Any, channels: slice) -> tuple[Tensor, Tensor | None]:
     return convolution.weight[channels], None if bias is None else bias[channels]
 
 
-def _expand(x: Tensor, pointwise: tuple[Tensor, Any], depthwise: tuple[Tensor, Any]) -> Tensor:
-    return _convolve(_convolve(x, *pointwise), *depthwise)
+def _expand(x: Tensor, conv1x1: tuple[Tensor, Any], depthwise: tuple[Tensor, Any]) -> Tensor:
+    return _convolve(_convolve(x, *conv1x1), *depthwise)
 
 
 def _normalise(norm: ChannelNorm, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto, helper
 
-from restort.backends.fused.aot_cache import PRECISIONS, Wanted
+from restort.backends.fused.aot_cache import PRECISIONS, AotRequest
 from restort.backends.fused.aot_package import AotPackage, read_aot
 from restort.backends.tensorrt import network as networks
 from restort.backends.tensorrt import plugin
@@ -58,13 +58,13 @@ def check_aot_options(flavour: Flavour, options: BuildOptions) -> None:
         )
 
 
-def aot_request(weights: Weights, precision: str, profile: Profile, capability: str) -> Wanted:
+def aot_request(weights: Weights, precision: str, profile: Profile, capability: str) -> AotRequest:
     """The AOT package that an engine of that profile needs, on a GPU of compute capability '9.0'.
 
     Raises UsageError for a size that the network does not take.
     """
     networks.check_profile((-1, weights.spec.in_channels, -1, -1), profile, weights.spec.size_multiple)
-    return Wanted(weights, precision, profile.opt, round(10 * float(capability)))
+    return AotRequest(weights, precision, profile.opt, round(10 * float(capability)))
 
 
 def build_aot_engine(flavour: Flavour, weights: Weights, package: Path, options: BuildOptions) -> Built:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.aot_cache import AotCache, Wanted, model_of, validate_aot_file
+from restort.backends.fused.aot_cache import AotCache, AotRequest, model_of, validate_aot_file
 from restort.backends.fused.sources import sources_digest
 from restort.backends.tensorrt import plugin
 from restort.backends.tensorrt.aot_builder import aot_request, build_aot_engine, check_aot_options
@@ -174,7 +174,7 @@ class EngineProvider:
                 self.say(note)
         return stored
 
-    def _aot_request(self, profile: Profile) -> Wanted:
+    def _aot_request(self, profile: Profile) -> AotRequest:
         assert self.gpu is not None  # fused engines have no `targets`
         return aot_request(self.weights, self.precision, profile, self.gpu.compute_capability)
 
@@ -207,10 +207,10 @@ class EngineProvider:
 
     def _build_fused(self, options: BuildOptions, package: Path | None) -> Built:
         check_aot_options(self.flavour, options)
-        wanted = self._aot_request(options.profile)
+        request = self._aot_request(options.profile)
         plugin.load(self.flavour, self.say)  # before minutes of compiling: this fails quickly
         if package is None:
-            package = AotCache().provide(wanted, self.say)
+            package = AotCache().provide(request, self.say)
         return build_aot_engine(self.flavour, self.weights, package, options)
 
     def timing_cache(self) -> TimingCache | None:

@@ -84,7 +84,7 @@ class TensorrtRunner(Runner):
         cuda.runtime()
         self._lock = threading.RLock()
         self._providers: dict[str, EngineProvider] = {}
-        self._opened: list[tuple[str, Profile, Engine]] = []
+        self._engines: list[tuple[str, Profile, Engine]] = []
         self._jit: dict[Path, tuple[Engine, int]] = {}
         self._warn_fallback = FallbackWarning()
         self.gpu: Gpu = self._provider(precision).gpu or require_gpu()
@@ -152,7 +152,7 @@ class TensorrtRunner(Runner):
         with self._lock:
             opened = [
                 (not profile.is_fixed, profile.max, engine)
-                for kept, profile, engine in self._opened
+                for kept, profile, engine in self._engines
                 if kept == precision and profile.covers(size)
             ]
             if opened:
@@ -176,14 +176,14 @@ class TensorrtRunner(Runner):
         """Open the engine that `get` finds or builds; rebuild it if it cannot be opened."""
         stored = get()
         try:
-            return self._opened_from(provider, stored)
+            return self._open_engine(provider, stored)
         except EngineRefused as error:
             if stored.built:
                 raise
             provider.cache.discard(stored, provider.say, str(error))
-        return self._opened_from(provider, get())
+        return self._open_engine(provider, get())
 
-    def _opened_from(self, provider: EngineProvider, stored: Stored) -> Engine:
+    def _open_engine(self, provider: EngineProvider, stored: Stored) -> Engine:
         path = provider.jit_path(stored)
         jit = None
         if path is not None:
@@ -193,9 +193,9 @@ class TensorrtRunner(Runner):
         engine = Engine(self.flavour, stored.path.read_bytes(), jit=jit)
         if path is not None:
             self._jit[path] = (engine, len(jit or b""))
-        self._opened.append((provider.precision, profile_of(stored.key), engine))
+        self._engines.append((provider.precision, profile_of(stored.key), engine))
         if provider.is_by_size:  # a dropped engine is closed when no call holds it any more
-            del self._opened[:-KEPT]
+            del self._engines[:-KEPT]
         return engine
 
     def _provider(self, precision: str) -> EngineProvider:
@@ -225,7 +225,7 @@ class TensorrtRunner(Runner):
     def device_peak_bytes(self) -> int:
         """The GPU memory taken since the engines were opened, by other programs, too."""
         with self._lock:
-            return max((engine.peak_bytes() for *_, engine in self._opened), default=0)
+            return max((engine.peak_bytes() for *_, engine in self._engines), default=0)
 
     def tile_memory(self) -> tuple[int, int]:
         """Estimate (bytes of the GPU that a picture may take now, bytes per pixel of the input).
@@ -260,7 +260,7 @@ class TensorrtRunner(Runner):
             for path, (engine, before) in self._jit.items():
                 _keep_jit(path, engine, before)
             self._jit.clear()
-            opened, self._opened = self._opened, []
+            opened, self._engines = self._engines, []
         for *_, engine in opened:
             engine.close()
 
