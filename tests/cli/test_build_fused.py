@@ -68,6 +68,24 @@ def test_an_engine_in_one_command(world: World, weights: Path, restort: Any) -> 
     assert restort("cache", "clear", "aot").status == 0 and not list(world.packages[0].parent.iterdir())
 
 
+def test_several_sizes(world: World, weights: Path, restort: Any) -> None:
+    told = restort("build", "--weights", weights, *FUSED, *SIZE, "--shape", "1x16x64", "--shape", "1x32x48")
+    assert told.status == 0 and "fp16, 1x32x48, 1x16x64, with" in told.err, told.err
+    assert world.compiled == ["1x32x48", "1x16x64"] and world.builds[-1].profile.others == ((1, 16, 64),)
+    for arguments, words in (
+        (
+            [*FUSED, *SIZE, "--shape", "1x16x16,1x32x32,1x64x64"],
+            "--shape 1x16x16..1x32x32..1x64x64 is a range; give",
+        ),
+        (
+            [*SIZE, "--shape", "1x16x64"],
+            "several --shape are only for --kernels fused; give one, or MIN,OPT,MAX",
+        ),
+    ):
+        told = restort("build", "--weights", weights, *arguments)
+        assert told.status == 2 and words in told.err, told.err
+
+
 def test_a_package_from_elsewhere(world: World, weights: Path, restort: Any) -> None:
     told = restort(
         "export",
@@ -114,7 +132,7 @@ def test_a_package_into_the_cache(world: World, weights: Path, restort: Any, tmp
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
     [
-        ([*FUSED], 2, "one size, not 1x16x16..1x384x640..1x1280x1280; give one with --shape BxHxW"),
+        ([*FUSED], 2, "single sizes, not 1x16x16..1x384x640..1x1280x1280; give them with --shape BxHxW"),
         ([*FUSED, "--shape", "1x30x48"], 2, "multiples of 16"),
         ([*FUSED, *SIZE, "--precision", "mixed"], 2, "does not support mixed"),
         ([*FUSED, *SIZE, "--budget", "0.01"], 2, "which --kernels fused does not support"),

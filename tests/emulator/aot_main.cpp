@@ -12,8 +12,9 @@ int main(int, char** arguments) try {
     std::ifstream file(arguments[1], std::ios::binary);
     std::vector<char> all{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     all.push_back(0);  // a parser may append a zero to a string
-    auto const package = std::make_shared<Package const>(all.data(), all.size());
-    auto const loaded = std::make_shared<LoadedPackage>(package);
+    auto const packages = std::make_shared<Packages const>(all.data(), all.size());
+    Package const* const package = &packages->each[0];
+    auto const loaded = std::make_shared<LoadedPackage>(packages, 0, nullptr);
     alignas(16) static char input[16], output[16];
     std::vector<CUdeviceptr> before(package->regions.size());
     for (int context = 0; context < 2; ++context) {
@@ -23,7 +24,7 @@ int main(int, char** arguments) try {
             auto const& r = package->regions[i];
             if (r.kind == INPUT || r.kind == OUTPUT) continue;
             char const* const mine = reinterpret_cast<char const*>(pass.places[i]);
-            bool good = pass.places[i] % 256 == 0 && !std::memcmp(mine, package->file.data() + r.at, r.content);
+            bool good = pass.places[i] % 256 == 0 && !std::memcmp(mine, package->file + r.at, r.content);
             for (uint64_t b = r.content; b < r.bytes; ++b) good = good && !mine[b];
             if (!good) throw Error(text("region %zu is not as it should be", i));
             if (context && (before[i] == pass.places[i]) != (r.kind == WEIGHTS))

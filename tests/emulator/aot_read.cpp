@@ -11,7 +11,7 @@ int main(int count, char** arguments) {
         std::ifstream file(arguments[i], std::ios::binary);
         std::vector<char> const all{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
         try {
-            restort::Package const package(all.data(), all.size());
+            restort::Packages const packages(all.data(), all.size());
             std::cout << "read\n";
         } catch (restort::Error const& error) {
             std::cout << error.what() << '\n';

@@ -222,7 +222,7 @@ def fused(module: StubModule, flavour: Any, weights: Any) -> list[str]:
     import tempfile
 
     from restort.backends.tensorrt import plugin
-    from restort.backends.tensorrt.aot_builder import aot_request, build_aot_engine
+    from restort.backends.tensorrt.aot_builder import aot_requests, build_aot_engine
     from restort.backends.tensorrt.options import BuildOptions, Profile
     from tests.fakes.empty_aot import aot_of
 
@@ -234,9 +234,9 @@ def fused(module: StubModule, flavour: Any, weights: Any) -> list[str]:
     profile = Profile.fixed(1, 64, 64)
     options = BuildOptions(profile, "bf16", kernels="fused")
     with tempfile.NamedTemporaryFile() as file:
-        file.write(aot_of(aot_request(weights, "bf16", profile, "8.9")))
+        file.write(aot_of(*aot_requests(weights, "bf16", profile, "8.9")))
         file.flush()
-        built = build_aot_engine(flavour, weights, Path(file.name), options)
+        built = build_aot_engine(flavour, weights, [Path(file.name)], options)
     set_ = [name for name, _ in module.calls]
     return [*built.report["layers"], *sorted(set(set_))]
 

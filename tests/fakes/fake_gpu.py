@@ -14,7 +14,7 @@ import pytest
 from restort.backends.fused import aot_cache
 from restort.backends.fused.aot_cache import AotRequest
 from restort.backends.tensorrt import cuda, plugin, provider, runner
-from restort.backends.tensorrt.aot_builder import aot_graph, package_report
+from restort.backends.tensorrt.aot_builder import aot_graph, joined, package_report
 from restort.backends.tensorrt.options import BuildOptions, Built
 from restort.backends.tensorrt.runner import TensorrtRunner
 from restort.utils.gpu import Gpu
@@ -47,14 +47,17 @@ class World:
         self.compiled.append(request.size)
         return aot_of(request)
 
-    def build_aot_engine(self, flavour: Any, weights: Any, package: Path, options: BuildOptions) -> Built:
+    def build_aot_engine(
+        self, flavour: Any, weights: Any, packages: list[Path], options: BuildOptions
+    ) -> Built:
         """An engine of RestoRT's own kernels, of a package of tests/fakes/empty_aot.py."""
         assert self.loaded, "the plugin comes first"
-        self.packages.append(package)
-        built = self.build(flavour, aot_graph(weights, package), options)
+        self.packages += packages
+        content = joined(packages)
+        built = self.build(flavour, aot_graph(weights, content), options)
         about = {
             "kernels": "fused",
-            "aot": package_report(package),
+            "aot": package_report(content),
             "layers": {"source": "plugin", "RestortPass": 1},
         }
         return Built(built.plan, built.report | about)
@@ -68,6 +71,7 @@ class World:
             (low[0], 1, *low[1:]),
             (high[0], 9, *high[1:]),
             behaves=self.behaves.get(options.precision, ""),
+            others=[(size[0], 9, *size[1:]) for size in options.profile.others],
             version=flavour.version,
         )
         about = {entry.key: entry.value for entry in graph.metadata_props}

@@ -69,9 +69,8 @@ class Context:
         self.profiler: Any = None
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        about = self.engine.about
-        assert self.active_optimization_profile == 0
-        fits = all(a <= n <= b for a, n, b in zip(about["min"], shape, about["max"]))
+        least, _, most = self.engine.get_tensor_profile_shape(name, self.active_optimization_profile)
+        fits = all(a <= n <= b for a, n, b in zip(least, shape, most))
         if fits:
             self.shape = shape
         else:
@@ -124,6 +123,8 @@ class IProfiler:
 
 
 class FakeEngine:
+    """`others` in the plan are (N, C, H, W) of further profiles, of any number of channels up to C."""
+
     device_memory_size = 4096
 
     def __init__(self, about: dict[str, Any], cuda: FakeCuda, logger: Logger) -> None:
@@ -131,6 +132,17 @@ class FakeEngine:
         self.enqueued = 0
         self.contexts = 0
         self.alive: weakref.WeakSet[Context] = weakref.WeakSet()
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return 1 + len(self.about.get("others", ()))
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert name == "input" and index >= 0
+        if index == 0:
+            return [tuple(self.about["min"]), tuple(self.about["max"]), tuple(self.about["max"])]
+        n, c, h, w = self.about["others"][index - 1]
+        return [(n, 1, h, w), (n, c, h, w), (n, c, h, w)]
 
     def create_execution_context_without_device_memory(self) -> Context | None:
         self.contexts += 1

@@ -15,6 +15,7 @@ from restort.cli.engine_options import (
     budget,
     capabilities,
     check_kernels,
+    combined,
     names,
     shapes,
 )
@@ -64,7 +65,9 @@ def add(subparsers: options.Subparsers) -> None:
         "--shape",
         metavar="MIN,OPT,MAX",
         type=shapes,
-        help="sizes as BxHxW, such as 1x64x64,1x512x512,1x1280x1280; one for a fixed size",
+        action="append",
+        help="sizes as BxHxW, such as 1x64x64,1x512x512,1x1280x1280; one for a fixed size; with --kernels fused again "
+        "for each further size",
     )
     parser.add_argument(
         "--compute-capability",
@@ -103,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from restort.backends.tensorrt.provider import check_build
     from restort.utils.files import check_free
 
+    args.shape = combined(args.shape)
     check_kernels(args)
     flavour = find(args.flavour)
     graph, weights = _source(args)
@@ -275,7 +279,7 @@ def _through_the_cache(
         targets=wanted.compute_capabilities,
         keep_fp32=keep,
         options=_key_options(wanted),
-        package=args.aot,
+        packages=tuple(args.aot or ()),
         say=choice.silent if args.quiet else choice.say,
         progress=wanted.progress,
     )

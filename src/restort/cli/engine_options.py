@@ -28,6 +28,19 @@ def shapes(text: str) -> Profile:
     return Profile(*(sizes * 3 if len(sizes) == 1 else sizes))  # type: ignore[arg-type]
 
 
+def combined(given: list[Profile] | None) -> Profile | None:
+    """The profile of all --shape; None without any. Raises UsageError where one of several is a range."""
+    from restort.backends.tensorrt.options import Profile
+    from restort.errors import UsageError
+
+    if given is None or len(given) == 1:
+        return given[0] if given else None
+    if ranges := [profile for profile in given if not profile.is_fixed]:
+        raise UsageError(f"--shape {ranges[0]} is a range; give it alone, or several single sizes BxHxW")
+    first, *others = dict.fromkeys(profile.opt for profile in given)
+    return Profile(first, first, first, tuple(others))
+
+
 def capabilities(text: str) -> tuple[str, ...]:
     """Parse a list of compute capabilities, such as 8.6,8.9."""
     import re
@@ -44,15 +57,16 @@ def add_kernels(parser: argparse.ArgumentParser) -> None:
         "--kernels",
         choices=KERNELS,
         default="tensorrt",
-        help="tensorrt: TensorRT searches for the fastest (default); fused: RestoRT's, compiled for one --shape in "
+        help="tensorrt: TensorRT searches for the fastest (default); fused: RestoRT's, compiled for each --shape in "
         "fp16 or bf16 (TensorRT 8.6, 10 and 11)",
     )
     parser.add_argument(
         "--aot",
         metavar="FILE.rtaot",
         type=Path,
-        help="with --kernels fused: an AOT package of `restort export --format aot`, for machines without PyTorch and "
-        "Triton (default: from the cache folder, or compiled now)",
+        action="append",
+        help="with --kernels fused: an AOT package of `restort export --format aot`, for each --shape, for machines "
+        "without PyTorch and Triton (default: from the cache folder, or compiled now)",
     )
 
 
@@ -74,10 +88,10 @@ def check_kernels(args: argparse.Namespace) -> None:
         from restort.backends.fused.aot_cache import open_aot
         from restort.backends.tensorrt.options import Profile
 
-        package = open_aot(args.aot.expanduser())
-        n, _, h, w = package.input
-        args.shape = args.shape or Profile.fixed(n, h, w)
-        args.precision = args.precision or package.text.get("precision")
+        packages = [open_aot(path.expanduser()) for path in args.aot]
+        sizes = [(n, h, w) for n, _, h, w in (package.input for package in packages)]
+        args.shape = args.shape or combined([Profile.fixed(*size) for size in sizes])
+        args.precision = args.precision or packages[0].text.get("precision")
 
 
 def names(text: str) -> tuple[str, ...]:

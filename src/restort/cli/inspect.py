@@ -71,6 +71,7 @@ def _from_sidecar(found: dict[str, Any]) -> list[tuple[str, str]]:
     for port in ports:
         lines.append((port["name"], f"{port['dtype']} {' x '.join(map(str, port['shape']))}"))
     sizes = [f"{name} {'x'.join(map(str, profile[name]))}" for name in ("min", "opt", "max")]
+    sizes += [f"also {'x'.join(map(str, size))}" for size in profile.get("others", ())]
     lines.append(("profile", f"{', '.join(sizes)} (BxHxW)"))
     level = "" if flags.get("level") is None else f", level {flags['level']}"
     where = f" on {gpu['name']}" if gpu else " on a machine without a GPU"

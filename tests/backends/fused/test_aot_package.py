@@ -22,7 +22,9 @@ from restort.backends.fused.aot_package import (
     REGION,
     Argument,
     Call,
+    join_aot,
     read_aot,
+    split_aot,
     write_aot,
 )
 from restort.errors import RestortError
@@ -91,7 +93,9 @@ def is_package(data: bytes) -> bool:
 @pytest.mark.parametrize(
     ("place", "form", "value", "expected"),
     [
-        (12, "<I", 2, "version 2, and this plugin reads 1"),
+        (12, "<I", 3, "version 3, and this plugin reads 1 and 2"),
+        (48, "<I", 1, "ends before its last size"),
+        (REGIONS + 2 * REGION.size + 4, "<I", 1, "an impossible region"),  # weights of another package
         (16, "<Q", HUGE, "bytes"),
         (28, "<I", 0xFFFFFFFF, "ends in a table"),
         (40, "<I", 0xFFFFFFFF, "ends in a table"),
@@ -162,3 +166,57 @@ def test_text_that_is_no_table(whole: bytes, text: bytes) -> None:
     made[ARGUMENTS + 32 : ARGUMENTS + 32 + length] = text.ljust(length)
     with pytest.raises(RestortError, match=r"cannot be read .*; make it again"):
         read_aot(changed(bytes(made), 8, "<I", 0))
+
+
+def sized(tmp_path: Path, *shapes: tuple[int, int, int], **text: object) -> list[bytes]:
+    weights = load_weights(write_weights(tmp_path / "tiny.safetensors", replace(ELAN[2], channels=30)))
+    return [aot_of(AotRequest(weights, "fp16", shape, 90), **text) for shape in shapes]
+
+
+def test_several_sizes_in_one_file(reader: Path, tmp_path: Path) -> None:
+    files = sized(tmp_path, (1, 16, 16), (2, 16, 32), (1, 32, 48))
+    packages = [read_aot(data) for data in files]
+    joined = join_aot(files)
+    found = split_aot(joined)
+    assert [package.input for package in found] == [package.input for package in packages]
+    assert found[0] == packages[0] and split_aot(files[0]) == (packages[0],)
+    for package, own in zip(found[1:], packages[1:]):
+        assert package.regions[2] == replace(own.regions[2], data=b"", shared=3)
+        assert package.regions[3] == own.regions[3] and package.launches == own.launches
+    with pytest.raises(RestortError, match="holds several sizes; name the files of one size each"):
+        read_aot(joined)
+    cut = [joined[: len(joined) - n] for n in (1, 300, len(joined) - len(files[0]))]
+    lone = write_aot(packages[0])[: HEADER.size + REGION.size]
+    wrong = bytearray(joined)
+    second = -(-len(files[0]) // 256) * 256
+    struct.pack_into("<I", wrong, second + REGIONS + 2 * REGION.size + 4, 4)  # weights that are scratch
+    struct.pack_into(
+        "<I", wrong, second + 8, zlib.crc32(wrong[second + 12 : second + size_at(wrong, second)])
+    )
+    said = answers(reader, tmp_path, [joined, joined + bytes(9), *cut, lone, bytes(wrong)])
+    assert said[:2] == ["read", "read"]
+    assert all("of " in line or "ends before its last size" in line for line in said[2:6]), said
+    assert said[6] == "the AOT package has an impossible region"
+    for data in (*cut, lone, bytes(wrong)):
+        with pytest.raises(RestortError):
+            split_aot(data)
+
+
+def size_at(data: bytes, place: int) -> int:
+    """The bytes of the package there."""
+    return int(struct.unpack_from("<Q", data, place + 16)[0])
+
+
+def test_what_cannot_be_joined(reader: Path, tmp_path: Path) -> None:
+    one, other = sized(tmp_path, (1, 16, 16), (1, 16, 32))
+    with pytest.raises(RestortError, match="two of the AOT packages are of one size, 1x3x16x16"):
+        join_aot([one, other, one])
+    (foreign,) = sized(tmp_path, (1, 16, 48), precision="bf16")
+    with pytest.raises(RestortError, match="differ in precision cannot be joined"):
+        join_aot([one, foreign])
+    bent = replace(read_aot(other), output=(1, 3, 32, 48))
+    bent = replace(bent, regions=(*bent.regions[:1], replace(bent.regions[1], size=18432), *bent.regions[2:]))
+    files = [join_aot([one, write_aot(bent)])]
+    assert answers(reader, tmp_path, files) == [
+        "the AOT package has outputs that do not scale with its inputs"
+    ]

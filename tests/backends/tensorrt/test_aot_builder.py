@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from restort.backends.fused import aot_cache
 from restort.backends.fused.aot_cache import AotCache, AotRequest, open_aot, validate_aot_file
+from restort.backends.fused.aot_package import join_aot
 from restort.backends.tensorrt import runner as runners
+from restort.backends.tensorrt.aot_builder import aot_graph
 from restort.backends.tensorrt.cache import EngineCache
 from restort.backends.tensorrt.options import BuildOptions, Profile
 from restort.backends.tensorrt.provider import EngineProvider, check_build
@@ -181,7 +184,7 @@ def test_what_is_not_for_auto(world: World, weights: Weights, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"profile": MANY}, r"one size, not 1x16x16\.\.1x32x32.*--shape 1x32x32, or leave --kernels out"),
+        ({"profile": MANY}, r"single sizes, not 1x16x16\.\.1x32x32.*--shape 1x32x32, or leave --kernels out"),
         ({"precision": "fp32"}, "does not support fp32; choose fp16 or bf16, or leave"),
         ({"precision": "mixed"}, "does not support mixed"),
         ({"compute_capabilities": ("8.6",)}, "leave --compute-capability out"),
@@ -272,7 +275,9 @@ def test_a_package_that_is_named(world: World, weights: Weights, tmp_path: Path)
     profile = Profile.fixed(*request.shape)
     file.write_bytes(aot_of(request))
     said: list[str] = []
-    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=file, say=said.append)
+    provider = EngineProvider(
+        weights, "fp16", world.flavour, options=FUSED, packages=(file,), say=said.append
+    )
     assert provider.obtain(profile).built and not provider.obtain(profile).built
     assert world.packages == [file.resolve()] and not world.compiled
     file.write_bytes(aot_of(request, compilers="Triton 4.0"))
@@ -285,12 +290,64 @@ def test_a_package_that_is_named(world: World, weights: Weights, tmp_path: Path)
     assert kept.exists() and len(world.packages) == 2  # a package that does not fit costs no engine
 
 
+def several() -> Profile:
+    return Profile((1, 32, 48), (1, 32, 48), (1, 32, 48), ((1, 16, 32), (2, 64, 16)))
+
+
+def test_several_sizes_in_one_engine(world: World, weights: Weights, tmp_path: Path) -> None:
+    profile = several()
+    said: list[str] = []
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, say=said.append)
+    stored = provider.obtain(profile)
+    assert world.compiled == ["1x32x48", "1x16x32", "2x64x16"] and "1x32x48, 1x16x32, 2x64x16" in said[0]
+    assert stored.path.name.startswith("tiny-fp16-fused-32x48+2-")
+    assert stored.about["key"]["profile"]["others"] == [[1, 16, 32], [2, 64, 16]]
+    memory = stored.about["aot"]["memory"]
+    assert memory == {"weights": 1 << 20, "context": 2 << 20} and stored.about["aot"]["kernels"] == 3
+    runner = TensorrtRunner(weights, "fp16", options=FUSED)
+    for shape in ((1, 3, 32, 48), (2, 3, 64, 16), (1, 3, 16, 32), (2, 3, 64, 16)):
+        x = np.random.default_rng(0).random(shape, np.float32)
+        for _ in range(3):  # the last as a graph
+            np.testing.assert_array_equal(runner(x), enlarged(x))
+    assert len(world.builds) == 1 and len(world.flavour.opened) == 1
+    runner.close()
+    named = TensorrtRunner(weights, "fp16", options=FUSED, profile=profile)
+    with pytest.raises(RestortError, match=r"takes inputs of 1x32x48, 1x16x32, 2x64x16 \(batch x"):
+        named(np.zeros((1, 3, 16, 16), np.float32))
+    named.close()
+
+
+def test_packages_of_several_sizes_that_are_named(world: World, weights: Weights, tmp_path: Path) -> None:
+    files = []
+    for i, size in enumerate(((2, 64, 16), (1, 32, 48), (1, 16, 32))):  # in any order
+        files.append(tmp_path / f"{i}.rtaot")
+        files[-1].write_bytes(aot_of(replace(request_of(weights), shape=size)))
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, packages=tuple(files))
+    assert provider.obtain(several()).built and not provider.obtain(several()).built
+    assert world.packages == [files[1], files[2], files[0]] and not world.compiled
+    with pytest.raises(UsageError, match=r"3 AOT packages for 1 sizes \(1x32x48\); give one --aot for"):
+        provider.obtain(Profile.fixed(1, 32, 48))
+
+
+def test_the_graph_of_several_sizes(weights: Weights) -> None:
+    sizes = ((1, 32, 48), (1, 16, 32))
+    data = join_aot([aot_of(replace(request_of(weights), shape=size)) for size in sizes])
+    graph = aot_graph(weights, data, "2").graph
+    shapes = [
+        [d.dim_value or d.dim_param for d in port.type.tensor_type.shape.dim]
+        for port in (*graph.input, *graph.output)
+    ]
+    assert shapes == [[1, 3, "input_height", "input_width"], [1, 3, "output_height", "output_width"]]
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in graph.node[0].attribute}
+    assert attributes == {"plan": data, "plugin_version": b"2", "plugin_namespace": b""}
+
+
 def test_a_package_named_from_home(
     world: World, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "pass.rtaot").write_bytes(aot_of(request_of(weights)))
-    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, package=Path("~/pass.rtaot"))
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, packages=(Path("~/pass.rtaot"),))
     for built in (True, False):
         assert provider.obtain(Profile.fixed(1, 32, 48)).built is built
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from restort.backends.fused.aot_cache import Wanted
-from restort.backends.fused.aot_package import read_aot, write_aot
+from restort.backends.fused.aot_cache import AotRequest
+from restort.backends.fused.aot_package import join_aot, read_aot, write_aot
 from restort.backends.tensorrt import plugin
 from restort.weights.checkpoint import Weights
 from tests.backends.tensorrt.genuine import ROOT, compiled, headers, in_genuine, library_of
@@ -57,7 +57,7 @@ def package(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def empty(weights: Weights, shape: tuple[int, int, int]) -> bytes:
-    return write_aot(replace(read_aot(aot_of(Wanted(weights, "fp16", shape, 90))), kernels=()))
+    return write_aot(replace(read_aot(aot_of(AotRequest(weights, "fp16", shape, 90))), kernels=()))
 
 
 def life(made: Made, field: str, *shapes: str, **environment: str) -> tuple[list[str], list[str], list[str]]:
@@ -87,6 +87,28 @@ def test_its_life(made: Made, package: Path) -> None:
     sizes = [int(line.split()[2]) for line in calls if line.startswith("alloc")]
     assert sizes == [1 << 20, 2 << 20, 2 << 20]  # weights once, scratch for each context
     assert len([line for line in calls if line.startswith("free")]) == 3
+
+
+def test_several_sizes(made: Made, weights: Weights, tmp_path: Path) -> None:
+    """Weights once for all contexts and sizes; scratch for each size of a context, when it comes to it."""
+    file = tmp_path / "pass.rtaot"
+    file.write_bytes(join_aot([empty(weights, shape) for shape in ((1, 16, 16), (1, 16, 32), (2, 48, 16))]))
+    said, errors, calls = life(made, f"file:{file}", "2x3x48x16", "1x3x16x16", "1x3x16x32")
+    outputs = ["2 3 96 32", "1 3 32 32", "1 3 32 64"]
+    assert said == [
+        "RestortPass 2",
+        *[f"configured 0 output {output}" for output in outputs],
+        f"serialized 1 plan {file.stat().st_size}",
+        *["changed 0 ran 0"] * 6,
+        "end",
+    ]
+    sizes = [int(line.split()[2]) for line in calls if line.startswith("alloc")]
+    assert not errors and sizes == [1 << 20] + 6 * [2 << 20]
+    said, errors, _ = life(made, f"file:{file}", "1x3x48x16")
+    assert said[-2] == "changed 1 ran 1"
+    assert errors[-1] == (
+        "RestortPass: the input has the shape 1x3x48x16, and the AOT package 1x3x16x16, 1x3x16x32, 2x3x48x16"
+    )
 
 
 def test_another_size_and_another_gpu_are_refused(made: Made, package: Path) -> None:

@@ -2,12 +2,14 @@
 
 Little-endian, fixed records, so that C++ reads it by offsets (backends/tensorrt/csrc/restort_pass.cpp does):
 
-    header      96 bytes: magic 'RSTPLAN\\n', uint32 CRC-32 of all bytes from offset 12 on, uint32 version (1),
-                uint64 bytes of the file, uint32 capability (90 for 9.0), uint32 numbers of regions, kernels, launches
-                and arguments, uint32 bytes of the text, uint32 0, uint32 0, 4 uint32 shape of the input
-                (N, C, H, W), 4 uint32 shape of the output, uint64 0
-    regions     32 bytes each: uint32 kind, uint32 0, uint64 bytes of memory, uint64 offset of its first content in
-                the file, uint64 bytes of that (0: none)
+    header      96 bytes: magic 'RSTPLAN\\n', uint32 CRC-32 of all bytes from offset 12 on, uint32 version (1; 2 in a
+                file of several sizes), uint64 bytes of the package, uint32 capability (90 for 9.0), uint32 numbers of
+                regions, kernels, launches and arguments, uint32 bytes of the text, uint32 number of packages that
+                follow the first one of a file (0 in others), uint32 0, 4 uint32 shape of the input (N, C, H, W),
+                4 uint32 shape of the output, uint64 0
+    regions     32 bytes each: uint32 kind, uint32 shared, uint64 bytes of memory, uint64 offset of its first content
+                in the package, uint64 bytes of that (0: none). `shared` is 1 + the index of the region of the file's
+                first package that these weights are, or 0.
     kernels     144 bytes each: uint64 offset and uint64 bytes of the cubin, uint32 dynamic shared memory, uint32
                 threads of a block, uint32 blocks of a cluster (compiled in; 1: none), uint32 1 if launched with
                 programmatic stream serialization, int32 preferred shared memory carveout in percent (-1: the
@@ -24,6 +26,8 @@ Kinds of region: 0 the input, 1 the output, both float32 and given by the caller
 4 other memory that begins as zeros. Whoever runs the package owns 2, 3 and 4, zeroes them once and copies their
 contents to the beginning. Two runs at a time need two sets. Every region begins at a multiple of 256. Launches run in
 their order on one stream.
+
+A file of several sizes (`join_aot`) is one such package after another, each at a multiple of 256.
 """
 
 from __future__ import annotations
@@ -31,13 +35,15 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from restort.errors import RestortError
 from restort.utils.integers import round_up
 
 MAGIC, VERSION = b"RSTPLAN\n", 1
+JOINED = 2  # the version of packages in a file of several
 HEADER = struct.Struct("<8sIIQ8I4I4IQ")
 REGION = struct.Struct("<IIQQQ")
 KERNEL = struct.Struct("<QQIIIIiI104s")
@@ -52,11 +58,15 @@ Shape = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Region:
-    """Memory of `size` bytes, a multiple of 256; `data` is what it begins with, zeros after."""
+    """Memory of `size` bytes, a multiple of 256; `data` is what it begins with, zeros after.
+
+    shared      in a file of several packages, 1 + the index of the region of the first package that these weights are
+    """
 
     kind: str
     size: int
     data: bytes = b""
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,61 @@ class AotPackage:
 
 def write_aot(package: AotPackage) -> bytes:
     """Return the file's bytes. RestortError for an inconsistent package."""
+    return _pack(package, VERSION, 0)
+
+
+def join_aot(files: Sequence[bytes]) -> bytes:
+    """Join files of one package each, of one network in several sizes, into one file that has equal weights once.
+
+    Raises RestortError for packages of other weights, precisions or GPUs, or two of one size.
+    """
+    packages = [read_aot(data) for data in files]
+    first = packages[0]
+    for i, package in enumerate(packages):
+        names = ("weights_sha256", "precision", "sources")
+        differ = [name for name in names if package.text.get(name) != first.text.get(name)]
+        if package.capability != first.capability or differ:
+            what = differ[0] if differ else "compute capability"
+            raise RestortError(
+                f"AOT packages that differ in {what} cannot be joined; make them again from one model"
+            )
+        if package.input in [other.input for other in packages[:i]]:
+            size = "x".join(map(str, package.input))
+            raise RestortError(f"two of the AOT packages are of one size, {size}; give each size once")
+    known = {
+        (region.size, region.data): i + 1
+        for i, region in enumerate(first.regions)
+        if region.kind == "weights"
+    }
+
+    def shared(region: Region) -> Region:
+        number = known.get((region.size, region.data), 0) if region.kind == "weights" else 0
+        return replace(region, data=b"", shared=number) if number else region
+
+    made = bytearray(_pack(first, JOINED, len(packages) - 1))
+    for package in packages[1:]:
+        made += bytes(-len(made) % ALIGNMENT)
+        made += _pack(replace(package, regions=tuple(map(shared, package.regions))), JOINED, 0)
+    return bytes(made)
+
+
+def split_aot(data: bytes) -> tuple[AotPackage, ...]:
+    """Return the packages of a file of one size or several. RestortError where one cannot be read."""
+    if data[:8] != MAGIC or len(data) < HEADER.size:
+        return (read_aot(data),)
+    following, place = HEADER.unpack_from(data)[10], 0
+    found: list[AotPackage] = []
+    while len(found) <= following:
+        if len(data) < place + HEADER.size:
+            raise RestortError("the AOT package ends before its last size; make it again")
+        size = HEADER.unpack_from(data, place)[3]
+        last = len(found) == following
+        found.append(_read(data[place:] if last else data[place : place + size], found[0] if found else None))
+        place = round_up(place + size, ALIGNMENT)
+    return tuple(found)
+
+
+def _pack(package: AotPackage, version: int, following: int) -> bytes:
     validate_aot(package)
     text = json.dumps(package.text, sort_keys=True).encode()
     arguments = [argument for call in package.launches for argument in call.arguments]
@@ -130,7 +195,8 @@ def write_aot(package: AotPackage) -> bytes:
 
     head = bytearray()
     for region in package.regions:
-        head += REGION.pack(KINDS.index(region.kind), 0, region.size, place(region.data), len(region.data))
+        kind = KINDS.index(region.kind)
+        head += REGION.pack(kind, region.shared, region.size, place(region.data), len(region.data))
     for kernel in package.kernels:
         head += KERNEL.pack(
             place(kernel.cubin), len(kernel.cubin), kernel.shared, kernel.threads, kernel.cluster,
@@ -146,12 +212,12 @@ def write_aot(package: AotPackage) -> bytes:
     header = HEADER.pack(
         MAGIC,
         0,
-        VERSION,
+        version,
         end,
         package.capability,
         *counts,
         len(text),
-        0,
+        following,
         0,
         *package.input,
         *package.output,
@@ -166,7 +232,14 @@ def write_aot(package: AotPackage) -> bytes:
 
 
 def read_aot(data: bytes) -> AotPackage:
-    """Return the package in a file's bytes. RestortError if they are incomplete, changed, or no package."""
+    """Return the package in the bytes of a file of one size. RestortError if they are not one, or damaged."""
+    if data[:8] == MAGIC and len(data) >= HEADER.size and HEADER.unpack_from(data)[10]:
+        raise RestortError("the AOT package holds several sizes; name the files of one size each")
+    return _read(data, None)
+
+
+def _read(data: bytes, first: AotPackage | None) -> AotPackage:
+    """Like `read_aot`; or a package after the `first` of a file of several."""
     if data[:8] != MAGIC:
         raise RestortError(
             "no AOT package: the file does not begin with RSTPLAN; make one with `restort export --format aot`"
@@ -174,21 +247,23 @@ def read_aot(data: bytes) -> AotPackage:
     if len(data) < HEADER.size:
         raise RestortError("the AOT package ends in its header; make it again")
     _, crc, version, size, capability, *numbers = HEADER.unpack_from(data)
-    if version != VERSION:
-        raise RestortError(f"the AOT package has version {version}, supported is {VERSION}; make it again")
+    if version not in (VERSION, JOINED):
+        raise RestortError(
+            f"the AOT package has version {version}, supported are {VERSION} and {JOINED}; make it again"
+        )
     if size != len(data):
         raise RestortError(f"the AOT package has {len(data)} of {size} bytes; make it again")
     if zlib.crc32(memoryview(data)[12:]) != crc:
         raise RestortError("the AOT package is damaged (wrong checksum); make it again")
     try:
-        package = _unpack(data, capability, numbers)
+        package = _unpack(data, capability, numbers, first)
     except (struct.error, ValueError, IndexError, TypeError) as error:
         raise RestortError(f"the AOT package cannot be read ({error}); make it again") from None
     validate_aot(package)
     return package
 
 
-def _unpack(data: bytes, capability: int, numbers: list[int]) -> AotPackage:
+def _unpack(data: bytes, capability: int, numbers: list[int], first: AotPackage | None) -> AotPackage:
     n_regions, n_kernels, n_launches, n_arguments, length = numbers[:5]
     place = HEADER.size
 
@@ -203,7 +278,18 @@ def _unpack(data: bytes, capability: int, numbers: list[int]) -> AotPackage:
             raise ValueError("contents end after the file")
         return data[start : start + size]
 
-    regions = [Region(KINDS[kind], size, blob(at, n)) for kind, _, size, at, n in table(REGION, n_regions)]
+    regions = []
+    for kind, shared, size, at, n in table(REGION, n_regions):
+        regions.append(Region(KINDS[kind], size, blob(at, n), shared))
+        if shared:
+            other = first.regions[shared - 1] if first is not None else None
+            if (
+                other is None
+                or n
+                or (other.kind, other.size) != (KINDS[kind], size)
+                or other.kind != "weights"
+            ):
+                raise ValueError(f"region {len(regions) - 1} shares weights that are not there")
     kernels = [
         Kernel(blob(at, n), _text(name), shared, threads, cluster, bool(overlap), carveout)
         for at, n, shared, threads, cluster, overlap, carveout, _, name in table(KERNEL, n_kernels)

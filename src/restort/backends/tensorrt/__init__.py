@@ -13,7 +13,7 @@ plugin          the plugin RestortPass (csrc/), compiled and loaded
 network         parsing, optimization profile, precisions of layers
 inspector       what an engine is and computes in
 builder         `build(flavour, graph, options) -> Built`
-aot_builder     `build_aot_engine(flavour, weights, package, options) -> Built`, with RestoRT's own kernels
+aot_builder     `build_aot_engine(flavour, weights, packages, options) -> Built`, with RestoRT's own kernels
 context, engine an execution context for one shape; arrays in, arrays out
 provider        EngineProvider: the engine for a size, found in the cache or built
 availability    whether engines can run here, without importing TensorRT

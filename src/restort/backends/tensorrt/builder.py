@@ -121,6 +121,8 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
         raise UsageError(
             f"{flavour.title} does not support {options.precision}; choose {', '.join(flavour.precisions)}"
         )
+    if options.profile.others:
+        raise UsageError("several --shape are only for --kernels fused; give one, or MIN,OPT,MAX")
     targets = flavour.targets()
     for capability in options.compute_capabilities:
         if not targets:
@@ -354,7 +356,7 @@ def make_report(
         "gpu": gpu.to_json() if gpu else None,
         "graph": _graph_report(model, data),
         "model": _model_report(metadata),
-        "profile": {name: list(getattr(options.profile, name)) for name in ("min", "opt", "max")},
+        "profile": options.profile.to_json(),
         "precision": options.precision,
         "warnings": outcome.warnings,
     }

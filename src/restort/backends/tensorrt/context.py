@@ -66,8 +66,9 @@ class ShapeContext:
             if self.context is None:
                 raise captured.error("preparing the engine")
             # Before TensorRT 10 only the first context of an engine has a profile by default.
-            if getattr(self.context, "active_optimization_profile", 0) != 0 and not (
-                self.context.set_optimization_profile_async(0, stream)
+            index = _profile_of(engine, shape)
+            if getattr(self.context, "active_optimization_profile", 0) != index and not (
+                self.context.set_optimization_profile_async(index, stream)
             ):
                 raise captured.error("preparing the engine")
             if not self.context.set_input_shape(INPUT, shape):
@@ -125,6 +126,15 @@ def _create_context(module: Any, engine: Any, config: Any) -> Any:
     if hasattr(engine, "create_execution_context_without_device_memory"):
         return engine.create_execution_context_without_device_memory()
     return engine.create_execution_context(module.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def _profile_of(engine: Any, shape: Shape) -> int:
+    """The first optimization profile that takes an input of `shape`; 0 where none does."""
+    for index in range(engine.num_optimization_profiles):
+        least, _, most = engine.get_tensor_profile_shape(INPUT, index)
+        if all(low <= n <= high for low, n, high in zip(least, shape, most)):
+            return index
+    return 0
 
 
 def _scratch_bytes(engine: Any, context: Any) -> int:

@@ -57,7 +57,7 @@ class EngineKey:
 
     def to_json(self) -> dict[str, Any]:
         """All fields but `model`, as JSON reads them back."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"profile": self.profile.to_json()}))
         del found["model"]
         return found
 
@@ -68,7 +68,8 @@ class EngineKey:
     @property
     def name(self) -> str:
         """The name of the file: readable facts, then the digest, which alone identifies the engine."""
-        return f"{self.family}-{self.profile.max[1]}x{self.profile.max[2]}-{self.digest[:16]}.engine"
+        more = f"+{len(self.profile.others)}" if self.profile.others else ""
+        return f"{self.family}-{self.profile.max[1]}x{self.profile.max[2]}{more}-{self.digest[:16]}.engine"
 
     @property
     def family(self) -> str:
@@ -102,8 +103,14 @@ class EngineKey:
 
 def profile_of(kept: Mapping[str, Any]) -> Profile:
     """The profile in a key (JSON)."""
-    sizes = [tuple(int(n) for n in kept["profile"][part]) for part in ("min", "opt", "max")]
-    return Profile(*sizes)  # type: ignore[arg-type]
+
+    def size(numbers: Any) -> Size:
+        batch, height, width = (int(n) for n in numbers)
+        return batch, height, width
+
+    profile = kept["profile"]
+    low, best, high = (size(profile[part]) for part in ("min", "opt", "max"))
+    return Profile(low, best, high, tuple(map(size, profile.get("others", ()))))
 
 
 def graph_digest(weights_digest: str, *options: object) -> str:

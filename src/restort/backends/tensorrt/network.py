@@ -70,7 +70,7 @@ def input_shape(model: onnx.ModelProto) -> tuple[int, int, int, int]:
 def check_profile(shape: tuple[int, int, int, int], profile: Profile, multiple: int) -> None:
     """Raise UsageError where `profile` does not fit a graph of this input shape and size multiple."""
     n, _, h, w = shape
-    for size in (profile.min, profile.opt, profile.max):
+    for size in (profile.min, profile.opt, profile.max, *profile.others):
         text = "x".join(map(str, size))
         if min(size) < 1 or size[1] % multiple or size[2] % multiple:
             raise UsageError(
@@ -89,13 +89,14 @@ def check_profile(shape: tuple[int, int, int, int], profile: Profile, multiple: 
 def add_profile(
     flavour: Flavour, builder: Any, config: Any, network: Any, channels: int, profile: Profile
 ) -> None:
-    """Add an optimization profile of (B, H, W) sizes for the network's input."""
-    shapes = [(b, channels, h, w) for b, h, w in (profile.min, profile.opt, profile.max)]
+    """Add optimization profiles of (B, H, W) sizes for the network's input: one, and one for each of `others`."""
+    ranges = [(profile.min, profile.opt, profile.max), *((size,) * 3 for size in profile.others)]
     with flavour.logger.capture() as captured:
-        made = builder.create_optimization_profile()
-        made.set_shape(network.get_input(0).name, *shapes)
-        if config.add_optimization_profile(made) < 0:
-            raise captured.error("setting the sizes")
+        for sizes in ranges:
+            made = builder.create_optimization_profile()
+            made.set_shape(network.get_input(0).name, *[(b, channels, h, w) for b, h, w in sizes])
+            if config.add_optimization_profile(made) < 0:
+                raise captured.error("setting the sizes")
 
 
 def layer_types(module: Any, network: Any) -> dict[str, int]:

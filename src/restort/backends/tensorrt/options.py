@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 Size: TypeAlias = tuple[int, int, int]
@@ -22,27 +22,42 @@ KERNELS = ("tensorrt", "fused")
 
 @dataclass(frozen=True)
 class Profile:
-    """The sizes that an engine takes: smallest, the one it is optimised for, and largest."""
+    """The sizes that an engine takes: smallest, the one it is optimised for, and largest.
+
+    others      further single sizes, each with an optimization profile of its own; only with RestoRT's own kernels
+    """
 
     min: Size
     opt: Size
     max: Size
+    others: tuple[Size, ...] = ()
 
     @staticmethod
     def fixed(batch: int, height: int, width: int) -> Profile:
         """A profile of one size, for which the builder can specialise."""
-        return Profile(*[(batch, height, width)] * 3)
+        size = batch, height, width
+        return Profile(size, size, size)
 
     @property
     def is_fixed(self) -> bool:
-        return self.min == self.max
+        return self.min == self.max and not self.others
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of an engine for single sizes; () for one that takes a range."""
+        return (self.opt, *self.others) if self.min == self.max else ()
 
     def covers(self, size: Size) -> bool:
-        return all(low <= n <= high for low, n, high in zip(self.min, size, self.max, strict=True))
+        within = all(low <= n <= high for low, n, high in zip(self.min, size, self.max, strict=True))
+        return within or size in self.others
+
+    def to_json(self) -> dict[str, list[Any]]:
+        """The fields as lists; `others` only where there are some."""
+        return {name: list(value) for name, value in asdict(self).items() if value}
 
     def __str__(self) -> str:
-        if self.is_fixed:
-            return "x".join(map(str, self.opt))
+        if self.sizes:
+            return ", ".join("x".join(map(str, size)) for size in self.sizes)
         return "..".join("x".join(map(str, size)) for size in (self.min, self.opt, self.max))
 
 

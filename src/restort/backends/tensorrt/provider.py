@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.fused.aot_cache import AotCache, AotRequest, model_of, validate_aot_file
+from restort.backends.fused.aot_cache import AotCache, AotRequest, model_of, open_aot, validate_aot_file
 from restort.backends.fused.sources import sources_digest
 from restort.backends.tensorrt import plugin
-from restort.backends.tensorrt.aot_builder import aot_request, build_aot_engine, check_aot_options
+from restort.backends.tensorrt.aot_builder import aot_requests, build_aot_engine, check_aot_options, joined
 from restort.backends.tensorrt.builder import build, check_options, graph_precision, wants_fixed_size
 from restort.backends.tensorrt.cache import EngineCache, Stored, TimingCache
 from restort.backends.tensorrt.engine_key import EngineKey, aot_digest, graph_digest
 from restort.backends.tensorrt.inspector import unverified_note
 from restort.backends.tensorrt.options import KERNELS, BuildOptions, Built, Profile, Progress, Say, Size
-from restort.backends.tensorrt.sidecar import sha256
 from restort.errors import RestortError, UsageError
 from restort.export.form import TYPED, WEAKLY_TYPED
 from restort.export.typed import typed_graph
@@ -77,7 +77,8 @@ class EngineProvider:
     targets     compute capabilities of other machines (only RTX builds without their GPU); empty for this GPU
     keep_fp32   the sections of a mixed engine in float32
     options     further fields of BuildOptions; with {'kernels': 'fused'} each size has its own engine
-    package     with fused kernels, the file of an AOT package that the user named; default: from the cache, or compiled
+    packages    with fused kernels, files of AOT packages that the user named, one a size; default: from the cache, or
+                compiled
     say         receives a line on what takes long, and why
     progress    receives a build's phases; default: `say`, every PROGRESS_EVERY_S seconds
     """
@@ -88,7 +89,7 @@ class EngineProvider:
     targets: tuple[str, ...] = ()
     keep_fp32: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-    package: Path | None = None
+    packages: tuple[Path, ...] = ()
     cache: EngineCache = field(default_factory=EngineCache)
     say: Say = lambda line: None
     progress: Progress | None = None
@@ -157,16 +158,13 @@ class EngineProvider:
     def obtain(self, profile: Profile) -> Stored:
         """Return the engine of exactly that profile, built if needed.
 
-        Raises UsageError where `package` does not fit it.
+        Raises UsageError where `packages` do not fit it.
         """
-        key = self.key(profile)
-        package = (
-            None if self.package is None else validate_aot_file(self.package, self._aot_request(profile))
-        )
-        stored = self.cache.obtain(key, lambda: self._build(profile, package), self.say)
-        if package is not None and stored.about["aot"]["sha256"] != sha256(package):
+        key, packages = self.key(profile), self._named_packages(profile)
+        stored = self.cache.obtain(key, lambda: self._build(profile, packages), self.say)
+        if packages and stored.about["aot"]["sha256"] != hashlib.sha256(joined(packages)).hexdigest():
             self.cache.discard(stored, self.say, "it holds another AOT package, by other compilers")
-            stored = self.cache.obtain(key, lambda: self._build(profile, package), self.say)
+            stored = self.cache.obtain(key, lambda: self._build(profile, packages), self.say)
         if stored.built:
             about = stored.about
             self.say(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
@@ -174,11 +172,26 @@ class EngineProvider:
                 self.say(note)
         return stored
 
-    def _aot_request(self, profile: Profile) -> AotRequest:
-        assert self.gpu is not None  # fused engines have no `targets`
-        return aot_request(self.weights, self.precision, profile, self.gpu.compute_capability)
+    def _named_packages(self, profile: Profile) -> list[Path]:
+        """The files of `packages` in the order of the profile's sizes; [] without any."""
+        if not self.packages:
+            return []
+        requests = self._aot_requests(profile)
+        if len(self.packages) != len(requests):
+            raise UsageError(
+                f"{len(self.packages)} AOT packages for {len(requests)} sizes ({profile}); give one --aot for each"
+            )
+        sizes = {open_aot(path.expanduser()).input: path for path in self.packages}
+        by_size = {(n, h, w): path for (n, _, h, w), path in sizes.items()}
+        return [
+            validate_aot_file(by_size.get(one.shape, self.packages[i]), one) for i, one in enumerate(requests)
+        ]
 
-    def _build(self, profile: Profile, package: Path | None) -> Built:
+    def _aot_requests(self, profile: Profile) -> list[AotRequest]:
+        assert self.gpu is not None  # fused engines have no `targets`
+        return aot_requests(self.weights, self.precision, profile, self.gpu.compute_capability)
+
+    def _build(self, profile: Profile, packages: list[Path]) -> Built:
         progress = self.progress or report_seldom(self.say)
         timing_cache = None if self.is_fused else self.timing_cache()
         seen = None if timing_cache is None else timing_cache.read()
@@ -191,7 +204,7 @@ class EngineProvider:
             **self.options,
         )
         if self.is_fused:
-            return self._build_fused(options, package)
+            return self._build_fused(options, packages)
         can = self.flavour.capabilities
         graph = typed_graph(
             self.weights,
@@ -205,13 +218,12 @@ class EngineProvider:
             timing_cache.merge(built.timing_cache, timing_cache_combiner(self.flavour), seen)
         return built
 
-    def _build_fused(self, options: BuildOptions, package: Path | None) -> Built:
+    def _build_fused(self, options: BuildOptions, packages: list[Path]) -> Built:
         check_aot_options(self.flavour, options)
-        request = self._aot_request(options.profile)
+        requests = self._aot_requests(options.profile)
         plugin.load(self.flavour, self.say)  # before minutes of compiling: this fails quickly
-        if package is None:
-            package = AotCache().provide(request, self.say)
-        return build_aot_engine(self.flavour, self.weights, package, options)
+        packages = packages or [AotCache().provide(one, self.say) for one in requests]
+        return build_aot_engine(self.flavour, self.weights, packages, options)
 
     def timing_cache(self) -> TimingCache | None:
         """The timing cache for builds on this machine; None where the library has none."""

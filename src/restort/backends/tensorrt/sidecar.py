@@ -8,7 +8,8 @@ A sidecar holds, schema 1:
     graph       {"sha256", "nodes", "opset", "inputs": [{"name", "dtype", "shape"}], "outputs": [...]}
     model       {"name", "architecture", "scale", "size_multiple", "weights_sha256"}, null where the graph is not
                 RestoRT's
-    profile     {"min": [B, H, W], "opt": [...], "max": [...]}
+    profile     {"min": [B, H, W], "opt": [...], "max": [...]}; with "others": [[B, H, W], ...] in an engine of several
+                single sizes
     precision   fp32 | tf32 | fp16 | bf16 | mixed
     keep_fp32   names of the sections in float32
     flags       settings of the builder: {"strongly_typed": true, "tf32": false, "level": 3, ...}
@@ -18,9 +19,9 @@ A sidecar holds, schema 1:
     unchecked   why the types of the layers could not be verified; absent where they were
     warnings    the library's warnings
     kernels     "fused" with RestoRT's own kernels; absent with the library's
-    aot         of the AOT package in such an engine: {"sha256", "compute_capability", "restort", "sources" (digest),
-                "compilers", "kernels" and "launches" (numbers), "memory": {"weights", "context"} (bytes on the GPU),
-                "plugin_sha256"}
+    aot         of the AOT packages in such an engine: {"sha256" (of their joined file), "compute_capability",
+                "restort", "sources" (digest), "compilers", "kernels" and "launches" (numbers), "memory": {"weights",
+                "context"} (bytes on the GPU), "plugin_sha256"}
 Input and output of an engine are float32 NCHW, 'input' and 'output', whatever it computes in.
 """
 

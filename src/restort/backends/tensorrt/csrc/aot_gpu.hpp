@@ -59,12 +59,13 @@ struct Memory {  // one allocation for some regions of a package
     CUcontext context;
     CUdeviceptr start = 0;
 
+    // Sets the `places` of the regions in it; those shared with another package have their place already.
     Memory(Package const& package, bool weights, std::vector<CUdeviceptr>& places) : context(current()) {
         uint64_t total = 0;
         std::vector<std::pair<size_t, uint64_t>> mine;
         for (size_t i = 0; i < package.regions.size(); ++i) {
             Region const& r = package.regions[i];
-            if (r.kind == INPUT || r.kind == OUTPUT || (r.kind == WEIGHTS) != weights) continue;
+            if (r.kind == INPUT || r.kind == OUTPUT || (r.kind == WEIGHTS) != weights || r.shared) continue;
             mine.emplace_back(i, total);
             total += r.bytes;
         }
@@ -76,7 +77,7 @@ struct Memory {  // one allocation for some regions of a package
                 Region const& r = package.regions[i];
                 places[i] = start + offset;
                 if (r.content)
-                    check(driver().cuMemcpyHtoD_(places[i], package.file.data() + r.at, r.content), "copying weights");
+                    check(driver().cuMemcpyHtoD_(places[i], package.file + r.at, r.content), "copying weights");
             }
             check(driver().cuCtxSynchronize_(), "waiting for the weights");  // launches are on other streams
         } catch (...) {
@@ -93,14 +94,17 @@ struct Memory {  // one allocation for some regions of a package
 };
 
 struct LoadedPackage {  // machine code and weights: once for an engine
-    std::shared_ptr<Package const> package;
+    std::shared_ptr<Packages const> all;
+    std::shared_ptr<LoadedPackage const> first;  // whose weights it may share; null for the first
+    Package const* package;
     std::vector<CUdeviceptr> places;
     std::vector<CUmodule> modules;
     std::vector<CUfunction> functions;
     Memory weights;
 
-    explicit LoadedPackage(std::shared_ptr<Package const> from)
-        : package(std::move(from)), places(package->regions.size()), weights(*package, true, places) {
+    LoadedPackage(std::shared_ptr<Packages const> from, size_t number, std::shared_ptr<LoadedPackage const> before)
+        : all(std::move(from)), first(std::move(before)), package(&all->each[number]), places(shared()),
+          weights(*package, true, places) {
         CUdevice device;
         int major = 0, minor = 0;
         check(driver().cuCtxGetDevice_(&device), "querying the device");
@@ -126,6 +130,12 @@ struct LoadedPackage {  // machine code and weights: once for an engine
     }
     LoadedPackage(LoadedPackage const&) = delete;
 
+    std::vector<CUdeviceptr> shared() const {
+        std::vector<CUdeviceptr> found;
+        for (Region const& r : package->regions) found.push_back(r.shared ? first->places[r.shared - 1] : 0);
+        return found;
+    }
+
     void unload() noexcept {
         for (CUmodule module : modules) driver().cuModuleUnload_(module);
         modules.clear();
@@ -135,7 +145,7 @@ struct LoadedPackage {  // machine code and weights: once for an engine
         std::string const who = text("loading kernel %zu (%s)", number, k.name);
         CUmodule module;
         CUfunction function;
-        check(driver().cuModuleLoadData_(&module, package->file.data() + k.at), who);
+        check(driver().cuModuleLoadData_(&module, package->file + k.at), who);
         modules.push_back(module);
         check(driver().cuModuleGetFunction_(&function, module, k.name), who);
         int threads = 0;  // also loads a lazily loaded kernel, which a capture cannot

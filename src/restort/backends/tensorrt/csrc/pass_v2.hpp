@@ -10,7 +10,7 @@ using namespace nvinfer1;
 
 class RestortPass final : public IPluginV2DynamicExt {
 public:
-    explicit RestortPass(std::shared_ptr<Package const> package) : pass_(std::move(package)) {}
+    explicit RestortPass(std::shared_ptr<Packages const> packages) : pass_(std::move(packages)) {}
     RestortPass(RestortPass const&) = default;
 
     char const* getPluginType() const noexcept override { return "RestortPass"; }
@@ -18,9 +18,9 @@ public:
     int32_t getNbOutputs() const noexcept override { return 1; }
     void setPluginNamespace(char const* name) noexcept override { namespace_ = name ? name : ""; }
     char const* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
-    size_t getSerializationSize() const noexcept override { return pass_.package().file.size(); }
+    size_t getSerializationSize() const noexcept override { return pass_.file().size(); }
     void serialize(void* to) const noexcept override {
-        std::memcpy(to, pass_.package().file.data(), pass_.package().file.size());
+        std::memcpy(to, pass_.file().data(), pass_.file().size());
     }
     void destroy() noexcept override { delete this; }
     DataType getOutputDataType(int32_t, DataType const*, int32_t) const noexcept override { return DataType::kFLOAT; }
@@ -32,9 +32,9 @@ public:
         return guarded<IPluginV2DynamicExt*>(nullptr, [&] { return new RestortPass(*this); });
     }
 
-    DimsExprs getOutputDimensions(int32_t, DimsExprs const*, int32_t, IExprBuilder& make) noexcept override {
+    DimsExprs getOutputDimensions(int32_t, DimsExprs const* in, int32_t, IExprBuilder& make) noexcept override {
         DimsExprs made{};
-        pass_.output(made, make);
+        pass_.output(in[0], made, make);
         return made;
     }
 
@@ -44,7 +44,7 @@ public:
 
     void configurePlugin(DynamicPluginTensorDesc const* in, int32_t, DynamicPluginTensorDesc const*,
                          int32_t) noexcept override {
-        pass_.agrees(in[0].desc.dims, true);
+        guarded(false, [&] { return pass_.fits(in[0].desc.dims); });
     }
 
     int32_t initialize() noexcept override {
@@ -52,14 +52,15 @@ public:
     }
     void terminate() noexcept override { pass_.drop(); }
     void attachToContext(cudnnContext*, cublasContext*, IGpuAllocator*) noexcept override {
-        guarded(1, [&] { return pass_.prepare(), 0; });  // if this fails, enqueue tries again and reports the error
+        guarded(1, [&] { return pass_.attach(), 0; });  // if this fails, enqueue tries again and reports the error
     }
     void detachFromContext() noexcept override { pass_.release(); }
 
     int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs,
                     void* const* outputs, void*, cudaStream_t stream) noexcept override {
-        if (!pass_.agrees(in[0].dims, false)) return 1;
-        return guarded<int32_t>(1, [&] { return pass_.run(inputs[0], outputs[0], stream), 0; });
+        return guarded<int32_t>(1, [&] {
+            return pass_.run(pass_.number(in[0].dims), inputs[0], outputs[0], stream), 0;
+        });
     }
 
 private:
@@ -78,12 +79,12 @@ public:
     char const* getPluginNamespace() const noexcept override { return namespace_.c_str(); }
 
     IPluginV2* createPlugin(char const*, PluginFieldCollection const* given) noexcept override {
-        return guarded<IPluginV2*>(nullptr, [&] { return make(package_of(given)); });
+        return guarded<IPluginV2*>(nullptr, [&] { return make(packages_of(given)); });
     }
 
     IPluginV2* deserializePlugin(char const*, void const* data, size_t count) noexcept override {
         return guarded<IPluginV2*>(nullptr, [&] {
-            return make(std::make_shared<Package const>(static_cast<char const*>(data), count));
+            return make(std::make_shared<Packages const>(static_cast<char const*>(data), count));
         });
     }
 
@@ -92,8 +93,8 @@ private:
     PluginFieldCollection fields_;
     std::string namespace_;
 
-    IPluginV2* make(std::shared_ptr<Package const> package) const {
-        auto made = std::make_unique<RestortPass>(std::move(package));
+    IPluginV2* make(std::shared_ptr<Packages const> packages) const {
+        auto made = std::make_unique<RestortPass>(std::move(packages));
         made->setPluginNamespace(namespace_.c_str());
         return made.release();
     }

@@ -10,8 +10,8 @@ using namespace nvinfer1;
 
 class RestortPass final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuild, public IPluginV3OneRuntime {
 public:
-    RestortPass(std::shared_ptr<Package const> package, bool in_engine)
-        : pass_(std::move(package)), in_engine_(in_engine) {}
+    RestortPass(std::shared_ptr<Packages const> packages, bool in_engine)
+        : pass_(std::move(packages)), in_engine_(in_engine) {}
     RestortPass(RestortPass const& other) : pass_(other.pass_), in_engine_(other.in_engine_) {}
 
     IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
@@ -33,10 +33,10 @@ public:
         made[0] = DataType::kFLOAT;
         return 0;
     }
-    int32_t getOutputShapes(DimsExprs const*, int32_t inputs, DimsExprs const*, int32_t, DimsExprs* made,
+    int32_t getOutputShapes(DimsExprs const* in, int32_t inputs, DimsExprs const*, int32_t, DimsExprs* made,
                             int32_t outputs, IExprBuilder& make) noexcept override {
         if (inputs != 1 || outputs != 1) return 1;
-        pass_.output(made[0], make);
+        pass_.output(in[0], made[0], make);
         return 0;
     }
     bool supportsFormatCombination(int32_t at, DynamicPluginTensorDesc const* all, int32_t in,
@@ -46,27 +46,28 @@ public:
     }
     int32_t configurePlugin(DynamicPluginTensorDesc const* in, int32_t, DynamicPluginTensorDesc const*,
                             int32_t) noexcept override {
-        return pass_.agrees(in[0].desc.dims, true) ? 0 : 1;
+        return guarded(false, [&] { return pass_.fits(in[0].desc.dims); }) ? 0 : 1;
     }
 
     int32_t onShapeChange(PluginTensorDesc const* in, int32_t, PluginTensorDesc const*, int32_t) noexcept override {
-        return pass_.agrees(in[0].dims, false) ? 0 : 1;
+        return guarded<int32_t>(1, [&] { return pass_.prepare(pass_.number(in[0].dims)), 0; });
     }
     IPluginV3* attachToContext(IPluginResourceContext*) noexcept override {
         return guarded<IPluginV3*>(nullptr, [&] {
             if (in_engine_) pass_.keep();  // for all contexts of the engine
             auto made = std::make_unique<RestortPass>(*this);
-            made->pass_.prepare();
+            made->pass_.attach();
             return made.release();
         });
     }
     int32_t enqueue(PluginTensorDesc const* in, PluginTensorDesc const*, void const* const* inputs,
                     void* const* outputs, void*, cudaStream_t stream) noexcept override {
-        if (!pass_.agrees(in[0].dims, false)) return 1;
-        return guarded<int32_t>(1, [&] { return pass_.run(inputs[0], outputs[0], stream), 0; });
+        return guarded<int32_t>(1, [&] {
+            return pass_.run(pass_.number(in[0].dims), inputs[0], outputs[0], stream), 0;
+        });
     }
     PluginFieldCollection const* getFieldsToSerialize() noexcept override {
-        std::vector<char> const& file = pass_.package().file;
+        std::vector<char> const& file = pass_.file();
         field_ = PluginField(FIELD, file.data(), PluginFieldType::kCHAR, static_cast<int32_t>(file.size()));
         fields_ = PluginFieldCollection{1, &field_};
         return &fields_;
@@ -90,10 +91,10 @@ public:
 
     IPluginV3* createPlugin(char const*, PluginFieldCollection const* given, TensorRTPhase phase) noexcept override {
         return guarded<IPluginV3*>(nullptr, [&] {
-            auto package = package_of(given);
-            if (package->file.size() > INT32_MAX)  // the length of a field
+            auto packages = packages_of(given);
+            if (packages->file.size() > INT32_MAX)  // the length of a field
                 throw Error("the AOT package has 2 GiB or more, which an engine cannot hold");
-            return new RestortPass(std::move(package), phase == TensorRTPhase::kRUNTIME);
+            return new RestortPass(std::move(packages), phase == TensorRTPhase::kRUNTIME);
         });
     }
 

@@ -1,11 +1,12 @@
-// The TensorRT plugin "RestortPass": one node that is a whole forward pass at one shape. Version "1" (IPluginV2DynamicExt)
+// The TensorRT plugin "RestortPass": one node that is a whole forward pass at fixed shapes. Version "1" (IPluginV2DynamicExt)
 // is for TensorRT 8.6, version "2" (IPluginV3) for 10 and 11; the headers decide which of them is compiled.
 //
-// Its field "plan" holds an AOT package (restort.backends.fused.aot_package), or "file:" and the path of one. Input and
-// output are float32, linear, of the package's shapes. Kernels and weights are loaded once for an engine and shared by
-// its execution contexts. Each context has its own clone with scratch memory, so contexts may run side by side. All of
-// that is prepared in attachToContext or, at the latest, the first enqueue. Later calls only launch kernels, so they can
-// be captured in a CUDA graph. An error is logged in a sentence, and the call fails.
+// Its field "plan" holds an AOT package (restort.backends.fused.aot_package), of one size or several, or "file:" and the
+// path of one. Input and output are float32, linear, of the package's shapes. Kernels and weights are loaded once for an
+// engine and shared by its execution contexts. Each context has its own clone with scratch memory, so contexts may run
+// side by side. All of that is prepared in attachToContext, onShapeChange or, at the latest, the first enqueue of a size.
+// Later calls only launch kernels, so they can be captured in a CUDA graph. An error is logged in a sentence, and the call
+// fails.
 //
 // libcuda.so.1 is loaded when it is first needed, and nothing of libnvinfer is linked. TensorRT takes the creator from
 // the functions exported below: by IPluginRegistry::loadLibrary, `trtexec --dynamicPlugins=FILE`, Triton and DeepStream. To
