@@ -33,6 +33,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "torch":  # a module, not a name of one; PyTorch is imported with it
+        import importlib
+
+        return importlib.import_module("restort.torch")
     if name not in _HOMES:
         raise AttributeError(f"module 'restort' has no attribute {name!r}")
     import importlib

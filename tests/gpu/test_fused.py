@@ -25,7 +25,7 @@ if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
 
 import restort  # noqa: E402
 from restort.backends import registry  # noqa: E402
-from restort.backends.fused.networks import TYPES, PlainNetwork  # noqa: E402
+from restort.backends.fused.networks import TYPES, PlainNetwork, full_float32  # noqa: E402
 from restort.backends.fused.runner import FusedRunner  # noqa: E402
 from restort.errors import OutOfMemory  # noqa: E402
 from restort.models.block_names import block_channels  # noqa: E402
@@ -116,6 +116,22 @@ def test_agrees_with_pytorch(name: str, precision: str, device: Any) -> None:
         usual = distance(rounded[block], others[block]) if np.isfinite(rounded[block]).all() else 0.0
         assert distance(blocks[block], others[block]) < max(3 * LIMITS[precision], 1.5 * usual), block
     runner.close()
+
+
+@pytest.mark.parametrize("name", ["shipped", "elan-light"])
+def test_a_fused_module_takes_the_place_of_another(name: str, device: Any) -> None:
+    weights = weights_of(name)
+    model = PlainNetwork(weights, device).model
+    fused = restort.torch.fuse(model)
+    multiple, scale = weights.spec.size_multiple, weights.spec.scale
+    x = torch.from_numpy(picture(weights.spec, 1, 37, 50)).to(device) * weights.spec.value_range
+    with torch.no_grad(), full_float32:
+        expected = model(torch.nn.functional.pad(x, (0, -50 % multiple, 0, -37 % multiple), mode="reflect"))
+        expected = expected[..., : 37 * scale, : 50 * scale]
+        assert distance(fused(x).cpu().numpy(), expected.cpu().numpy()) < LIMITS["fp16"]
+        compiled = torch.compile(lambda x: fused(x) + 1, fullgraph=True)
+        assert torch.allclose(compiled(x), fused(x) + 1)
+        assert fused(x.half()).dtype == torch.float16
 
 
 def test_threads_and_streams(device: Any) -> None:

@@ -89,6 +89,26 @@ def load_weights(path: Path | str, *, dtype: npt.DTypeLike = np.float32) -> Weig
     return Weights({name: state[name] for name in order}, spec, metadata, digest, path, note)
 
 
+def weights_from_state(state: Mapping[str, Array], name: str) -> Weights:
+    """Return the weights of a state dict in memory, which may have a prefix such as `module.`; `name` is for messages.
+
+    state   parameters and buffers by name, floating-point or integer arrays; the numbers become float32.
+
+    Raises RestortError as `load_weights` does.
+    """
+    try:
+        found = prepared(find_state(dict(state), lambda value: isinstance(value, np.ndarray)).state)
+        arrays = {key: _cast(value, key, np.dtype(np.float32)) for key, value in found.items()}
+        spec = detect(arrays)
+        _check_numbers(arrays)
+    except RestortError as error:
+        raise RestortError(f"{name}: {error}") from None
+    digest, order = hashlib.sha256(), [key for key in parameter_shapes(spec) if key in arrays]
+    for key in order:
+        digest.update(key.encode() + b"\0" + arrays[key].tobytes())
+    return Weights({key: arrays[key] for key in order}, spec, {}, digest.hexdigest(), Path(name))
+
+
 def _open(path: Path) -> IO[bytes]:
     if path.is_dir():
         raise RestortError("this is a folder; give a .safetensors or .pth file")
