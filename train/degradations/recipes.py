@@ -170,7 +170,7 @@ def shaken(crop: Crop, patch: int, n: int, draw: Draw, size: int, spread: float)
     `size` and `spread` are those of `motion.motion_kernels`.
     """
     margin, padded = size // 2, patch + GRID
-    shake, varying, focus, sharp = sizes = counts(n, (0.58, 0.10, 0.14, 0.18))
+    shake, varying, focus, sharp = sizes = counts(n, (0.66, 0.06, 0.14, 0.14))
     whole = crop(n, padded + 2 * margin)
     x = whole[..., margin:-margin, margin:-margin]
     g, device = draw.generator, draw.device
@@ -189,7 +189,7 @@ def shaken(crop: Crop, patch: int, n: int, draw: Draw, size: int, spread: float)
     harmed = per_sample([1.0, 1.0, 1.0, 0.4], sizes, device)  # of the sharp ones most are left as they are
     y = torch.where(draw.uniform(n) < harmed, noisy, y)
     y = torch.where(draw.chance(n, 0.7), eight_bit(y), y)
-    shares = [per_sample(v, sizes, device) for v in ([0.3, 0.3, 0.35, 0.5], [60.0] * 4, [98.0] * 4)]
+    shares = [per_sample(v, sizes, device) for v in ([0.25, 0.25, 0.3, 0.5], [60.0] * 4, [98.0] * 4)]
     y = _coded(y, *shares, draw)
     y, x = random_windows(patch, draw, y, x)
     return y, x
