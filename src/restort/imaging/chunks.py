@@ -67,6 +67,16 @@ def first_webp_frame(data: bytes) -> tuple[bytes, int]:
     return b"RIFF" + struct.pack("<I", len(body)) + body, frames
 
 
+def apng_frames(data: bytes) -> int:
+    """The number of frames that a PNG file announces before its pixels; 0 for a still picture."""
+    for kind, body in png_chunks(data):
+        if kind == b"acTL" and len(body) == 8:
+            return int.from_bytes(body[:4], "big")
+        if kind == b"IDAT":
+            break
+    return 0
+
+
 def png_text(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
     """Select text and time, without XMP, which is metadata of its own."""
     return tuple(
@@ -111,10 +121,11 @@ def xmp_chunk(packet: bytes) -> Chunk:
 def insert_png_chunks(data: bytes, chunks: Iterable[Chunk]) -> bytes:
     """Return the PNG file `data` with chunks behind its header."""
     header = len(PNG_SIGNATURE) + 25  # IHDR: 12 bytes around 13 bytes of data
-    return data[:header] + b"".join(_packed(kind, body) for kind, body in chunks) + data[header:]
+    return data[:header] + b"".join(packed(kind, body) for kind, body in chunks) + data[header:]
 
 
-def _packed(kind: bytes, body: bytes) -> bytes:
+def packed(kind: bytes, body: bytes) -> bytes:
+    """Make a PNG chunk: length, type, data and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 

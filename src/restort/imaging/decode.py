@@ -7,6 +7,7 @@ again), too large (raise the limit).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from restort.errors import RestortError
 from restort.imaging import chunks, colour, extra_formats, formats, limits, metadata, tiff_tags
+from restort.imaging.animation import ANIMATED, MAX_FRAMES, MOST_PIXELS, Animation, Unreadable, read_animation
 from restort.imaging.bmp import DamagedBmp, UnsupportedBmp, bmp_profile, bmp_size, read_bmp
 from restort.imaging.picture import Picture
 from restort.imaging.vips import reason, to_array, vips
@@ -72,7 +74,7 @@ class _Source:
         return RestortError(f"cannot read {self.path}: {what}; {remedy}")
 
 
-def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
+def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS, all_frames: bool = False) -> Picture:
     """Read the picture in a file, upright.
 
     Formats: PNG, JPEG, WebP, TIFF, BMP, GIF and AVIF, by content; HEIC, JPEG XL and camera raw with the extra
@@ -82,6 +84,7 @@ def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
     the first is read, with a note.
 
     max_pixels   refuse a file whose header claims more, before decoding; None for no limit.
+    all_frames   give GIF, PNG and WebP that move an `animation` instead of the note.
 
     Raises RestortError if the file is unsupported, damaged or too large.
     """
@@ -93,7 +96,7 @@ def read(path: str | Path, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
             return _bmp(source, data, max_pixels)
         if source.format in formats.EXTRA:
             return _extra(source, data, max_pixels)
-        return _through_vips(source, data, max_pixels)
+        return _through_vips(source, data, max_pixels, all_frames)
     except MemoryError:
         raise RestortError(
             f"cannot read {path}: the picture does not fit into memory; close other programs"
@@ -177,7 +180,7 @@ def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
     return Picture(colours, alpha, icc=icc, resolution=resolution, format="bmp", notes=tuple(source.notes))
 
 
-def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
+def _through_vips(source: _Source, data: bytes, max_pixels: int | None, all_frames: bool) -> Picture:
     pyvips = vips()
     image, frames, lab = _open_lazily(source, data, max_pixels)
     fields = set(image.get_fields())
@@ -189,7 +192,8 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
     if source.format == "png" and blocks["exif-data"] is not None:
         orientation = metadata.exif_orientation(blocks["exif-data"])
     pages = max(frames, image.get("n-pages") if "n-pages" in fields else 1)
-    _note_losses(source, pages, data, blocks)
+    note = _only_the_first(source, pages, data)
+    _note_losses(source, data, blocks)
     try:
         image = _supported(source, _lab(image) if lab else image)
         pixels = to_array(image)
@@ -198,6 +202,11 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
     if source.format == "avif" and _is_gray_avif(data):
         pixels = np.delete(pixels, (1, 2), axis=2)
     colours, alpha = _split(_upright(pixels, orientation))
+    animation = None
+    if note is not None:
+        if all_frames and source.format in ANIMATED:
+            animation, note = _animation(source, data, colours, pages, orientation, max_pixels, note)
+        source.notes += [] if note is None else [note]
     exif, xmp = blocks["exif-data"], blocks["xmp-data"]
     if any("to sRGB" in note for note in source.notes):
         icc: bytes | None = colour.srgb_profile()
@@ -220,6 +229,7 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None) -> Pictu
         comments=comments,
         format=source.format,
         notes=tuple(source.notes),
+        animation=animation,
     )
 
 
@@ -304,16 +314,50 @@ def _beside_vips(
     return (), ()
 
 
-def _note_losses(source: _Source, pages: int, data: bytes, blocks: dict[str, bytes | None]) -> None:
-    """Note frames, pages and gain maps that are not read."""
-    animated = (source.format == "png" and b"acTL" in data[: max(data.find(b"IDAT"), 0)]) or (
+def _only_the_first(source: _Source, pages: int, data: bytes) -> str | None:
+    """Return the note on frames or pages that are not read; None where there is only one."""
+    if (source.format == "png" and chunks.apng_frames(data)) or (
         source.format == "avif" and data[8:12] == b"avis"
-    )
-    if animated:
-        source.notes.append("only the first frame of the animation was read")
-    elif pages > 1:
-        what = "frames" if source.format in ("gif", "webp") else "pages"
-        source.notes.append(f"only the first of {pages} {what} was read")
+    ):
+        return "only the first frame of the animation was read"
+    if pages < 2:
+        return None
+    what = "frames" if source.format in ("gif", "webp") else "pages"
+    return f"only the first of {pages} {what} was read"
+
+
+def _animation(
+    source: _Source,
+    data: bytes,
+    first: Array,
+    pages: int,
+    orientation: int,
+    max_pixels: int | None,
+    note: str,
+) -> tuple[Animation | None, str | None]:
+    """Return all frames; or None and the note on the first, with the reason."""
+    height, width, channels = first.shape
+    count = chunks.apng_frames(data) if source.format == "png" else pages
+    if first.dtype != np.uint8:
+        return None, f"{note} (the others only of 8-bit animations)"
+    if count > MAX_FRAMES:
+        return None, f"{note} (all only of up to {MAX_FRAMES})"
+    if width * height > MOST_PIXELS:
+        return None, f"{note} (the others only of up to {MOST_PIXELS / 1e6:.0f} million pixels each)"
+    if max_pixels is not None and count * width * height > max_pixels:
+        return None, f"{note} (all have more than {max_pixels / 1e6:g} million pixels; raise --max-pixels)"
+    gray, turn = source.format == "png" and channels == 1, partial(_upright, orientation=orientation)
+    try:
+        animation = read_animation(data, source.format, gray=gray, turn=turn)
+    except Unreadable as error:
+        return None, f"{note} ({error})"
+    if len(animation) > 1:
+        return animation, None
+    return None, note if count > 1 or animation.start else None
+
+
+def _note_losses(source: _Source, data: bytes, blocks: dict[str, bytes | None]) -> None:
+    """Note gain maps and further pictures that are not read."""
     segments = list(chunks.jpeg_segments(data)) if source.format == "jpeg" else []
     application = [body for marker, body in segments if marker == b"\xe2"]
     xmp = blocks["xmp-data"]

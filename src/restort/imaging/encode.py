@@ -78,7 +78,13 @@ def write(
 
     Raises RestortError if the file cannot be written (nothing is left behind), UsageError for an unknown suffix.
     """
-    path = Path(path)
+    data, notes = encode(Path(path), picture, quality)
+    write_bytes(Path(path), data, overwrite=overwrite, sync=sync)
+    return notes
+
+
+def encode(path: Path, picture: Picture, quality: int = QUALITY) -> tuple[bytes, tuple[str, ...]]:
+    """Encode `picture` as `write` does; return the file and notes on what the format does not hold."""
     name = check_output(path)
     if not isinstance(quality, (int, np.integer)):
         raise UsageError(f"quality must be a whole number, not {quality!r}")
@@ -91,9 +97,7 @@ def write(
         data = write_bmp(pixels, picture.resolution)
     else:
         data = _with_metadata(_encoded(path, pixels, picture, name, quality, notes), picture, name)
-    notes += _lost(picture, name)
-    write_bytes(path, data, overwrite=overwrite, sync=sync)
-    return tuple(notes)
+    return data, (*notes, *_lost(picture, name))
 
 
 def _lost(picture: Picture, name: str) -> list[str]:

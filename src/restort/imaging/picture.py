@@ -21,6 +21,7 @@ import numpy as np
 
 from restort.errors import RestortError
 from restort.imaging.alpha import fill_transparent, is_constant, keep_flat_alpha, resize_alpha
+from restort.imaging.animation import Animation
 from restort.utils.array_types import Array, Float32
 
 Bands: TypeAlias = Iterable[tuple[int, Float32]]
@@ -43,6 +44,7 @@ class Picture:
     comments    JPEG comments
     format      the format it was read from ('png', 'jpeg', ...), or None
     notes       what the reader left out or converted, one clause each
+    animation   all frames, where the reader was asked for them; `pixels` are the first
     """
 
     pixels: Array
@@ -56,6 +58,7 @@ class Picture:
     comments: tuple[bytes, ...] = ()
     format: str | None = None
     notes: tuple[str, ...] = ()
+    animation: Animation | None = None
 
     def __post_init__(self) -> None:
         pixels, alpha = self.pixels, self.alpha

@@ -40,7 +40,7 @@ def _main(path: Path) -> int:
         room = available_memory() + (1 << 30)  # and what the libraries map without using it
         resource.setrlimit(resource.RLIMIT_AS, (room, resource.getrlimit(resource.RLIMIT_AS)[1]))
     try:
-        read(path)
+        read(path, all_frames=True)
     except RestortError:
         return 1
     return 0
