@@ -381,7 +381,7 @@ class _Run:
 
     def _read(self, job: Job) -> tuple[Picture, Fingerprint | None]:
         before = job.source.stat().st_mtime_ns if job.source.is_file() else None
-        picture = read(job.source, max_pixels=self.options.max_pixels)
+        picture = read(job.source, max_pixels=self.options.max_pixels, all_frames=True)
         if self.manifest is None:
             return picture, None
         content = Fingerprint.of(job.source)
@@ -397,12 +397,17 @@ class _Run:
             picture, content = ready.content.result() if ready.content is not None else self._read(job)
             ready.content = None
             computed = self.model.compute(
-                job.source, job.target, picture, max_pixels=self.options.max_pixels, progress=self._tile
+                job.source,
+                job.target,
+                picture,
+                max_pixels=self.options.max_pixels,
+                quality=self.options.quality,
+                progress=self._tile,
             )
         except Exception as error:
             self._release(ready)
             return failed(job, error, time.perf_counter() - start)
-        ready.bytes = computed.picture.pixels.nbytes
+        ready.bytes = computed.nbytes
         seconds = time.perf_counter() - start
         ready.writing = self.writer.submit(self._write, ready, content, computed, picture.notes, seconds)
         return ready

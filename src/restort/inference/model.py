@@ -21,16 +21,20 @@ import numpy as np
 import numpy.typing as npt
 
 from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.imaging.animation_encode import encode_animation, holds_frames
 from restort.imaging.blend import blended_bands
 from restort.imaging.decode import MAX_PIXELS, read
 from restort.imaging.encode import QUALITY, check_fits, check_output, write
+from restort.imaging.formats import NAMES
 from restort.imaging.limits import check_memory
 from restort.imaging.picture import Bands, Picture
+from restort.inference.animated import RestoredFrames
 from restort.inference.exact import resolve_backend, run_exact, stream_exact
 from restort.inference.pillow_images import is_pillow, pillow_through
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
 from restort.tiling.halving import LEAST_EDGE, Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
+from restort.utils.files import write_bytes
 from restort.utils.integers import cdiv, round_up
 from restort.utils.text import to_stderr
 
@@ -76,10 +80,21 @@ class Restored:
 
 @dataclass(frozen=True)
 class Computed:
-    """A result in memory, for Model.store: the picture, and what is known before it is written."""
+    """A result in memory, for Model.store.
+
+    picture   the result; of an animation its last frame
+    about     what is known before it is written, with notes on computing
+    encoded   the file, of an animation, whose frames are encoded one by one
+    """
 
     picture: Picture
     about: Restored
+    encoded: bytes | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.picture.pixels.nbytes + len(self.encoded or b"")
 
 
 class Model:
@@ -320,8 +335,10 @@ class Model:
             raise UsageError(f"max_pixels must be a number or None, not {max_pixels!r}")
         if picture is None:
             self._check_target(source, target)
-            picture = read(source, max_pixels=max_pixels)
-        computed = self.compute(source, target, picture, max_pixels=max_pixels, progress=progress)
+            picture = read(source, max_pixels=max_pixels, all_frames=True)
+        computed = self.compute(
+            source, target, picture, max_pixels=max_pixels, quality=quality, progress=progress
+        )
         return self.store(computed, picture.notes, overwrite=overwrite, quality=quality)
 
     def _check_target(self, source: Path, target: Path) -> None:
@@ -338,9 +355,12 @@ class Model:
         picture: Picture,
         *,
         max_pixels: int | None = MAX_PIXELS,
+        quality: int = QUALITY,
         progress: TileProgress | None = None,
     ) -> Computed:
         """The first half of `restore_file`: restore the content of `source`, for `store` to write to `target`.
+
+        quality   of the frames of an animation, which are encoded here, so that not all are in memory at once
 
         Raises RestortError, before computing where the target is not one that can be written.
         """
@@ -352,11 +372,23 @@ class Model:
             needed = 2 * size[0] * size[1] * channels * picture.pixels.itemsize
             check_memory(f"cannot restore {source}: the result's {size[0]} x {size[1]} pixels", needed)
         runner = self._runner_for(picture.bits)
-        result, tile = self._restored(picture, progress, runner)
-        about = Restored(
-            source, target, (picture.width, picture.height), size, tile, (), runner.name, runner.precision
-        )
-        return Computed(result, about)
+        animation, notes, encoded = picture.animation, tuple[str, ...](), None
+        picture = dataclasses.replace(picture, animation=None)
+        if animation is not None and holds_frames(target):
+            frames = RestoredFrames(picture, animation, progress, partial(self._restored, runner=runner))
+            encoded, notes = encode_animation(target, frames, animation.delays, animation.plays, quality)
+            result, tile = frames.last
+        else:
+            if animation is not None:
+                kind = NAMES[check_output(target)]
+                notes = (
+                    f"only the first of {len(animation)} frames was restored: {kind} cannot hold them; "
+                    "use .png or .webp",
+                )
+            result, tile = self._restored(picture, progress, runner)
+        before = picture.width, picture.height
+        about = Restored(source, target, before, size, tile, notes, runner.name, runner.precision)
+        return Computed(result, about, encoded)
 
     def store(
         self,
@@ -368,10 +400,14 @@ class Model:
     ) -> Restored:
         """The second half of `restore_file`: encode and write. Needs no network, so another thread may do it.
 
-        notes   on reading, which those on writing follow
+        notes   on reading, which those on computing and writing follow
         """
-        lost = write(computed.about.target, computed.picture, overwrite=overwrite, quality=quality)
-        return dataclasses.replace(computed.about, notes=(*notes, *lost))
+        about, lost = computed.about, tuple[str, ...]()
+        if computed.encoded is None:
+            lost = write(about.target, computed.picture, overwrite=overwrite, quality=quality)
+        else:
+            write_bytes(about.target, computed.encoded, overwrite=overwrite)
+        return dataclasses.replace(about, notes=(*notes, *about.notes, *lost))
 
     def run(
         self, x: npt.NDArray[np.float32], progress: TileProgress | None = None, *, bits: int = 8
