@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 TileProgress = Callable[[int, int], None]
 
-PIXELS_VERSION = 4
+PIXELS_VERSION = 5
 """Part of `Model.recipe`. Increase it whenever a release makes other pixels of the same input, weights and options, so
 that folders are made again."""
 
