@@ -1,12 +1,15 @@
-"""`restort bench`: measure how fast a model runs here and how much memory it takes."""
+"""`restort bench`: measure how fast a model runs here and how much memory it takes, alone or over a folder."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restort.cli import choice, options
+from restort.errors import UsageError
 
 if TYPE_CHECKING:
     from restort.profiling.sides import Side
@@ -26,19 +29,29 @@ def add(subparsers: options.Subparsers) -> None:
         "--precision",
         metavar="P,Q,...",
         type=precisions,
-        default=["fp32"],
-        help=f"some of {', '.join(options.PRECISIONS)}, for backends that --backend sets none for (default: fp32)",
+        help=f"some of {', '.join(options.PRECISIONS)}, for backends that --backend sets none for (default: fp32; "
+        "with --folder what a run would choose)",
     )
     group.add_argument(
         "--size",
         metavar="HxW",
         type=size,
         nargs="+",
-        default=[(256, 256)],
         help="height and width of the input in pixels (default: 256x256)",
     )
+    group.add_argument("--batch", metavar="N", type=options.positive, nargs="+", help="(default: 1)")
+    group = parser.add_argument_group("or a whole folder, files in and files out")
     group.add_argument(
-        "--batch", metavar="N", type=options.positive, nargs="+", default=[1], help="(default: 1)"
+        "--folder",
+        metavar="DIR",
+        type=Path,
+        help="restore its pictures into a temporary folder; then the same by a plain loop of PyTorch, if installed",
+    )
+    group.add_argument(
+        "--format", choices=options.FORMATS, help="of the results (default: that of the input)"
+    )
+    group.add_argument(
+        "--no-peer", action="store_true", help="leave out the plain loop, which may take much longer"
     )
     group = parser.add_argument_group("how")
     group.add_argument(
@@ -68,13 +81,18 @@ def add(subparsers: options.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from restort.utils.extras import need
-    from restort.utils.files import check_free, write_bytes
+    from restort.utils.files import check_free
 
     for path in (args.output, args.plot):
         if path is not None:
             check_free(path, args.overwrite)
     if args.plot is not None:
         need("matplotlib", "plotting")
+    if args.folder is not None:
+        return _folder(args)
+    for name in ("format", "no_peer"):
+        if getattr(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} is for a folder; give one with --folder DIR")
     weights, entry = choice.choose(args)
     from restort.profiling.bench import Plan, bench, table
 
@@ -85,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
             weights.spec,
             weights.digest,
             _sides(args),
-            args.size,
-            args.batch,
+            args.size or [(256, 256)],
+            args.batch or [1],
             args.seconds,
             args.limit,
             args.threads,
@@ -94,17 +112,56 @@ def run(args: argparse.Namespace) -> int:
             choice.silent if args.quiet else choice.say,
         )
     )
-    failed = [record for record in records if record["error"] is not None]
-    result: dict[str, Any] = {"records": records}
-    text = json.dumps(result, indent=2, allow_nan=False)
+    from restort.profiling.plots import speed
+
+    return _report(args, records, table, speed)
+
+
+def _folder(args: argparse.Namespace) -> int:
+    """Measure a folder, beside the plain loop."""
+    from restort.inference.model import assemble
+    from restort.inference.resolve import RunOptions
+    from restort.profiling.folder_bench import eager_loop, measure, table
+    from restort.profiling.plots import folders
+
+    for name in ("size", "batch", "alone"):
+        if getattr(args, name):
+            raise UsageError(f"--{name} has no meaning for the pictures of --folder; leave it out")
+    asked = args.backend or [("auto", None)]
+    if len(asked) > 1 or len(args.precision or []) > 1:
+        raise UsageError("--folder measures one backend in one precision at a time; give one of each")
+    [(backend, own)], precision = asked, args.precision or ["auto"]
+    say = choice.silent if args.quiet else choice.say
+    resolved = choice.resolve(args)
+    computing = RunOptions(backend, own or precision[0], "auto", None, 1.0, args.threads)
+    suffix = None if args.format is None else f".{args.format}"
+    workload = args.name and f"{args.name} {args.folder.name}"
+    with assemble(choice.load(args, resolved), resolved, computing, say=say) as model:
+        say(f"{model.name} on {model.backend}, {model.precision}")
+        records = [measure(model, args.folder, suffix=suffix, workload=workload)]
+        if not args.no_peer:
+            say("the same by a plain loop of PyTorch")
+            peer = eager_loop(model, args.folder, suffix=suffix, workload=workload, seconds=args.limit)
+            records += [] if peer is None else [peer]
+    return _report(args, records, table, folders)
+
+
+def _report(
+    args: argparse.Namespace,
+    records: list[dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], str],
+    plot: Callable[[list[dict[str, Any]]], bytes],
+) -> int:
+    """Write and print the records; return the exit status."""
+    from restort.utils.files import write_bytes
+
+    text = json.dumps({"records": records}, indent=2, allow_nan=False)
     if args.output is not None:
         write_bytes(args.output, (text + "\n").encode(), overwrite=args.overwrite)
     print(text if args.json else table(records))
     if args.plot is not None:
-        from restort.profiling.plots import speed
-
-        write_bytes(args.plot, speed(records), overwrite=args.overwrite)
-    return 1 if failed else 0
+        write_bytes(args.plot, plot(records), overwrite=args.overwrite)
+    return 1 if any(record["error"] is not None for record in records) else 0
 
 
 def _sides(args: argparse.Namespace) -> list[Side]:
@@ -115,7 +172,7 @@ def _sides(args: argparse.Namespace) -> list[Side]:
     asked = args.backend or [(backend.name, None) for backend in status() if backend.works]
     if not asked:
         raise RestortError("no backend works here; `restort doctor` reports what to install")
-    pairs = [(name, p) for name, own in asked for p in ([own] if own else args.precision)]
+    pairs = [(name, p) for name, own in asked for p in ([own] if own else args.precision or ["fp32"])]
     return [Side(*pair) for pair in dict.fromkeys(pairs)]
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 # Copies of the keys of BACKENDS and of PRECISIONS: `restort --help` must not import those. A test compares them.
 BACKENDS = ("onnxruntime", "openvino", "torch", "fused", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "tf32", "mixed")
+FORMATS = ("png", "jpg", "webp", "tif", "avif", "bmp")
+"""Formats of results, for --format."""
 Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 
 

@@ -68,7 +68,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("png", "jpg", "webp", "tif", "avif", "bmp"),
+        choices=options.FORMATS,
         help="format of the results in a folder or beside their inputs (default: that of the input)",
     )
 

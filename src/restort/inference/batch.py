@@ -22,6 +22,7 @@ from restort.inference.attempts import Attempts
 from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
 from restort.inference.model import Computed, Model, Restored
+from restort.inference.stages import Stages
 from restort.utils import interrupt
 from restort.utils.cpu import default_threads
 from restort.utils.files import check_free
@@ -103,12 +104,14 @@ class Summary:
     files         the results so far
     total         number of files of the run, those not reached included
     interrupted   by Ctrl-C or SIGTERM
+    stages        where the time went
     """
 
     files: list[FileResult] = field(default_factory=list)
     total: int = 0
     seconds: float = 0.0
     interrupted: bool = False
+    stages: Stages = field(default_factory=Stages)
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.files)
@@ -174,6 +177,7 @@ def restore_files(
     )
     attempts = None if root is None else Attempts(root / FOLDER, retry=options.retry, say=_log.warning)
     run = _Run(model, manifest, attempts, options, observer, damage or {})
+    summary.stages = run.stages
     try:
         for result in run.results(jobs):
             summary.files.append(result)
@@ -231,6 +235,7 @@ class _Run:
         self.damage = damage
         self.recipe = model.recipe(options.quality)
         self.readers, self.writers = pool_sizes(default_threads())
+        self.stages = Stages(readers=self.readers, writers=self.writers)
         self.reader = ThreadPoolExecutor(self.readers, thread_name_prefix="restort-read")
         self.writer = ThreadPoolExecutor(self.writers, thread_name_prefix="restort-write")
         self.room = available_memory() // 4
@@ -299,7 +304,8 @@ class _Run:
                 ):
                     return
                 # in this order, since a signal may interrupt between any two lines
-                self.done[0] = first.writing.result()
+                with self.stages.time("wait_encode"):
+                    self.done[0] = first.writing.result()
                 self._release(first)
             else:
                 self.done.popleft()
@@ -380,30 +386,33 @@ class _Run:
             ready.content = self.reader.submit(self._read, ready.job)
 
     def _read(self, job: Job) -> tuple[Picture, Fingerprint | None]:
-        before = job.source.stat().st_mtime_ns if job.source.is_file() else None
-        picture = read(job.source, max_pixels=self.options.max_pixels, all_frames=True)
-        if self.manifest is None:
-            return picture, None
-        content = Fingerprint.of(job.source)
-        if content.mtime_ns != before:
-            raise RestortError(f"{job.source} changed while it was read; run again when it is complete")
-        return picture, content
+        with self.stages.time("decode"):
+            before = job.source.stat().st_mtime_ns if job.source.is_file() else None
+            picture = read(job.source, max_pixels=self.options.max_pixels, all_frames=True)
+            if self.manifest is None:
+                return picture, None
+            content = Fingerprint.of(job.source)
+            if content.mtime_ns != before:
+                raise RestortError(f"{job.source} changed while it was read; run again when it is complete")
+            return picture, content
 
     def _compute(self, ready: _Ready) -> _Ready | FileResult:
         """Run the network on a picture and begin to write the result."""
         job, start = ready.job, time.perf_counter()
         self.observer.begin(job.source)
         try:
-            picture, content = ready.content.result() if ready.content is not None else self._read(job)
+            with self.stages.time("wait_decode"):
+                picture, content = ready.content.result() if ready.content is not None else self._read(job)
             ready.content = None
-            computed = self.model.compute(
-                job.source,
-                job.target,
-                picture,
-                max_pixels=self.options.max_pixels,
-                quality=self.options.quality,
-                progress=self._tile,
-            )
+            with self.stages.time("network"):
+                computed = self.model.compute(
+                    job.source,
+                    job.target,
+                    picture,
+                    max_pixels=self.options.max_pixels,
+                    quality=self.options.quality,
+                    progress=self._tile,
+                )
         except Exception as error:
             self._release(ready)
             return failed(job, error, time.perf_counter() - start)
@@ -430,9 +439,10 @@ class _Run:
             record: Record | None = None
             if manifest is not None and content is not None:
                 record = manifest.begin(job.source, job.target, content, self.recipe)
-            restored = self.model.store(
-                computed, notes, overwrite=ready.replace, quality=self.options.quality
-            )
+            with self.stages.time("encode"):
+                restored = self.model.store(
+                    computed, notes, overwrite=ready.replace, quality=self.options.quality
+                )
             if manifest is not None and record is not None:
                 manifest.finish(record, job.target, self._details(job, restored))
         except Exception as error:

@@ -181,6 +181,10 @@ class Model:
             recipe["strength"] = self.strength
         return recipe
 
+    def timer(self, x: Array) -> Callable[[], float] | None:
+        """Return the clock of the backend's device for the network alone on x (restort.runner.Runner.timer)."""
+        return self._runner.timer(x)
+
     def tile_layout(self, height: int, width: int, batch: int = 1) -> TileLayout:
         """Return how a picture of this size is cut."""
         return self._layout(self._runner, height, width, batch)

@@ -1,4 +1,4 @@
-"""Measurements as SVG: errors by block, sensitivity by section, latency by size, throughput by batch."""
+"""Measurements as SVG: errors by block, sensitivity by section, latency by size, throughput by batch, folders."""
 
 from __future__ import annotations
 
@@ -91,6 +91,32 @@ def speed(records: Sequence[Record]) -> bytes:
     for axes in (left, right):
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
+def folders(records: Sequence[Record]) -> bytes:
+    """Megapixels a second of whole folders, and the shares of the network's thread where they are known."""
+    good = [record for record in records if record["error"] is None]
+    if not good:
+        raise RestortError("there is nothing to plot: no folder could be restored")
+    names = [f"{r['workload']}\n{r['backend']} {r['precision']}" for r in good]
+    figure, (left, right) = _figure(2, width=12)
+    bars = left.barh(names, [record["megapixels_per_second"] for record in good])
+    left.bar_label(bars, fmt="{:.1f}", fontsize=8)
+    left.set(xlabel="megapixels of results a second", title="files in, files out")
+    parts = {"network": "network", "wait_decode": "waits for decode", "wait_encode": "waits for encode"}
+    begin = [0.0] * len(good)
+    for part, label in parts.items():
+        shares = [100 * record.get("shares", {}).get(part, 0.0) for record in good]
+        right.barh(names, shares, left=begin, label=label)
+        begin = [a + b for a, b in zip(begin, shares, strict=True)]
+    right.set(xlabel="share of the wall time (%)", title="the network's thread", xlim=(0, 100))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=7)
+        axes.grid(alpha=0.3, axis="x")
+    right.set_yticklabels([])
     return _svg(figure)
 
 
