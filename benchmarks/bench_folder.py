@@ -4,8 +4,8 @@
                        [--output FOLDER]
 
 Makes JPEGs and PNGs of 4000x3000 and 1200x900 pixels (dead leaves with noise), restores each folder through the
-pipeline of `restort`, and the JPEGs beside it by a plain loop of PyTorch and Pillow. Also measures one array in and out.
-Needs no photographs. Writes FOLDER/folder.json after every case; a later run continues it.
+pipeline of `restort`, and the JPEGs beside it by a plain loop of PyTorch and Pillow. Also measures one array in and
+out. Needs no photographs. Writes FOLDER/folder.json after every case; a later run continues it.
 
 --count    pictures of a folder
 --smoke    small pictures on any computer: tries the script, measures nothing
@@ -65,6 +65,8 @@ def cases() -> list[Case]:
         Case(DENOISE, LARGE, "pipeline", "jpg", "jpg"),
         Case(UPSCALE, SMALL, "pipeline", "jpg", "jpg"),
         Case(UPSCALE, SMALL, "pipeline", "png", "png"),
+        Case("restormer-small-photo", LARGE, "pipeline", "jpg", "jpg"),  # what `denoise` runs without options
+        Case("elan-photo-x4", SMALL, "pipeline", "jpg", "jpg"),  # and `upscale`, for JPEGs
     ]
     arrays = [Case(DENOISE, LARGE, "array"), Case(UPSCALE, SMALL, "array")]
     return [*pipelines, *arrays, *(Case(c.model, c.size, EAGER, c.read, c.written) for c in pipelines[:2])]

@@ -17,3 +17,8 @@ class UsageError(RestortError):
 
 class OutOfMemory(RestortError, MemoryError):
     """A backend has not the memory for an array of this size; a smaller one may fit (restort.tiling.tiles)."""
+
+
+def not_finite() -> RestortError:
+    """The error of a network whose result cannot be a picture."""
+    return RestortError("the network returned NaN or infinity; use --precision fp32 or other weights")

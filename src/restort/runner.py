@@ -64,6 +64,17 @@ class Runner(ABC):
         """
         return None
 
+    def restore_pixels(self, pixels: Array) -> Array | None:
+        """Run a whole picture as files have it, converted, padded and rounded on the device.
+
+        pixels    uint8 or uint16 (H, W, C), of any height and width; C is `spec.in_channels`
+        returns   (H * scale, W * scale, C') of the same type, equal to what `__call__` gives after
+                  `Picture.to_unit` and before `Picture.from_unit`; None where the backend leaves that to the host
+
+        Raises OutOfMemory where the picture is too large, RestortError where the result is not finite.
+        """
+        return None
+
     def expect(self, shape: tuple[int, ...]) -> None:  # noqa: B027, a default that does nothing
         """Prepare for many arrays of `shape`: compile for it before the first one."""
 

@@ -28,6 +28,7 @@ from restort.backends import registry  # noqa: E402
 from restort.backends.fused.networks import TYPES, PlainNetwork, full_float32  # noqa: E402
 from restort.backends.fused.runner import FusedRunner  # noqa: E402
 from restort.errors import OutOfMemory  # noqa: E402
+from restort.inference.model import Model  # noqa: E402
 from restort.models.block_names import block_channels  # noqa: E402
 from restort.models.spec import ElanSpec, Spec  # noqa: E402
 from restort.tiling.halving import Halving  # noqa: E402
@@ -249,3 +250,23 @@ def test_a_second_process_is_ready_soon() -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         times.append(float(done.stdout))
     assert times[1] < 8, times
+
+
+@pytest.mark.parametrize("name", ["shipped", "elan-light"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pictures_are_converted_on_the_device_to_the_same_bits(
+    name: str, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = weights_of(name)
+    runner = FusedRunner(weights, "fp16")
+    model = Model(weights, runner, name=name, entry=None, asked=("fused", "fp16"), tile="auto", overlap=None)
+    pixels = np.arange(3 * 211 * 307, dtype=np.uint32).reshape(211, 307, 3) * 977 % (np.iinfo(dtype).max + 1)
+    pixels = pixels.astype(dtype)
+    made = model(pixels)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(model, [pixels] * 12))
+    monkeypatch.setattr(Model, "_fits_device", lambda self, picture, runner: False)
+    expected = model(pixels)
+    assert made.dtype == dtype
+    for each in (made, *together):
+        np.testing.assert_array_equal(each, expected)

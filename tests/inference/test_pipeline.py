@@ -30,7 +30,7 @@ COUNT = 12
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
     """Restore a folder of COUNT small pictures with a stand-in network, three readers and four writers."""
     monkeypatch.setattr("restort.backends.registry.create", create, raising=False)
-    monkeypatch.setattr(batch, "pool_sizes", lambda cores: (3, 4))
+    monkeypatch.setattr(batch, "pool_sizes", lambda cores, on_gpu: (3, 4))
     weights = write_weights(tmp_path / "x2.safetensors", ELAN[2])
     for i in range(COUNT):
         values = np.random.default_rng(i).integers(0, 256, (10 + i, 12, 3), dtype=np.uint8)
@@ -151,3 +151,10 @@ def test_an_interruption_finishes_what_is_being_written(
 @pytest.mark.parametrize("cores, pools", [(1, (1, 1)), (2, (1, 1)), (4, (1, 2)), (16, (4, 8)), (128, (4, 8))])
 def test_pools(cores: int, pools: tuple[int, int]) -> None:
     assert pool_sizes(cores) == pools
+
+
+@pytest.mark.parametrize(
+    "cores, pools", [(1, (1, 1)), (2, (1, 1)), (4, (1, 3)), (16, (4, 12)), (128, (4, 16))]
+)
+def test_pools_beside_a_gpu(cores: int, pools: tuple[int, int]) -> None:
+    assert pool_sizes(cores, on_gpu=True) == pools

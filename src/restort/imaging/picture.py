@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from restort.errors import RestortError
+from restort.errors import RestortError, not_finite
 from restort.imaging.alpha import fill_transparent, is_constant, keep_flat_alpha, resize_alpha
 from restort.imaging.animation import Animation
 from restort.utils.array_types import Array, Float32
@@ -169,7 +169,7 @@ def _assembled(bands: Bands, pixels: Array) -> Array:
 def _quantised(rows: Float32, channels: int, dtype: np.dtype[Any]) -> Float32:
     """Convert (N, C, H, W) in [0, 1] to (channels, H, W) whole numbers in the range of `dtype`, as float32."""
     if not (np.isfinite(rows.min()) and np.isfinite(rows.max())):  # NaN is the least and the largest of all
-        raise RestortError("the network returned NaN or infinity; use --precision fp32 or other weights")
+        raise not_finite()
     planes: Array = rows[0] if len(rows) == 1 else rows[:, 0]  # one picture, or three of one channel
     if channels == 1 and planes.shape[0] == 3:
         planes = np.tensordot(np.asarray(LUMA, np.float32), planes, axes=1)[None]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from restort.errors import RestortError
+from restort.errors import RestortError, not_finite
 from restort.imaging.blend import blend
 from restort.imaging.picture import LUMA, Picture
 from restort.models.spec import Spec
@@ -73,7 +73,7 @@ def _floats_through(model: Restorer, planes: Array, progress: Progress | None) -
     x = np.ascontiguousarray(np.clip(x, 0, 1))
     y = model.run(x, progress, bits=16 if planes.dtype == np.uint16 else 8)
     if not np.isfinite(y).all():
-        raise RestortError("the network returned NaN or infinity; try precision fp32 or other weights")
+        raise not_finite()
     if model.strength != 1:
         y = blend(y, x, model.strength)
     if y.shape[0] > 1:

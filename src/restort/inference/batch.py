@@ -234,7 +234,7 @@ class _Run:
         self.attempts = attempts
         self.damage = damage
         self.recipe = model.recipe(options.quality)
-        self.readers, self.writers = pool_sizes(default_threads())
+        self.readers, self.writers = pool_sizes(default_threads(), on_gpu=model.device is not None)
         self.stages = Stages(readers=self.readers, writers=self.writers)
         self.reader = ThreadPoolExecutor(self.readers, thread_name_prefix="restort-read")
         self.writer = ThreadPoolExecutor(self.writers, thread_name_prefix="restort-write")
@@ -475,12 +475,13 @@ class _Run:
         return details
 
 
-def pool_sizes(cores: int) -> tuple[int, int]:
+def pool_sizes(cores: int, on_gpu: bool = False) -> tuple[int, int]:
     """The numbers of threads that read and that write: encoding takes two to four times as long as decoding.
 
-    On few cores one of each, beside a network that uses them all.
+    On few cores one of each, beside a network that uses them all; a network on a GPU leaves the cores to them.
     """
-    return max(1, min(4, cores // 4)), max(1, min(8, cores // 2))
+    readers = max(1, min(4, cores // 4))
+    return readers, max(1, min(16, cores - readers) if on_gpu else min(8, cores // 2))
 
 
 def failed(job: Job, error: Exception, seconds: float = 0.0) -> FileResult:

@@ -155,6 +155,11 @@ class Model:
         return next(iter(self.tasks), None)
 
     @property
+    def device(self) -> str | None:
+        """Name of the GPU that computes; None on the processor."""
+        return self._runner.device
+
+    @property
     def backend(self) -> str:
         return self._runner.name
 
@@ -259,6 +264,15 @@ class Model:
     def _restored(
         self, picture: Picture, progress: TileProgress | None, runner: Runner
     ) -> tuple[Picture, str]:
+        if self._fits_device(picture, runner):
+            try:
+                pixels = runner.restore_pixels(picture.pixels)
+            except MemoryError:
+                pixels = None  # in tiles, below
+            if pixels is not None:
+                if progress is not None:
+                    progress(1, 1)
+                return dataclasses.replace(picture, pixels=pixels), "whole"
         x = picture.to_unit(self.spec.in_channels)
         if self.tile == "exact":
             with closing(stream_exact(runner, x, progress)) as bands:
@@ -276,6 +290,14 @@ class Model:
                 if smaller is None:
                     raise self._too_large(error, picture.height, picture.width) from None
             cut = smaller  # after the handler, which keeps the arrays of the failed attempt alive
+
+    def _fits_device(self, picture: Picture, runner: Runner) -> bool:
+        """Whether the device may get the pixels as they are: nothing but the network changes them, and in one piece."""
+        if self.tile == "exact" or self.strength != 1 or picture.alpha is not None:
+            return False
+        if not picture.channels == self.spec.in_channels == self.spec.out_channels:
+            return False
+        return self._layout(runner, picture.height, picture.width, 1).whole
 
     def _in_tiles(
         self,

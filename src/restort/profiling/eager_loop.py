@@ -33,7 +33,7 @@ WORKERS = 4
 """Processes that decode, on a machine of 8 cores or more; none on a smaller one."""
 
 
-class Pictures(Dataset[tuple[str, Any]]):
+class Pictures(Dataset[tuple[str, Any]]):  # type: ignore[misc]  # torch is Any to the type checker
     """Decoded pictures (H, W, C) uint8, each with the name of its result."""
 
     def __init__(self, files: list[tuple[str, str]], channels: int) -> None:
@@ -58,7 +58,7 @@ class Loop:
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.model = build(weights.spec, weights.state, self.dtype).to(self.device)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def restore(self, target: str, image: Any) -> float:
         """Restore one picture, write it, and return its megapixels."""
         height, width = image.shape[:2]
@@ -70,11 +70,11 @@ class Loop:
         y = y[0, :, : height * self.spec.scale, : width * self.spec.scale]
         pixels = y.float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        options = (
+        options: dict[str, Any] = (
             {"quality": self.quality, "subsampling": 0} if target.lower().endswith((".jpg", ".jpeg")) else {}
         )
         Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(target, **options)
-        return pixels.shape[0] * pixels.shape[1] / 1e6
+        return float(pixels.shape[0] * pixels.shape[1] / 1e6)
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:

@@ -257,3 +257,40 @@ def test_missing_compiler_is_told_once(weights: Weights, monkeypatch: pytest.Mon
     assert said == [
         f"NVRTC cannot be loaded, so the fastest kernels are not used; install it with: {nvrtc.REMEDY}"
     ]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_pictures_are_converted_on_the_device_to_the_same_bits(
+    weights: Weights, dtype: type, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_of(weights, precision)
+    random = np.random.default_rng(3)
+    pixels = random.integers(0, np.iinfo(dtype).max + 1, (19, 37, 3)).astype(dtype)
+    model = Model(
+        weights, runner, name="x", entry=None, asked=("fused", precision), tile="auto", overlap=None
+    )
+    made = model(pixels)
+    monkeypatch.setattr(Model, "_fits_device", lambda self, picture, runner: False)
+    expected = model(pixels)
+    assert made.dtype == dtype and made.flags.c_contiguous
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_a_result_that_is_not_finite_is_no_picture(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(weights, "fp32")
+    plain = runner._network("fp32")
+    monkeypatch.setattr(plain, "_forward", lambda x: x.new_full(x.shape, float("nan")))
+    with pytest.raises(RestortError, match="NaN or infinity; use"):
+        runner.restore_pixels(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_picture_that_the_device_cannot_hold_runs_in_tiles(weights: Weights) -> None:
+    runner = runner_of(weights)
+    runner.tile_memory()  # which plans a larger shape
+    fake_fused.room.append(96 * 96)
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 130, 3), np.uint8)
+    model = Model(weights, runner, name="x", entry=None, asked=("fused", "fp16"), tile="auto", overlap=None)
+    made = model(pixels)
+    assert made.shape[:2] == (150 * weights.spec.scale, 130 * weights.spec.scale)
+    assert any("tiles of" in line for line in runner.told)  # type: ignore[attr-defined]

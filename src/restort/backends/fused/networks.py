@@ -15,8 +15,10 @@ import torch
 from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.instances import Instance, Instances, Shape
+from restort.backends.fused.pixels import HostResults, on_device, padded_shape, to_pixels, to_planes
 from restort.models.block_names import block_channels, block_names
 from restort.models.memory_estimate import bytes_per_pixel
+from restort.models.spec import Spec
 from restort.models.torch_network import build
 from restort.runner import Array
 from restort.utils.integers import cdiv
@@ -36,6 +38,10 @@ class Network(Protocol):
     def run_tensor(self, x: Tensor, check: bool) -> tuple[Tensor, bool]:
         """Run a tensor of the device in the order of the caller's stream. Without `check` it does not wait for the
         GPU and returns True."""
+
+    def run_pixels(self, pixels: Array) -> tuple[Array, bool]:
+        """Run uint8 or uint16 (H, W, C) of the host; return (H * scale, W * scale, C') of its type, clipped and
+        rounded, and whether the network's result is finite."""
 
     def timer(self, x: Array) -> Callable[[], float]:
         """Copy x to the device; return a function that runs it and returns milliseconds."""
@@ -62,6 +68,7 @@ class FusedNetwork:
         self._say = say
         self._per_pixel: int | None = None
         self.instances = Instances(self._make, count, limit)
+        self._results = HostResults()
 
     def _make(self, shape: Shape) -> Instance:
         return Instance(lambda: self._plan(shape, self._device), self._device, self._say)
@@ -118,6 +125,35 @@ class FusedNetwork:
                 return result, True
             flags.record_stream(mine)
             return result, not bool(flags.any())
+
+    def run_pixels(self, pixels: Array) -> tuple[Array, bool]:
+        n, _, height, width = padded_shape(pixels, self.spec.size_multiple)
+        instance = self.instances.get((n, height, width))
+        bits, shape = 8 * pixels.itemsize, _result_shape(pixels, self.spec)
+        with torch.no_grad():
+            if instance.stream is None:
+                with instance.lock:
+                    instance.input.copy_(to_planes(on_device(pixels, self._device), height, width))
+                    instance.launch()
+                    made = to_pixels(instance.output, *shape[:2], bits)
+                    result = torch.from_numpy(np.empty(shape, made.numpy().dtype)).copy_(made)
+                    return _typed(result.numpy(), bits), not bool(instance.flags.any())
+            # on the caller's stream, while the GPU may compute the picture before
+            planes = to_planes(on_device(pixels, self._device), height, width)
+            target, array = self._results.take(shape, bits)
+            flags = torch.empty(instance.flags.shape, dtype=torch.int32, pin_memory=True)
+            done = torch.cuda.Event()
+            mine = torch.cuda.current_stream(self._device)
+            with instance.lock, instance.on_stream():
+                instance.stream.wait_stream(mine)
+                instance.input.copy_(planes, non_blocking=True)
+                planes.record_stream(instance.stream)
+                instance.launch()
+                target.copy_(to_pixels(instance.output, *shape[:2], bits), non_blocking=True)
+                flags.copy_(instance.flags, non_blocking=True)
+                done.record(instance.stream)
+            done.synchronize()
+        return array, not flags.numpy().any()
 
     def timer(self, x: Array) -> Callable[[], float]:
         instance = self.instances.get(_shape(x))
@@ -176,12 +212,21 @@ class PlainNetwork:
             y = self._forward(x.float())
             return y, not check or bool(y.isfinite().all())
 
+    def run_pixels(self, pixels: Array) -> tuple[Array, bool]:
+        _, _, height, width = padded_shape(pixels, self.spec.size_multiple)
+        bits, shape = 8 * pixels.itemsize, _result_shape(pixels, self.spec)
+        y, finite = self.run_tensor(
+            to_planes(on_device(pixels, self._device), height, width).contiguous(), True
+        )
+        with torch.no_grad():
+            return _typed(to_pixels(y, *shape[:2], bits).cpu().numpy(), bits), finite
+
     def timer(self, x: Array) -> Callable[[], float]:
-        on_device = torch.from_numpy(x).to(self._device)
+        held = torch.from_numpy(x).to(self._device)
 
         def once() -> float:
             with self._lock:
-                return timed(lambda: self._forward(on_device))
+                return timed(lambda: self._forward(held))
 
         return once
 
@@ -210,6 +255,15 @@ class PlainNetwork:
 
     def clear(self) -> None:
         pass
+
+
+def _result_shape(pixels: Array, spec: Spec) -> tuple[int, int, int]:
+    return pixels.shape[0] * spec.scale, pixels.shape[1] * spec.scale, spec.out_channels
+
+
+def _typed(array: Array, bits: int) -> Array:
+    """An array of bytes as it is; of 16 bits as uint16."""
+    return array if bits == 8 else array.view(np.uint16)
 
 
 def timed(run: Callable[[], Any]) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from restort.backends.fused.networks import FusedNetwork, Network, PlainNetwork, full_float32
+from restort.backends.fused.pixels import padded_shape
 from restort.backends.precision_fallback import PRECISION_FALLBACK, FallbackWarning, run_with_fallback
-from restort.errors import OutOfMemory, RestortError, UsageError
+from restort.errors import OutOfMemory, RestortError, UsageError, not_finite
 from restort.kernels import nvrtc
 from restort.runner import Array, Runner, check_shape, checked, closed
 from restort.weights.checkpoint import Weights
@@ -74,6 +75,20 @@ class FusedRunner(Runner):
         return self._run_with_fallback(
             lambda network: network.run(x), lambda: bool(np.isfinite(x).all()), x.shape
         )
+
+    def restore_pixels(self, pixels: Array) -> Array:
+        shape, finite = padded_shape(pixels, self.spec.size_multiple), False
+        check_shape(shape, self.spec)
+
+        def run(network: Network) -> tuple[Array, bool]:
+            nonlocal finite
+            made, finite = network.run_pixels(pixels)
+            return made, finite
+
+        made = self._run_with_fallback(run, lambda: True, shape)
+        if not finite:
+            raise not_finite()
+        return made
 
     def run_tensor(self, x: Tensor, *, check: bool = True) -> Tensor:
         """Run a tensor of the device: (N, C, H, W) in [0, 1] -> float32 (N, C', H * scale, ...).
