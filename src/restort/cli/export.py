@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restort.cli import choice, export_aot, options
+from restort.cli.engine_options import names
 
 if TYPE_CHECKING:
     from restort.export.graph import Precision
@@ -37,6 +38,13 @@ def add(subparsers: options.Subparsers) -> None:
         choices=("fp32", "fp16", "bf16"),
         help="of weights and arithmetic (default: fp32, of an AOT package fp16; bf16 only for AOT packages)",
     )
+    parser.add_argument(
+        "--operators",
+        metavar="LIST",
+        type=names,
+        default=(),
+        help="operators to write as one node each, whose body is a function: lfe,gmsa (ELAN) or mdta,gdfn (Restormer)",
+    )
     export_aot.add(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options.add_reporting(parser)
@@ -56,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     weights, entry = choice.choose(args)
     from restort.export.emit import emit
 
-    model = emit(weights, precision)
+    model = emit(weights, precision, operators=args.operators)
     data = model.SerializeToString()
     write_bytes(args.output, data, overwrite=args.overwrite)
     seconds = time.perf_counter() - start
@@ -70,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             "target": str(args.output),
             "precision": precision,
             "nodes": len(model.graph.node),
+            "functions": [function.name for function in model.functions],
             "bytes": len(data),
             "metadata": {item.key: item.value for item in model.metadata_props},
             "seconds": round(seconds, 3),

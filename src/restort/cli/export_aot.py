@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     from restort.errors import UsageError
     from restort.utils.files import check_free, write_bytes
 
+    if args.operators:
+        raise UsageError("--operators is only for ONNX files; leave it out, or --format aot")
     precision = args.precision or "fp16"
     if precision not in PRECISIONS:
         raise UsageError(

@@ -49,7 +49,9 @@ class ElanGraph:
         for i in range(self.spec.n_share + 1):
             with g.scope(f"body.{group}.{i}"):
                 x = g.op("Add", self._lfe(x, f"body.{group}.modules_lfe.lfe_{i}"), x)
-                attended = self._gmsa(x, f"body.{group}.modules_gmsa.gmsa_{i}", group % 2 == 1, scores)
+                with g.operator("RestortGMSA"):
+                    name = f"body.{group}.modules_gmsa.gmsa_{i}"
+                    attended = self._gmsa(x, name, group % 2 == 1, scores)
                 x = g.op("Add", attended, x)
         return x
 
@@ -83,8 +85,9 @@ class ElanGraph:
         return g.op("DepthToSpace", x, blocksize=spec.scale, mode="CRD") if spec.scale > 1 else x
 
     def _lfe(self, x: str, name: str) -> str:
-        y = self.graph.op("Relu", self._shift_conv(x, f"{name}.conv0.shift_conv"))
-        return self._shift_conv(y, f"{name}.conv1.shift_conv")
+        with self.graph.operator("RestortLFE"):
+            y = self.graph.op("Relu", self._shift_conv(x, f"{name}.conv0.shift_conv"))
+            return self._shift_conv(y, f"{name}.conv1.shift_conv")
 
     def _shift_conv(self, x: str, name: str) -> str:
         """Emit the depthwise convolution with the stored kernel, whatever it holds, then the 1x1 convolution."""

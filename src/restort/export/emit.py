@@ -11,6 +11,7 @@ from restort.errors import RestortError
 from restort.export.elan_graph import ElanGraph
 from restort.export.form import Form, Norm, sections
 from restort.export.graph import GraphBuilder, Precision
+from restort.export.operators import chosen, fold
 from restort.export.restormer_graph import RestormerGraph
 from restort.models.spec import RestormerSpec
 from restort.version import __version__
@@ -31,6 +32,7 @@ def emit(
     form: Form | None = None,
     keep_fp32: Collection[str] | None = None,
     ports: Precision | None = None,
+    operators: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Emit the network of `weights` as an ONNX model with dynamic batch, height and width, weights inside.
 
@@ -48,12 +50,15 @@ def emit(
                 precision. In an fp32 graph their nodes are only marked. None means that nobody chose sections, an
                 empty collection that none were chosen; the metadata tells the two apart.
     ports       type of input and output; default: `precision`.
+    operators   names of restort.export.operators.OPERATORS: each of these operators is one node, with its body as a
+                function of the model.
 
-    Raises RestortError for an unknown precision or section.
+    Raises RestortError for an unknown precision, section or operator.
     """
     if precision not in PRECISIONS:
         raise RestortError(f"unknown precision of a graph: {precision!r}; choose fp32, fp16 or bf16")
     spec = weights.spec
+    kinds = chosen(spec, operators)
     unknown = sorted(set(keep_fp32 or ()) - set(sections(spec)))
     if unknown:
         raise RestortError(
@@ -81,4 +86,9 @@ def emit(
         metadata["restort.keep_fp32"] = ",".join(name for name in sections(spec) if name in keep_fp32)
     suffix = "" if spec.scale == 1 else f"*{spec.scale}"
     ports_of = (spec.in_channels, ""), (spec.out_channels, suffix)
-    return graph.finish(spec.architecture, result, *ports_of, metadata)
+    if operators:
+        metadata["restort.operators"] = ",".join(sorted(operators))
+    model = graph.finish(spec.architecture, result, *ports_of, metadata)
+    if operators:
+        fold(model, {name: group for name, group in graph.groups.items() if group[0] in kinds})
+    return model

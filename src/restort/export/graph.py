@@ -52,6 +52,9 @@ class GraphBuilder:
         self._scope: list[str] = []
         self._doc = KEPT if ports == "fp32" else ""
         self._count = 0
+        self._operator: tuple[str, int] | None = None
+        self.groups: dict[str, tuple[str, int]] = {}
+        """The operator that a node is part of, by the node's name: its type, and a number of its own."""
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
@@ -68,6 +71,14 @@ class GraphBuilder:
         with self.at("fp32" if kept else self.precision):
             yield
         self._doc = outside
+
+    @contextmanager
+    def operator(self, kind: str | None) -> Iterator[None]:
+        """Note that the nodes made inside are an operator of that type; with None, that they are shared by several."""
+        outside = self._operator
+        self._operator = None if kind is None else (kind, self._count)
+        yield
+        self._operator = outside
 
     @contextmanager
     def at(self, precision: Precision) -> Iterator[None]:
@@ -108,6 +119,8 @@ class GraphBuilder:
         if self._doc:
             node.doc_string = self._doc
         self._nodes.append(node)
+        if self._operator is not None:
+            self.groups[name] = self._operator
         self._made.update((name, self.precision) for name in names)
         return names
 

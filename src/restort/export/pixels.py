@@ -6,9 +6,12 @@ equal parts of rows), so it is one Gather, whose index all blocks share.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from typing import ParamSpec
 
 from restort.export.graph import GraphBuilder
+
+P = ParamSpec("P")
 
 
 class PixelIndices:
@@ -20,13 +23,26 @@ class PixelIndices:
         self.n, self.h, self.w = (g.op("Gather", self.shape, g.integers(i), axis=0) for i in (0, 2, 3))
         self.pixels = g.op("Mul", self.h, self.w)
         self.rows = g.op("Mul", self.n, self.pixels)
-        # cached per instance: each call would emit its nodes again
-        self.range = lru_cache(None)(self._range)
-        self.windows = lru_cache(None)(self._windows)
-        self.parts = lru_cache(None)(self._parts)
-        self.nhwc = lru_cache(None)(self._nhwc)
-        self.back = lru_cache(None)(self._back)
+        self.range = self._once(self._range)
+        self.windows = self._once(self._windows)
+        self.parts = self._once(self._parts)
+        self.nhwc = self._once(self._nhwc)
+        self.back = self._once(self._back)
         self.first = g.op("Mul", self.range(self.n), self.pixels)  # (N,): the first row of each image
+
+    def _once(self, emit: Callable[P, str]) -> Callable[P, str]:
+        """Cache the value of `emit`, which would emit its nodes again; they belong to no single operator."""
+
+        made: dict[object, str] = {}
+
+        def emitted(*args: P.args, **named: P.kwargs) -> str:
+            key = args, tuple(named.items())
+            if key not in made:
+                with self.graph.operator(None):
+                    made[key] = emit(*args, **named)
+            return made[key]
+
+        return emitted
 
     def _nhwc(self, channels: int) -> str:
         """Emit the vector (N, H, W, channels)."""

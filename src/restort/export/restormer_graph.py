@@ -96,8 +96,12 @@ class RestormerGraph:
         for i in range(count):
             with g.section(f"{name}.{i}"), g.scope(f"{name}.{i}"):
                 x = g.enter(x)
-                x = g.op("Add", self._attention(x, f"{name}.{i}", stage), x)
-                x = g.op("Add", self._feed_forward(x, f"{name}.{i}", stage), x)
+                with g.operator("RestortMDTA"):
+                    attended = self._attention(x, f"{name}.{i}", stage)
+                x = g.op("Add", attended, x)
+                with g.operator("RestortGDFN"):
+                    fed = self._feed_forward(x, f"{name}.{i}", stage)
+                x = g.op("Add", fed, x)
             x = g.call(x, f"{name}.{i}")
         return x
 
@@ -106,9 +110,10 @@ class RestormerGraph:
         key = stage.level, stage.channels
         if key not in self.shapes:
             g = self.graph
-            shape = g.op("Shape", x)
-            if self.form.attention == "rows":
-                shape = g.op("Gather", shape, g.integers([0, 2, 3, 1]), axis=0)
+            with g.operator(None):
+                shape = g.op("Shape", x)
+                if self.form.attention == "rows":
+                    shape = g.op("Gather", shape, g.integers([0, 2, 3, 1]), axis=0)
             self.shapes[key] = shape
         return self.shapes[key]
 

@@ -27,6 +27,7 @@ from restort.errors import RestortError, UsageError
 from restort.export import typed
 from restort.export.fixed import with_fixed_input
 from restort.export.form import ENGINE_PRECISIONS
+from restort.export.operators import inlined
 from restort.utils.gpu import Gpu, find_gpu
 from restort.version import __version__
 
@@ -71,7 +72,8 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
     precision.
     """
     check_options(flavour, options)
-    model = typed.with_float32_ports(onnx.load_from_string(graph) if isinstance(graph, bytes) else graph)
+    model = inlined(onnx.load_from_string(graph) if isinstance(graph, bytes) else graph)
+    model = typed.with_float32_ports(model)
     shape = networks.input_shape(model)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     networks.check_profile(shape, options.profile, int(metadata.get("restort.size_multiple", 1)))
