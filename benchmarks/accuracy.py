@@ -47,6 +47,7 @@ from typing import Any
 
 import numpy as np
 from harness import RESULTS, ROOT, SHARED, Record, about, write_json
+from reporting.tables import error_table
 
 from restort.errors import RestortError
 from restort.tiling.padding import pad_to_multiple
@@ -58,18 +59,6 @@ RUNS = "tensorrt:fp32,tensorrt:tf32,tensorrt:fp16,tensorrt:mixed,tensorrt:fused"
 FUSED = "fused"  # in place of a precision of tensorrt: fp16, by RestoRT's own kernels
 SETS = {"ELAN-light x4": "set5", "restormer-small-denoise": "kodak24"}
 SIGMA = 25.0
-HEADS = (
-    "",
-    "abs max",
-    "abs mean",
-    "abs median",
-    "rel max",
-    "rel mean",
-    "rel median",
-    "rel L2",
-    "PSNR",
-    "SSIM",
-)
 
 Outputs = list[np.ndarray]
 
@@ -292,7 +281,7 @@ def table(work: Path, output: Path, runs: Sequence[str]) -> None:
                 row = scored(made, reference, clean, weights)
             made_rows.append(described(folder, label, row))
             save(output, tables)
-        print(error_table(tables[-1]), "\n", flush=True)
+        print(f"{error_table(tables[-1])}\n", flush=True)
     meaning = definitions(EPSILON)["relative"]
     print(f"relative error: {meaning}; outputs not clipped or rounded; PSNR in dB and SSIM of the set")
 
@@ -358,35 +347,6 @@ def save(output: Path, tables: list[Record]) -> None:
         "scored": about(),
     }
     write_json(output, record)
-
-
-def error_table(table: Record) -> str:
-    """The table in Markdown."""
-    settings = table["settings"]
-    noise = f", noise of sigma {settings['sigmas'][0]}" if "sigmas" in settings else ""
-    pictures = f"{table['dataset']} ({settings['pictures']} pictures{noise})"
-    lines = [
-        f"{table['model']} on {pictures} against {table['reference']}:",
-        "",
-        "| " + " | ".join(HEADS) + " |",
-        "| --- " + "| ---: " * (len(HEADS) - 1) + "|",
-    ]
-    for row in table["rows"]:
-        name = f"{row['backend']} {row['precision']}"
-        if row["error"] is not None:
-            lines.append(f"| {name} | {row['error']} |")
-            continue
-        if row["absolute"] is None:
-            lines.append(f"| {name} | {row['non_finite']} values are NaN or infinite |")
-            continue
-        cells = [row[kind][part] for kind in ("absolute", "relative") for part in ("max", "mean", "median")]
-        numbers = [f"{cell:.2e}" for cell in [*cells, row["relative_l2"]]]
-        lines.append(
-            "| "
-            + " | ".join([name, *numbers, f"{row['psnr_on_set']:.3f}", f"{row['ssim_on_set']:.4f}"])
-            + " |"
-        )
-    return "\n".join(lines)
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from restort.cli.main import main
+from tests.fakes.fake_backend import create
 
 
 @pytest.fixture(scope="session")
@@ -18,6 +20,23 @@ def shared() -> Path:
     if not (folder / "README.md").is_file():
         pytest.skip("the folder ../shared with test data is not here")
     return folder
+
+
+@pytest.fixture
+def fake_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stand-in for every network (tests.fakes.fake_backend), and an empty cache folder."""
+    monkeypatch.setattr("restort.backends.registry.create", create)
+    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: networks of tests are slower on several."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -242,7 +242,13 @@ def error_table(table: Record) -> str:
     for row in table["rows"]:
         name = f"{row['backend']} {row['precision']}"
         if row.get("error") or row.get("absolute") is None:
-            lines.append([name, str(row.get("error") or "NaN"), *[DASH] * 8])
+            lines.append(
+                [
+                    name,
+                    str(row.get("error") or f"{row['non_finite']} values are NaN or infinite"),
+                    *[DASH] * 8,
+                ]
+            )
             continue
         errors = [row[kind][s] for kind in ("absolute", "relative") for s in stats]
         cells = [f"{v:.1e}" if v else "0" for v in [*errors, row["relative_l2"]]]

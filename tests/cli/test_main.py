@@ -22,15 +22,12 @@ from restort.cli.main import main, parser
 from restort.imaging.decode import read
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
-from tests.fakes.fake_backend import ELAN, RESTORMER, create, write_weights
+from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
 
 FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
 
 
-@pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("restort.backends.registry.create", create, raising=False)
-    monkeypatch.setenv("RESTORT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fake_backend")
 
 
 @pytest.fixture

@@ -16,12 +16,9 @@ import restort
 from restort.imaging.decode import read
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
-from tests.fakes.fake_backend import ELAN, RESTORMER, create, write_weights
+from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
 
-
-@pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("restort.backends.registry.create", create, raising=False)
+pytestmark = pytest.mark.usefixtures("fake_backend")
 
 
 @pytest.fixture

@@ -18,19 +18,8 @@ from safetensors.numpy import load_file, save_file
 from restort.errors import RestortError
 from restort.models.spec import ElanSpec, RestormerSpec, Spec, detect, parameter_shapes
 from restort.weights.checkpoint import load_weights
+from tests.fakes.fake_backend import RESTORMER as SMALL
 
-SMALL = RestormerSpec(
-    in_channels=3,
-    out_channels=3,
-    dim=8,
-    num_blocks=(1, 1, 1, 1),
-    num_refinement_blocks=1,
-    heads=(1, 2, 4, 8),
-    ffn_expansion=2.0,
-    bias=False,
-    layer_norm="BiasFree",
-    dual_pixel=False,
-)
 SMALL_ELAN = ElanSpec(
     scale=3, blocks=4, channels=30, n_share=1, colors=3, window_sizes=(4, 8, 16), rgb_range=255.0, expand=2
 )

@@ -115,10 +115,3 @@ def draw_sampling(n: int, draw: Draw) -> Tensor:
     """4:2:0 in four of five, as cameras, phones and the web have it; the rest 4:2:2 or 4:4:4."""
     u = draw.uniform(n)
     return torch.where(u < 0.8, S420, torch.where(u < 0.86, S422, S444))
-
-
-def maybe_jpeg(x: Tensor, share: float, low: float, high: float, draw: Draw) -> Tensor:
-    """`x` with about `share` of the samples saved as JPEG of a quality uniform in [low, high]."""
-    n = len(x)
-    coded = jpeg(x, draw.uniform(n, low, high), draw_sampling(n, draw))
-    return torch.where(draw.chance(n, share), coded, x)

@@ -164,10 +164,4 @@ def _clear(folder: Path, unused_s: float) -> None:
 
 
 def days(text: str) -> float:
-    try:
-        number = float(text)
-        if 0 <= number < 1e6:
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of days")
+    return options.number(text, "a number of days", lambda value: 0 <= value < 1e6)

@@ -111,10 +111,5 @@ def size(text: str) -> tuple[int, int, int]:
 
 
 def epsilon(text: str) -> float:
-    try:
-        number = float(text)
-        if 0 < number < 1e6:
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.001")
+    """Parse a number above 0."""
+    return options.number(text, "a number above 0, such as 0.001", lambda value: 0 < value < 1e6)

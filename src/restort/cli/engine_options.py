@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from restort.cli import options
+
 if TYPE_CHECKING:
     from restort.backends.tensorrt.options import Profile, Progress
 
@@ -101,13 +103,9 @@ def names(text: str) -> tuple[str, ...]:
 
 def budget(text: str) -> float:
     """Parse a relative error."""
-    try:
-        number = float(text)
-        if 0 < number < 1:
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a relative error between 0 and 1, such as 0.001")
+    return options.number(
+        text, "a relative error between 0 and 1, such as 0.001", lambda value: 0 < value < 1
+    )
 
 
 class Display:

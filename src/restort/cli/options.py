@@ -136,24 +136,12 @@ def pixels(text: str) -> int | str | None:
     """Parse 'default', 'none' (as None) or a number such as 2e9."""
     if text in ("default", "none"):
         return None if text == "none" else text
-    try:
-        number = float(text)
-        if 1 <= number < 1e18:
-            return int(number)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels, such as 2e9, or none")
+    return int(number(text, "a number of pixels, such as 2e9, or none", lambda value: 1 <= value < 1e18))
 
 
 def share(text: str) -> float:
     """A number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return number
+    return number(text, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def quality(text: str) -> int:
@@ -161,6 +149,17 @@ def quality(text: str) -> int:
     if number > 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 1 to 100")
     return number
+
+
+def number(text: str, kind: str, fits: Callable[[float], bool]) -> float:
+    """Parse a number that `fits`; raise ArgumentTypeError, which says that `text` is not `kind`, for others."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")  # fits nowhere
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {kind}")
+    return value
 
 
 def _number(text: str, least: int, wanted: str = "a whole number") -> int:

@@ -71,6 +71,12 @@ TYPES = {
 }
 
 
+def check_windows(h: int, w: int) -> None:
+    """Raise ValueError unless a picture's sides are multiples of 16, ELAN's largest window."""
+    if h % 16 or w % 16:
+        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+
+
 def triton_launch(
     kernel: Any,
     tensors: Mapping[str, Value],

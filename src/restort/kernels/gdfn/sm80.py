@@ -90,17 +90,53 @@ def launch(
     zeros, at no cost. The depthwise sums are kept in 16 bits, two to an instruction, and GELU comes from tanh.approx.
     `overrides` replaces macros of `tiling`.
     """
-    n, h, width, channels = x.shape
+    channels = x.shape[3]
     chosen = {**tiling(channels, capability), **overrides}
+    shared = shared_bytes(channels, chosen["TALL"])
+    return launch_of(
+        SPEC,
+        x,
+        v,
+        attention,
+        attention_b,
+        {"image": weights},
+        out_b,
+        out,
+        hidden,
+        centred,
+        chosen,
+        shared,
+        label,
+    )
+
+
+def launch_of(
+    spec: KernelSpec,
+    x: Tensor,
+    v: Tensor,
+    attention: Tensor,
+    attention_b: Tensor | None,
+    weights: dict[str, Tensor],
+    out_b: Tensor | None,
+    out: Tensor,
+    hidden: int,
+    centred: bool,
+    macros: dict[str, int],
+    shared: int,
+    label: str,
+) -> Launch:
+    """Return a launch of sm80.cu or sm90.cu, which differ in `weights`, by the names of the kernel's arguments."""
+    n, h, width, channels = x.shape
     pixels = n * h * width
-    spare = weights.view(torch.float32)  # for biases that are None, which are not read
-    return SPEC.launch(
+    *_, last = weights.values()
+    spare = last.view(torch.float32)  # for biases that are None, which are not read
+    return spec.launch(
         {
             "x": x,
             "v": v,
             "matrix": attention,
             "attention_b": spare if attention_b is None else attention_b,
-            "image": weights,
+            **weights,
             "out_b": spare if out_b is None else out_b,
             "out": out,
         },
@@ -111,11 +147,11 @@ def launch(
             "CENTRED": int(centred),
             "ATTENTION_BIAS": int(attention_b is not None),
             "OUT_BIAS": int(out_b is not None),
-            **chosen,
+            **macros,
         },
-        (cdiv(width, TILE_W), cdiv(h, chosen["TALL"]), n),
+        (cdiv(width, TILE_W), cdiv(h, macros["TALL"]), n),
         dtype=x.dtype,
-        shared=shared_bytes(channels, chosen["TALL"]),
+        shared=shared,
         flops=2 * pixels * (3 * channels * hidden + channels * channels + 18 * hidden),
         moved=pixels * channels * 2 * 3,
         label=label,

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 
 from restort.kernels.fragments import twice_in_int32
+from restort.kernels.gdfn.sm80 import launch_of
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
-from restort.utils.integers import cdiv, round_up
+from restort.utils.integers import round_up
 
 Tensor = Any
 
@@ -107,36 +108,10 @@ def launch(
     **overrides: int,
 ) -> Launch:
     """Return a launch as sm80.launch does, with the weights from `pack`. `out` must not overlap x or v."""
-    n, h, width, channels = x.shape
-    hidden = OCTET * weights.w.shape[0]
+    channels, hidden = x.shape[3], OCTET * weights.w.shape[0]
     chosen = {**tiling(channels), **overrides}
-    pixels = n * h * width
-    spare = weights.t.view(torch.float32)  # for biases that are None, which are not read
-    return SPEC.launch(
-        {
-            "x": x,
-            "v": v,
-            "matrix": attention,
-            "attention_b": spare if attention_b is None else attention_b,
-            "w": weights.w,
-            "p": weights.p,
-            "t": weights.t,
-            "out_b": spare if out_b is None else out_b,
-            "out": out,
-        },
-        {"h": h, "w_pixels": width},
-        {
-            "C": channels,
-            "F": hidden,
-            "CENTRED": int(centred),
-            "ATTENTION_BIAS": int(attention_b is not None),
-            "OUT_BIAS": int(out_b is not None),
-            **chosen,
-        },
-        (cdiv(width, TILE_W), cdiv(h, chosen["TALL"]), n),
-        dtype=x.dtype,
-        shared=shared_bytes(channels, chosen["TALL"], chosen["WARPS"]),
-        flops=2 * pixels * (3 * channels * hidden + channels * channels + 18 * hidden),
-        moved=pixels * channels * 2 * 3,
-        label=label,
+    shared = shared_bytes(channels, chosen["TALL"], chosen["WARPS"])
+    tensors = {"w": weights.w, "p": weights.p, "t": weights.t}
+    return launch_of(
+        SPEC, x, v, attention, attention_b, tensors, out_b, out, hidden, centred, chosen, shared, label
     )

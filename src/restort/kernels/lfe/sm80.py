@@ -9,7 +9,7 @@ import torch
 from restort.kernels.fragments import as_int32, channel_order, mma_fragments
 from restort.kernels.gpu_target import shared_memory_limit
 from restort.kernels.kernel_spec import KernelSpec
-from restort.kernels.launch import Launch
+from restort.kernels.launch import Launch, check_windows
 from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
@@ -132,8 +132,7 @@ def launch(
     h, w = h - 4, w - 4
     part = v.shape[3] // 3
     chosen = {**tiling(channels, capability), **overrides}
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     pixels, parts = n * h * w, 6 if has_q else 3
     return SPEC.launch(
         {"x": x, "blob": blob, "out": out, "v": v, "q": q},

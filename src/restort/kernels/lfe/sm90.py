@@ -8,7 +8,7 @@ import torch
 
 from restort.kernels.fragments import as_int32, channel_order, wgmma_operand
 from restort.kernels.kernel_spec import KernelSpec
-from restort.kernels.launch import Launch
+from restort.kernels.launch import Launch, check_windows
 from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
@@ -100,8 +100,7 @@ def launch(
     h, w = h - 4, w - 4
     part = v.shape[3] // 3
     chosen = {**tiling(), **overrides}
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     tiles = n * (h // chosen["WARPS"]) * (w // 16)
     clusters = num_sms * chosen["BLOCKS"] // chosen["CLUSTER"]
     pixels, parts = n * h * w, 6 if has_q else 3

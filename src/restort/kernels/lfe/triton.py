@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.launch import Launch, triton_launch
+from restort.kernels.launch import Launch, check_windows, triton_launch
 
 Tensor = Any
 
@@ -191,8 +191,7 @@ def launch(
     hidden = w0.shape[2]
     first = 1 << (hidden.bit_length() - 1)
     chosen = {**tiling(stored, capability), **overrides}
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     part, width = v.shape[3] // 3, values[1].shape[1]
     wq, bq = queries or values
     parts = 6 if queries else 3

@@ -108,17 +108,34 @@ def launch(
     ch * (ch + 2)) float32, partial: restort.kernels.attention_matrix adds them. w, affine and dw16 are packed here,
     once for all runs of the launch. `overrides` replaces macros of `tiling`.
     """
+    channels = x.shape[3]
+    chosen = fitted_tiling(channels, sums.shape[2], capability, overrides)
+    weights = {"weights": pack(w, affine, dw16, chosen["CHUNK"])}
+    shared = shared_bytes(channels, chosen["TALL"], chosen["CHUNK"])
+    return launch_of(SPEC, x, weights, v, sums, centred, chosen, shared, label)
+
+
+def launch_of(
+    spec: KernelSpec,
+    x: Tensor,
+    weights: dict[str, Tensor],
+    v: Tensor,
+    sums: Tensor,
+    centred: bool,
+    macros: dict[str, int],
+    shared: int,
+    label: str,
+) -> Launch:
+    """Return a launch of sm80.cu or sm90.cu, which differ in `weights`, by the names of the kernel's arguments."""
     n, h, width, channels = x.shape
-    heads = sums.shape[2]
-    chosen = fitted_tiling(channels, heads, capability, overrides)
-    pixels = n * h * width
-    return SPEC.launch(
-        {"x": x, "weights": pack(w, affine, dw16, chosen["CHUNK"]), "v": v, "sums": sums},
+    heads, pixels = sums.shape[2], n * h * width
+    return spec.launch(
+        {"x": x, **weights, "v": v, "sums": sums},
         {"h": h, "width": width},
-        {"C": channels, "HEADS": heads, "CENTRED": int(centred), **chosen},
+        {"C": channels, "HEADS": heads, "CENTRED": int(centred), **macros},
         (sums.shape[0], n),
         dtype=x.dtype,
-        shared=shared_bytes(channels, chosen["TALL"], chosen["CHUNK"]),
+        shared=shared,
         flops=2 * pixels * channels * (3 * channels + 27 + channels // heads),
         moved=pixels * channels * 4 + sums.numel() * 4,
         label=label,

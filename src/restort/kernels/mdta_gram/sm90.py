@@ -9,6 +9,7 @@ import torch
 from restort.kernels.fragments import twice_in_int32
 from restort.kernels.kernel_spec import KernelSpec
 from restort.kernels.launch import Launch
+from restort.kernels.mdta_gram.sm80 import launch_of
 from restort.utils.integers import cdiv, even_workers
 
 Tensor = Any
@@ -119,19 +120,8 @@ def launch(
 
     sums (splits, N, heads, ch * (ch + 2)) float32, partial, with as many splits as `splits` says, or any other number.
     """
-    n, h, width, channels = x.shape
-    heads = sums.shape[2]
+    channels = x.shape[3]
     chosen = {**tiling(channels), **overrides}
-    chosen.setdefault("PART_K", part_k(channels, heads, chosen["WARPS"]))
-    pixels = n * h * width
-    return SPEC.launch(
-        {"x": x, "w": weights.w, "t": weights.t, "v": v, "sums": sums},
-        {"h": h, "width": width},
-        {"C": channels, "HEADS": heads, "CENTRED": int(centred), **chosen},
-        (sums.shape[0], n),
-        dtype=x.dtype,
-        shared=shared_bytes(channels, chosen["TALL"], chosen["WARPS"]),
-        flops=2 * pixels * channels * (3 * channels + 27 + channels // heads),
-        moved=pixels * channels * 4 + sums.numel() * 4,
-        label=label,
-    )
+    chosen.setdefault("PART_K", part_k(channels, sums.shape[2], chosen["WARPS"]))
+    shared = shared_bytes(channels, chosen["TALL"], chosen["WARPS"])
+    return launch_of(SPEC, x, {"w": weights.w, "t": weights.t}, v, sums, centred, chosen, shared, label)

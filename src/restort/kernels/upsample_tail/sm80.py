@@ -9,7 +9,7 @@ import torch
 from restort.kernels.fragments import as_int32, mma_fragments
 from restort.kernels.gpu_target import shared_memory_limit
 from restort.kernels.kernel_spec import KernelSpec
-from restort.kernels.launch import Launch
+from restort.kernels.launch import Launch, check_windows
 from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
@@ -85,8 +85,7 @@ def launch(
     """
     n, colors, h, w = out.shape
     h, w = h // scale, w // scale
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     chosen = {**tiling(channels, capability), **overrides}
     results = colors * scale * scale
     return SPEC.launch(

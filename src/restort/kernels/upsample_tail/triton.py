@@ -7,7 +7,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.launch import Launch
+from restort.kernels.launch import Launch, check_windows
 
 Tensor = Any
 
@@ -76,8 +76,7 @@ def launch(
     """Return a launch; arguments as in reference.upsample_tail."""
     n, colors, h, w = out.shape
     h, w = h // scale, w // scale
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     stored, features = weights[0].shape[1:]
     results = colors * scale * scale
     return Launch(

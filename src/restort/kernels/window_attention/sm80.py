@@ -8,7 +8,7 @@ import torch
 
 from restort.kernels.fragments import as_int32, channel_order, mma_fragments
 from restort.kernels.kernel_spec import KernelSpec
-from restort.kernels.launch import Launch
+from restort.kernels.launch import Launch, check_windows
 from restort.utils.integers import cdiv, round_up
 
 Tensor = Any
@@ -84,8 +84,7 @@ def launch(
     """
     n, h, w, part = v.shape
     part //= 3
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     chosen = {**tiling(channels, rolled), **overrides}
     pixels = n * h * w
     return SPEC.launch(

@@ -14,7 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from restort.kernels.launch import Launch, triton_launch
+from restort.kernels.launch import Launch, check_windows, triton_launch
 
 Tensor = Any
 
@@ -176,8 +176,7 @@ def launch(
     """Return a launch; arguments as in reference.window_attention. `out` may be `x`."""
     n, h, w, part = v.shape
     part //= 3
-    if h % 16 or w % 16:
-        raise ValueError(f"{h} x {w} pixels are no multiple of 16")
+    check_windows(h, w)
     if h * w * 3 * part >= 1 << 31:
         raise ValueError(f"{h} x {w} pixels are more than 32-bit indices reach")
     stored, width = x.shape[3], weights[0].shape[1]
