@@ -65,6 +65,14 @@ def test_an_engine_is_built_and_described(weights: Path, restort: Any) -> None:
     assert told.status == 1 and "problem:" in told.out and "bytes instead of" in told.out
 
 
+def test_version_compatible_engines_are_of_tensorrt(weights: Path, restort: Any) -> None:
+    told = restort("build", "--weights", weights, *FAST, "--version-compatible")
+    assert (
+        told.status == 2
+        and "--version-compatible is only for TensorRT; leave it out, or use --fl" in told.err
+    )
+
+
 def test_a_graph_keeps_its_precision(weights: Path, restort: Any) -> None:
     for precision in ("fp16", "fp32"):
         restort("export", "--weights", weights, "-o", f"{precision}.onnx", "--precision", precision)

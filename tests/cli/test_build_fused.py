@@ -138,6 +138,11 @@ def test_a_package_into_the_cache(world: World, weights: Path, restort: Any, tmp
         ([*FUSED, *SIZE, "--budget", "0.01"], 2, "which --kernels fused does not support"),
         ([*FUSED, *SIZE, "--keep-fp32", "head"], 2, "which --kernels fused does not support"),
         ([*FUSED, *SIZE, "--level", "3"], 2, "leave --level out"),
+        (
+            [*FUSED, *SIZE, "--version-compatible"],
+            2,
+            "only for TensorRT's kernels; leave it out, or --kernels",
+        ),
         ([*FUSED, *SIZE, "--compute-capability", "8.6"], 2, "leave --compute-capability out"),
         ([*SIZE, "--aot", "p.rtaot"], 2, "only for --kernels fused"),
     ],

@@ -172,6 +172,8 @@ def plain(value: Any) -> Any:
 
 def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
     """Build, inspect and run engines of every precision on these bindings; return what was called."""
+    from dataclasses import replace
+
     import numpy as np
 
     from restort.backends.tensorrt import builder, cuda, engine, inspector, library, provider
@@ -206,6 +208,13 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
             "timings": built.timing_cache is not None,
         }
     if found.name == "tensorrt":
+        module.calls.clear()
+        compatible = replace(options, precision="fp32", version_compatible=True)
+        graph = typed_graph(weights, "fp32", newer_operators=newer)
+        assert builder.build(found, graph, compatible).report["flags"]["version_compatible"]
+        done["compatible"] = [
+            call[1][0] for call in module.calls if call[0].endswith(("set_flag", "host_code_allowed"))
+        ]
         done["fused"] = fused(module, found, weights)
     done["names"] = sorted({call[0] for call in module.calls})
     if found.capabilities.timing_cache:

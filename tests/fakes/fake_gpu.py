@@ -71,12 +71,13 @@ class World:
             (low[0], 1, *low[1:]),
             (high[0], 9, *high[1:]),
             behaves=self.behaves.get(options.precision, ""),
+            compatible=options.version_compatible,
             others=[(size[0], 9, *size[1:]) for size in options.profile.others],
             version=flavour.version,
         )
         about = {entry.key: entry.value for entry in graph.metadata_props}
         report: dict[str, Any] = {
-            "flags": {},
+            "flags": {"version_compatible": True} if options.version_compatible else {},
             "layers": {},
             "precision": options.precision,
             "graph": {"nodes": len(graph.graph.node)},

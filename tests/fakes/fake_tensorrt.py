@@ -21,7 +21,10 @@ from tests.fakes.fake_cuda import FakeCuda
 def plan(
     scale: int = 2, least: tuple[int, ...] = (1, 1, 8, 8), most: tuple[int, ...] = (4, 9, 64, 64), **more: Any
 ) -> bytes:
-    """An engine. `behaves`: 'nan' gives NaN, 'fails' is not enqueued, 'uncapturable' not while a graph is recorded."""
+    """An engine; `compatible`: it runs in any version that allows host code.
+
+    `behaves`: 'nan' gives NaN, 'fails' is not enqueued, 'uncapturable' not while a graph is recorded.
+    """
     return json.dumps(
         {"scale": scale, "min": least, "max": most, "plus": 0.0, "behaves": "", **more}
     ).encode()
@@ -154,21 +157,31 @@ def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> A
     logger = Logger()
     opened: list[FakeEngine] = []
 
-    def deserialize(data: bytes) -> FakeEngine | None:
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, ilogger: Any) -> None:
+            pass
+
+        def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+            return deserialize(data, self.engine_host_code_allowed)
+
+    def deserialize(data: bytes, host_code: bool) -> FakeEngine | None:
         try:
             about = json.loads(data)
         except ValueError:
             logger.captured.lines.append("the plan does not parse")
             return None
-        if about.get("version", found.version) != found.version:
+        if about.get("compatible") and not host_code:
+            logger.captured.lines.append("the plan holds host code")
+            return None
+        if about.get("version", found.version) != found.version and not about.get("compatible"):
             logger.captured.lines.append("the plan is of another version")
             return None
         opened.append(FakeEngine(about, cuda, logger))
         return opened[-1]
 
-    module = SimpleNamespace(
-        IProfiler=IProfiler, Runtime=lambda ilogger: SimpleNamespace(deserialize_cuda_engine=deserialize)
-    )
+    module = SimpleNamespace(IProfiler=IProfiler, Runtime=Runtime)
     found = SimpleNamespace(
         name=name,
         version=version,
@@ -177,6 +190,8 @@ def flavour(cuda: FakeCuda, version: str = "8.6.0", name: str = "tensorrt") -> A
         logger=logger,
         opened=opened,
         precisions=("fp32", "tf32", "fp16", "mixed"),
-        capabilities=SimpleNamespace(timing_cache=True, newer_operators=False, strongly_typed=False),
+        capabilities=SimpleNamespace(
+            builds=True, timing_cache=True, newer_operators=False, strongly_typed=False
+        ),
     )
     return found

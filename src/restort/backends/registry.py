@@ -149,7 +149,7 @@ BACKENDS = {
         check_usable=_fused_usable,
     ),
     "tensorrt": Backend(
-        ("tensorrt_rtx", "tensorrt"),
+        ("tensorrt_rtx", "tensorrt", "tensorrt_lean"),
         f"{install_command('rtx')} (or the extra tensorrt)",
         ("fp16", "bf16", "fp32", "tf32", "mixed"),
         _load_tensorrt,

@@ -93,6 +93,12 @@ def add(subparsers: options.Subparsers) -> None:
         type=names,
         help="with mixed: the sections in float32 (default: a search for the fewest)",
     )
+    parser.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="also for newer versions of TensorRT, and for its lean runtime, without a builder (pip install "
+        "tensorrt-lean)",
+    )
     parser.add_argument("--offline", action="store_true", help="never download")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options.add_reporting(parser)
@@ -117,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         compute_capabilities=args.compute_capability,
         level=args.level,
         kernels=args.kernels,
+        version_compatible=args.version_compatible,
     )
     check_build(flavour, wanted)
     keep = _float32_sections(args, weights, precision)
@@ -289,7 +296,12 @@ def _through_the_cache(
 
 def _key_options(wanted: BuildOptions) -> dict[str, Any]:
     """The options that are part of an engine's key."""
-    return {"kernels": wanted.kernels} | ({} if wanted.level is None else {"level": wanted.level})
+    found: dict[str, Any] = {"kernels": wanted.kernels}
+    if wanted.level is not None:
+        found["level"] = wanted.level
+    if wanted.version_compatible:
+        found["version_compatible"] = True
+    return found
 
 
 def _announcement(stem: str, flavour: Flavour, wanted: BuildOptions) -> str:

@@ -57,9 +57,9 @@ def test_the_adapter_asks_for_nothing_that_is_not_there(version: str, tmp_path: 
         lowered = version == "8.6.1" and precision in ("fp16", "mixed")
         assert ("FP16" in about["set"], "OBEY_PRECISION_CONSTRAINTS" in about["set"]) == (lowered, lowered)
         assert about["layer"] == ([["FLOAT"]] if lowered else [])  # the only layer has the type of the input
-    newer = {"strongly_typed", "bfloat16", "newer_operators", "progress", "levels"}
+    newer = {"builds", "strongly_typed", "bfloat16", "newer_operators", "progress", "levels"}
     expected = {
-        "8.6.1": {"timing_cache", "tactic_sources", "levels"},
+        "8.6.1": {"builds", "timing_cache", "tactic_sources", "levels"},
         "10.16.1.11": newer | {"timing_cache", "tactic_sources"},
         "11.4.0.106": newer | {"timing_cache"},
         "rtx": newer | {"compute_capabilities"},
@@ -67,6 +67,7 @@ def test_the_adapter_asks_for_nothing_that_is_not_there(version: str, tmp_path: 
     assert {name for name, has in can.items() if has} == expected[version]
     if version in VERSIONS:
         assert found["version"] == version
+        assert {"VERSION_COMPATIBLE", True} <= {*found["compatible"]}
         assert found["fused"][:2] == ["source", "RestortPass"]
         getter = "get_plugin_creator" if version == "8.6.1" else "get_creator"
         named = {"OnnxParser.parse", f"IPluginRegistry.{getter}", "IPluginRegistry.load_library"}

@@ -135,6 +135,16 @@ def test_what_cannot_be_captured_runs_without_a_graph(gpu: FakeCuda) -> None:
         engine.close()
 
 
+def test_a_version_compatible_engine_brings_code_that_must_be_allowed(gpu: FakeCuda) -> None:
+    flavour = fake_tensorrt.flavour(gpu)
+    plan = fake_tensorrt.plan(compatible=True, version="8.6.0")
+    with pytest.raises(EngineRefused, match="holds host code"):
+        Engine(flavour, plan)
+    engine = Engine(flavour, plan, host_code=True)
+    np.testing.assert_array_equal(engine(picture()), enlarged(picture()))
+    engine.close()
+
+
 def test_errors_are_sentences(gpu: FakeCuda) -> None:
     flavour = fake_tensorrt.flavour(gpu)
     with pytest.raises(EngineRefused, match="opening the engine: the plan does not parse"):

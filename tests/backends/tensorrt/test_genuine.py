@@ -15,8 +15,28 @@ NEWER = [version for version in VERSIONS if version != "8.6.0"]
 @pytest.mark.parametrize("version", VERSIONS)
 def test_they_load(version: str) -> None:
     found = in_genuine(version, "tell([flavour.version, flavour.title, flavour.capabilities.to_json()])")
-    assert found[:2] == [version, f"TensorRT {version}"]
-    assert found[2]["bfloat16"] == (version != "8.6.0")
+    assert found[:2] == [version, f"TensorRT {version} (lean)"]
+    assert found[2]["bfloat16"] == (version != "8.6.0") and not found[2]["builds"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_runtime_alone_is_found_and_builds_nothing(version: str) -> None:
+    code = """
+from restort.backends.tensorrt import library
+from restort.backends.tensorrt.options import BuildOptions, Profile
+from restort.backends.tensorrt.provider import check_build
+from restort.errors import UsageError
+found = library.find("tensorrt")
+try:
+    check_build(found, BuildOptions(Profile.fixed(1, 64, 64), "fp16"))
+except UsageError as error:
+    tell([library.installed()["tensorrt"], found.version, str(error)])
+"""
+    installed, found, said = in_genuine(version, code)
+    assert installed == found == version
+    assert said.startswith(
+        f"TensorRT {version} (lean) runs engines and builds none; build one for this model"
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from restort.backends.tensorrt.options import Profile
 from restort.backends.tensorrt.provider import EngineProvider, profile_for, report_seldom
-from restort.errors import RestortError
+from restort.errors import RestortError, UsageError
 from restort.utils.gpu import Gpu
 from restort.weights.checkpoint import Weights, load_weights
 from tests.fakes.fake_backend import RESTORMER, write_weights
@@ -63,3 +63,38 @@ def test_the_progress_of_a_build_is_reported_seldom() -> None:
     tell("timing", 0.3)
     tell("writing", None)
     assert said == ["still building: timing, 25%", "still building: writing"]
+
+
+def test_a_runtime_alone_runs_version_compatible_engines(world: World, weights: Weights) -> None:
+    ordinary, _ = make_runner(weights)
+    ordinary(picture())
+    ordinary.close()
+    world.flavour.version, world.flavour.capabilities.builds = "10.16.1.11", False
+    alone, _ = make_runner(weights)
+    with pytest.raises(UsageError, match=r"runs engines and builds none; build one .*--version-compatible"):
+        alone(picture())  # the engine of 8.6 is for 8.6 only
+    world.flavour.version, world.flavour.capabilities.builds = "8.6.0", True
+    wanted = profile_for(weights.spec, (1, 64, 64))
+    builder = EngineProvider(weights, "fp16", world.flavour, options={"version_compatible": True})
+    assert builder.obtain(wanted).about["flags"] == {"version_compatible": True}
+    for version in ("10.16.1.11", "11.4.0.106"):
+        world.flavour.version, world.flavour.capabilities.builds = version, False
+        np.testing.assert_array_equal(alone(picture(seed=1)), enlarged(picture(seed=1)))
+    alone.close()
+    world.flavour.version = "8.5.3"
+    older, _ = make_runner(weights)
+    with pytest.raises(UsageError, match="builds none"):
+        older(picture())
+    older.close()
+
+
+def test_a_runtime_alone_finds_engines_of_newer_builders(world: World, weights: Weights) -> None:
+    world.flavour.version, world.flavour.capabilities.newer_operators = "10.16.1.11", True
+    builder = EngineProvider(weights, "fp16", world.flavour, options={"version_compatible": True})
+    builder.obtain(profile_for(weights.spec, (1, 64, 64)))
+    world.flavour.version, world.flavour.capabilities.newer_operators = "11.4.0.106", False
+    world.flavour.capabilities.builds = False
+    alone, _ = make_runner(weights)
+    np.testing.assert_array_equal(alone(picture()), enlarged(picture()))
+    assert len(world.builds) == 1
+    alone.close()

@@ -50,6 +50,10 @@ def check_aot_options(flavour: Flavour, options: BuildOptions) -> None:
             f"--kernels fused builds for single sizes, not {options.profile}; give them with --shape BxHxW, such as "
             f"--shape {'x'.join(map(str, options.profile.opt))}, or leave --kernels out"
         )
+    if options.version_compatible:
+        raise UsageError(
+            "--version-compatible is only for TensorRT's kernels; leave it out, or --kernels fused"
+        )
     if options.level is not None:
         raise UsageError(
             "with --kernels fused TensorRT does not choose kernels; leave --level out, or --kernels"

@@ -58,6 +58,7 @@ def is_ready(weights: Weights, precision: str) -> bool:
     Engines are known by their sidecars; no library is imported.
     """
     from restort.backends.tensorrt.cache import EngineCache
+    from restort.backends.tensorrt.engine_key import runs_with
     from restort.backends.tensorrt.library import installed
 
     gpu, versions = find_gpu(), installed()
@@ -70,7 +71,7 @@ def is_ready(weights: Weights, precision: str) -> bool:
             model.get("weights_sha256") == weights.digest
             and key["precision"] == precision
             and about.get("kernels", "tensorrt") == default_kernels()
-            and versions.get(key["flavour"]) == key["version"]
+            and runs_with(key, key["version"], versions.get(key["flavour"], ""))
             and gpu.compute_capability in key["targets"]
             and key["gpu"] in (None, gpu.name)
         ):

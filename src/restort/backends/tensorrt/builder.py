@@ -102,7 +102,9 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
         "layers": {"source": "network"} | outcome.layers,
     }
     if gpu is not None and (not options.compute_capabilities or gpu.compute_capability in report["targets"]):
-        opened, why = inspector.inspect_layers(flavour, inspector.deserialize(flavour, outcome.plan))
+        opened, why = inspector.inspect_layers(
+            flavour, inspector.deserialize(flavour, outcome.plan, options.version_compatible)
+        )
         if why:
             report["unchecked"] = why
         if opened:
@@ -123,6 +125,8 @@ def check_options(flavour: Flavour, options: BuildOptions) -> None:
         raise UsageError(
             f"{flavour.title} does not support {options.precision}; choose {', '.join(flavour.precisions)}"
         )
+    if options.version_compatible and flavour.name == "rtx":
+        raise UsageError("--version-compatible is only for TensorRT; leave it out, or use --flavour tensorrt")
     if options.profile.others:
         raise UsageError("several --shape are only for --kernels fused; give one, or MIN,OPT,MAX")
     targets = flavour.targets()
@@ -288,6 +292,9 @@ def configure(flavour: Flavour, config: Any, options: BuildOptions, architecture
         # Contexts of several shapes share one profile; from TensorRT 10 on they always may.
         config.set_preview_feature(sharing, True)
         flags["profile_sharing"] = True
+    if options.version_compatible:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+        flags["version_compatible"] = True
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for i, capability in enumerate(options.compute_capabilities):

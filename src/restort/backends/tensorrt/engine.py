@@ -48,18 +48,25 @@ class Engine:
     use_graphs  capture a CUDA graph for shapes that recur
     jit         for RTX, the runtime cache: kernels compiled on this machine before. `jit_cache()` returns them with
                 those compiled since.
+    host_code   the engine is version-compatible and brings a runtime of its own, which may run
 
     Raises EngineRefused where the engine cannot be opened.
     """
 
     def __init__(
-        self, flavour: Flavour, plan: bytes, *, use_graphs: bool = True, jit: bytes | None = None
+        self,
+        flavour: Flavour,
+        plan: bytes,
+        *,
+        use_graphs: bool = True,
+        jit: bytes | None = None,
+        host_code: bool = False,
     ) -> None:
         self.flavour = flavour
         self._lock = threading.RLock()
         self._contexts: OrderedDict[Shape, ShapeContext] = OrderedDict()
         self._free_before = self._least_free = cuda.free_memory()
-        self._engine, self._runtime = self._open(plan)
+        self._engine, self._runtime = self._open(plan, host_code)
         self._config, self._jit = self._configure(jit)
         # RTX captures graphs itself, once its kernels for the shape are compiled; a graph of ours would keep the
         # general kernels of the first calls.
@@ -69,8 +76,8 @@ class Engine:
         self._closed = False
         self._note_memory()
 
-    def _open(self, plan: bytes) -> tuple[Any, Any]:
-        runtime = create_runtime(self.flavour)
+    def _open(self, plan: bytes, host_code: bool) -> tuple[Any, Any]:
+        runtime = create_runtime(self.flavour, host_code)
         with self.flavour.logger.capture() as captured:
             engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,9 +81,12 @@ class EngineKey:
     def stands_for(self, kept: Mapping[str, Any], size: Size) -> bool:
         """Whether an engine of the key `kept` (JSON) can replace one of this key for inputs of `size`.
 
-        Profile and builder settings may differ, and targets may be a superset.
+        Profile and builder settings may differ, targets may be a superset, and a version-compatible engine may be of
+        an older version.
         """
         mine, other = self.to_json(), dict(kept)
+        if not runs_with(kept, other.pop("version", ""), mine.pop("version")):
+            return False
         for key in ("profile", "flags"):
             mine.pop(key), other.pop(key, None)
         fits = set(mine.pop("targets")) <= set(other.pop("targets", ()))
@@ -99,6 +103,19 @@ class EngineKey:
                 else:
                     found.append(f"its {word} is {_text(kept.get(key))}, not {_text(mine[key])}")
         return found
+
+
+def is_version_compatible(about: Mapping[str, Any]) -> bool:
+    """Whether the engine of a key or sidecar (JSON) runs in newer versions of its library, too."""
+    return bool((about.get("flags") or {}).get("version_compatible"))
+
+
+def runs_with(about: Mapping[str, Any], built: str, installed: str) -> bool:
+    """Whether the engine of a key or sidecar (JSON), built by version `built`, runs in the one that is installed."""
+    if built == installed or not is_version_compatible(about):
+        return built == installed
+    numbers = [[int(part) for part in re.findall(r"\d+", version)] for version in (built, installed)]
+    return numbers[0] <= numbers[1]
 
 
 def profile_of(kept: Mapping[str, Any]) -> Profile:

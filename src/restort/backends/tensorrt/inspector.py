@@ -12,6 +12,7 @@ from typing import Any
 
 from restort.backends.fused.aot_package import MAGIC
 from restort.backends.tensorrt import plugin, sidecar
+from restort.backends.tensorrt.engine_key import is_version_compatible, runs_with
 from restort.backends.tensorrt.library import TITLES, Flavour, create_runtime, find, installed
 from restort.backends.tensorrt.network import type_names
 from restort.errors import RestortError
@@ -25,9 +26,12 @@ KINDS = (
 )
 
 
-def deserialize(flavour: Flavour, plan: bytes) -> Any:
-    """Open a serialized engine. Raises RestortError where that fails here."""
-    runtime = create_runtime(flavour)
+def deserialize(flavour: Flavour, plan: bytes, host_code: bool = False) -> Any:
+    """Open a serialized engine; with `host_code`, also a version-compatible one, which brings a runtime of its own.
+
+    Raises RestortError where that fails here.
+    """
+    runtime = create_runtime(flavour, host_code)
     with flavour.logger.capture() as captured:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -123,7 +127,7 @@ def describe(engine: Path) -> dict[str, Any]:
         try:
             flavour = find(about.get("flavour", "auto"))
             plugin.load_for(flavour, about)
-            opened = summary(flavour, engine.read_bytes())
+            opened = summary(flavour, engine.read_bytes(), is_version_compatible(about))
         except RestortError as error:
             why_not = str(error)
     if missing is not None and opened is None:
@@ -143,8 +147,10 @@ def _why_not(about: dict[str, Any]) -> str | None:
     title = TITLES.get(name, name)
     if name not in installed():
         return f"{title} is not installed"
-    if (found := find(name).version) != version:
-        return f"it needs {title} {version}, and {found} is installed"
+    found = find(name).version
+    if not runs_with(about, version, found):
+        newer = " or newer" if is_version_compatible(about) else ""
+        return f"it needs {title} {version}{newer}, and {found} is installed"
     if gpu.compute_capability not in about.get("targets", ()):
         return f"{gpu.name} has compute capability {gpu.compute_capability}"
     if name == "tensorrt" and (built := about.get("gpu")) and built.get("name") != gpu.name:
@@ -152,12 +158,12 @@ def _why_not(about: dict[str, Any]) -> str | None:
     return None
 
 
-def summary(flavour: Flavour, plan: bytes) -> dict[str, Any]:
-    """Open an engine and return its ports with their profiles, its memory, and its layers by type.
+def summary(flavour: Flavour, plan: bytes, host_code: bool = False) -> dict[str, Any]:
+    """Open an engine (see `deserialize`) and return its ports with their profiles, its memory, and its layers by type.
 
     Raises RestortError where it cannot be opened.
     """
-    engine = deserialize(flavour, plan)
+    engine = deserialize(flavour, plan, host_code)
     kinds = type_names(flavour.module)
     ports = []
     for i in range(engine.num_io_tensors):

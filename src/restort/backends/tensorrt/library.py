@@ -2,7 +2,8 @@
 
 TensorRT 8.6, 10 and 11 (`tensorrt`) and TensorRT-RTX (`tensorrt_rtx`) share most of one interface. Differences: from 10
 on and in RTX the types of the graph decide the precision (strong typing). Only RTX builds for named compute
-capabilities, without their GPUs. Only the others have plugins and a useful timing cache.
+capabilities, without their GPUs. Only the others have plugins and a useful timing cache. The lean runtime of TensorRT
+(`tensorrt-lean`) has no builder: it runs version-compatible engines.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from restort.utils.gpu import find_gpu, load_lazily
 
 Name: TypeAlias = Literal["tensorrt", "rtx"]
 
-MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+MODULES: dict[Name, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt_lean", "tensorrt_lean_bindings"),
+    "rtx": ("tensorrt_rtx",),
+}
+"""The modules of each flavour; the first that is installed is taken. The lean ones run engines and build none."""
 TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 REMEDIES: dict[Name, str] = {"tensorrt": "pip install tensorrt", "rtx": install_command("rtx")}
 
@@ -31,6 +36,7 @@ REMEDIES: dict[Name, str] = {"tensorrt": "pip install tensorrt", "rtx": install_
 class Capabilities:
     """What a library can do.
 
+    builds                it has a builder
     strongly_typed        networks take the types of the graph as they are
     bfloat16              the data type exists
     newer_operators       the parser reads ONNX opset 20 and later, with Gelu
@@ -41,6 +47,7 @@ class Capabilities:
     levels                the effort of the search can be set
     """
 
+    builds: bool
     strongly_typed: bool
     bfloat16: bool
     newer_operators: bool
@@ -62,6 +69,7 @@ class Capabilities:
 
         by_name = has("ComputeCapability") and has("IBuilderConfig.set_compute_capability")
         return Capabilities(
+            builds=has("Builder"),
             strongly_typed=has("NetworkDefinitionCreationFlag.STRONGLY_TYPED"),
             bfloat16=has("DataType.BF16"),
             newer_operators=has("ActivationType.GELU_ERF"),
@@ -95,7 +103,7 @@ class Flavour:
     @property
     def title(self) -> str:
         """The name for messages, with the version."""
-        return f"{TITLES[self.name]} {self.version}"
+        return f"{TITLES[self.name]} {self.version}{'' if self.capabilities.builds else ' (lean)'}"
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -111,8 +119,11 @@ class Flavour:
         return tuple(f"{name[2:-1]}.{name[-1]}" for name in names)
 
 
-def create_runtime(flavour: Flavour) -> Any:
-    """Create a Runtime. Raises RestortError where the library cannot, such as without a driver that suits it."""
+def create_runtime(flavour: Flavour, host_code: bool = False) -> Any:
+    """Create a Runtime. Raises RestortError where the library cannot, such as without a driver that suits it.
+
+    host_code   allow engines that hold code for the processor: version-compatible ones bring a runtime of their own
+    """
     with flavour.logger.capture() as captured:
         runtime = flavour.module.Runtime(flavour.logger.ilogger)
     if runtime is not None and captured.errors():
@@ -121,16 +132,23 @@ def create_runtime(flavour: Flavour) -> Any:
         runtime = None
     if runtime is None:
         raise captured.error("starting its runtime")
+    if host_code:
+        runtime.engine_host_code_allowed = True
     return runtime
 
 
 def installed() -> dict[str, str]:
     """Return the versions of the installed flavours, without importing them."""
     found = {}
-    for name, module in MODULES.items():
-        if importlib.util.find_spec(module) is not None:
+    for name in MODULES:
+        if (module := _module(name)) is not None:
             found[str(name)] = _version(module)
     return found
+
+
+def _module(name: Name) -> str | None:
+    """The module of a flavour that is installed."""
+    return next((module for module in MODULES[name] if importlib.util.find_spec(module) is not None), None)
 
 
 def find(flavour: str = "auto") -> Flavour:
@@ -169,9 +187,9 @@ def _load(name: Name) -> Flavour:
     """Import a flavour, once; RestortError where that fails."""
     load_lazily()
     try:
-        module: Any = importlib.import_module(MODULES[name])
-        if not hasattr(module, "Builder"):
-            raise ImportError("the module has no Builder; only the stub of the package may be installed")
+        module: Any = importlib.import_module(_module(name) or MODULES[name][0])
+        if not hasattr(module, "Runtime"):
+            raise ImportError("the module has no Runtime; only the stub of the package may be installed")
         return adapt(name, module)
     except Exception as error:  # a damaged library raises errors of any type
         reason = " ".join(str(error).split())[:160]

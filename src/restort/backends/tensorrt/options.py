@@ -74,6 +74,7 @@ class BuildOptions:
                             builder.WeakTyping's where the library is weakly typed.
     timing_cache            measurements of earlier builds, or None.
     kernels                 one of KERNELS.
+    version_compatible      the engine also runs in newer versions of the library, through a small runtime inside of it.
     """
 
     profile: Profile
@@ -82,6 +83,7 @@ class BuildOptions:
     level: int | None = None
     timing_cache: bytes | None = None
     kernels: str = "tensorrt"
+    version_compatible: bool = False
     progress: Progress | None = None
 
 

@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,19 @@ PROGRESS_EVERY_S = 15.0
 
 def check_build(flavour: Flavour, options: BuildOptions) -> None:
     """Raise UsageError where the library or this machine does not support `options`."""
+    require_builder(flavour)
     if options.kernels not in KERNELS:
         raise UsageError(f"unknown kernels for an engine: {options.kernels!r}; choose {', '.join(KERNELS)}")
     (check_aot_options if options.kernels == "fused" else check_options)(flavour, options)
+
+
+def require_builder(flavour: Flavour) -> None:
+    """Raise UsageError where the library cannot build engines."""
+    if not flavour.capabilities.builds:
+        raise UsageError(
+            f"{flavour.title} runs engines and builds none; build one for this model and size with `restort build "
+            "--version-compatible` where TensorRT is installed, with the same RESTORT_CACHE"
+        )
 
 
 def profile_for(spec: Spec, size: Size) -> Profile:
@@ -120,18 +130,17 @@ class EngineProvider:
             targets=self.targets or capability,
             gpu=None if gpu is None or is_rtx else gpu.name,
             driver=None if gpu is None or is_rtx else gpu.driver,
-            graph=self._graph_digest(),
+            graph=self._graph_digest(self.flavour.capabilities.newer_operators),
             profile=profile,
             precision=self.precision,
             keep_fp32=tuple(sorted(self.keep_fp32)),
             flags=dict(self.options),
         )
 
-    def _graph_digest(self) -> str:
+    def _graph_digest(self, newer: bool) -> str:
         digest = self.weights.digest
         if self.is_fused:
             return aot_digest(digest, sources_digest(), plugin.digest())
-        newer = self.flavour.capabilities.newer_operators
         return graph_digest(digest, self.precision, sorted(self.keep_fp32), newer)
 
     @property
@@ -145,7 +154,10 @@ class EngineProvider:
 
     def find(self, size: Size) -> Stored | None:
         """Return the most specific engine in the cache that takes `size`, or None."""
-        found = self.cache.covering(self.key(Profile.fixed(*size)), size)
+        key = self.key(Profile.fixed(*size))
+        found = self.cache.covering(key, size)
+        if not found and not self.flavour.capabilities.builds:  # which operators its builder knew is unknown
+            found = self.cache.covering(replace(key, graph=self._graph_digest(newer=True)), size)
         if found:
             self.cache.touch(found[0])
         return found[0] if found else None
@@ -203,6 +215,7 @@ class EngineProvider:
             progress=progress,
             **self.options,
         )
+        require_builder(self.flavour)
         if self.is_fused:
             return self._build_fused(options, packages)
         can = self.flavour.capabilities

@@ -24,7 +24,7 @@ from restort.backends.tensorrt import cuda, plugin
 from restort.backends.tensorrt.availability import KERNELS, default_kernels
 from restort.backends.tensorrt.cache import Stored
 from restort.backends.tensorrt.engine import Engine, EngineRefused
-from restort.backends.tensorrt.engine_key import profile_of
+from restort.backends.tensorrt.engine_key import is_version_compatible, profile_of
 from restort.backends.tensorrt.library import find
 from restort.backends.tensorrt.mixed_precision import kept_sections
 from restort.backends.tensorrt.options import BuildOptions, Profile, Size
@@ -190,7 +190,8 @@ class TensorrtRunner(Runner):
             with contextlib.suppress(OSError):
                 jit = path.read_bytes()
         plugin.load_for(self.flavour, stored.about)
-        engine = Engine(self.flavour, stored.path.read_bytes(), jit=jit)
+        host_code = is_version_compatible(stored.about)
+        engine = Engine(self.flavour, stored.path.read_bytes(), jit=jit, host_code=host_code)
         if path is not None:
             self._jit[path] = (engine, len(jit or b""))
         self._engines.append((provider.precision, profile_of(stored.key), engine))
