@@ -12,10 +12,21 @@ def add(subparsers: options.Subparsers) -> None:
     parser = options.command(
         subparsers, "doctor", run, "report what is installed, what works and what is missing"
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the findings as JSON")
+    form.add_argument(
+        "--bug-report",
+        action="store_true",
+        help="print this machine in the fields of NVIDIA's form for bug reports, without names of users and folders",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.bug_report:
+        from restort.cli.bug_report import report
+
+        print(report())
+        return 0
     from restort.cli.doctor_checks import examine, text
 
     findings = examine()
