@@ -1,4 +1,4 @@
-"""`restort export`: write weights as an ONNX file, or as an AOT package (restort.cli.export_aot)."""
+"""`restort export`: write weights as an ONNX file, also quantised, or as an AOT package (restort.cli.export_aot)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from restort.cli import choice, export_aot, options
 from restort.cli.engine_options import names
 
 if TYPE_CHECKING:
+    import onnx
+
     from restort.export.graph import Precision
+    from restort.export.qdq import QuantType
+    from restort.weights.checkpoint import Weights
+
+QUANTIZED = ("int8", "fp8")
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -20,7 +26,7 @@ def add(subparsers: options.Subparsers) -> None:
         subparsers,
         "export",
         run,
-        "write a model as an ONNX file, or as an AOT package of RestoRT's own kernels",
+        "write a model as an ONNX file, also quantized to INT8 or FP8, or as an AOT package of RestoRT's own kernels",
     )
     options.add_model(parser, required=True)
     parser.add_argument(
@@ -35,8 +41,29 @@ def add(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        help="of weights and arithmetic (default: fp32, of an AOT package fp16; bf16 only for AOT packages)",
+        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
+        help="of weights and arithmetic (default: fp32, of an AOT package fp16; bf16 only for AOT packages); int8 and "
+        "fp8 quantize the 1x1 convolutions of an ONNX file, by QuantizeLinear and DequantizeLinear",
+    )
+    group = parser.add_argument_group("quantization, for --precision int8 and fp8")
+    group.add_argument(
+        "--calibration",
+        metavar="FILE|FOLDER",
+        type=Path,
+        nargs="+",
+        help="clean pictures to measure the range of every layer on, at most 32 of them (default: synthetic ones, or "
+        "the ranges that the weights were trained with)",
+    )
+    group.add_argument(
+        "--float-precision",
+        choices=("fp32", "fp16"),
+        help="of everything else in the graph (default: fp32; fp16 for TensorRT 10 and newer)",
+    )
+    group.add_argument(
+        "--opset",
+        type=int,
+        choices=(17, 20),
+        help="of ONNX (default: 20; 17 for TensorRT 8.6, with int8 and fp32 only)",
     )
     parser.add_argument(
         "--operators",
@@ -54,17 +81,17 @@ def run(args: argparse.Namespace) -> int:
     from restort.errors import UsageError
     from restort.utils.files import check_free, write_bytes
 
+    _check_quantization(args)
     if args.format == "aot":
         return export_aot.run(args)
-    precision = _checked(args)
+    _check(args)
+    precision = args.precision or "fp32"
     if args.output.suffix.lower() != ".onnx":
         raise UsageError(f"the name of an ONNX file must end in .onnx, not {args.output.name!r}")
     check_free(args.output, args.overwrite)
     start = time.perf_counter()
     weights, entry = choice.choose(args)
-    from restort.export.emit import emit
-
-    model = emit(weights, precision, operators=args.operators)
+    model, about = _graph(args, weights, precision)
     data = model.SerializeToString()
     write_bytes(args.output, data, overwrite=args.overwrite)
     seconds = time.perf_counter() - start
@@ -77,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             "sha256": weights.digest,
             "target": str(args.output),
             "precision": precision,
+            **about,
             "nodes": len(model.graph.node),
             "functions": [function.name for function in model.functions],
             "bytes": len(data),
@@ -92,8 +120,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(args: argparse.Namespace) -> Precision:
-    """The precision of the graph. Raises UsageError for options of AOT packages."""
+def _graph(
+    args: argparse.Namespace, weights: Weights, precision: str
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph, and how it was quantised."""
+    from restort.export.emit import emit
+
+    if precision not in QUANTIZED:
+        return emit(weights, cast("Precision", precision), operators=args.operators), {}
+    from restort.profiling.calibration import calibrated
+    from restort.profiling.samples import files
+
+    pictures = files(args.calibration or ())
+    quantization, names = calibrated(weights, cast("QuantType", precision), pictures)
+    rest: Precision = args.float_precision or "fp32"
+    about = {
+        "float_precision": rest,
+        "quantized_layers": len(quantization.ranges),
+        "calibration": names or "the ranges of the training",
+    }
+    if not args.quiet:
+        on = f"calibrated on {len(names)} pictures" if names else "with the ranges of the training"
+        choice.say(f"{len(quantization.ranges)} layers quantized to {precision}, {on}; the rest is {rest}")
+        if names and not pictures:
+            choice.say(
+                "the pictures are synthetic; photographs such as yours give better ranges: --calibration FOLDER"
+            )
+    return emit(weights, rest, opset=args.opset, quantization=quantization), about
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UsageError where no file is named, and for options of AOT packages."""
     from restort.errors import UsageError
 
     if args.output is None:
@@ -104,4 +161,16 @@ def _checked(args: argparse.Namespace) -> Precision:
         )
     if args.precision == "bf16":
         raise UsageError("an ONNX file is written in fp32 or fp16, not bf16; choose one with --precision")
-    return "fp16" if args.precision == "fp16" else "fp32"
+
+
+def _check_quantization(args: argparse.Namespace) -> None:
+    """Raise UsageError for options of quantisation where nothing is quantised, and for a type that the opset lacks."""
+    from restort.errors import UsageError
+
+    for option in ("calibration", "float_precision", "opset"):
+        if getattr(args, option) is not None and args.precision not in QUANTIZED:
+            raise UsageError(f"--{option.replace('_', '-')} is only for --precision int8 and fp8")
+    if args.operators and args.precision in QUANTIZED:
+        raise UsageError(f"--operators is only for fp32 and fp16, not {args.precision}; leave it out")
+    if args.opset == 17 and (args.precision == "fp8" or args.float_precision == "fp16"):
+        raise UsageError("opset 17 has neither FP8 nor INT8 beside fp16; leave --opset out")

@@ -93,7 +93,8 @@ class ElanGraph:
         """Emit the depthwise convolution with the stored kernel, whatever it holds, then the 1x1 convolution."""
         g, kernel = self.graph, self.state[f"{name}.weight"]
         x = g.conv(x, kernel, groups=len(kernel))
-        return g.conv(x, self.state[f"{name}.conv1x1.weight"], self.state[f"{name}.conv1x1.bias"])
+        layer = f"{name}.conv1x1"
+        return g.conv(x, self.state[f"{layer}.weight"], self.state[f"{layer}.bias"], layer=layer)
 
     def _projection(self, name: str) -> tuple[Array, Array]:
         """Return weight and bias of project_inp with its BatchNorm folded in, in float64."""
@@ -110,7 +111,7 @@ class ElanGraph:
         All pixels are rows of a table, and windows are gathered from it.
         """
         g, sizes, pixels = self.graph, self.spec.window_sizes, self.pixels
-        x = g.conv(x, *self._projection(name))
+        x = g.conv(x, *self._projection(name), layer=f"{name}.project_inp.0")
         part = self.spec.channels // len(sizes)
         first = not scores
         step = 2 if first else 1  # q and v of each window size, or v alone
@@ -127,7 +128,8 @@ class ElanGraph:
         x = g.op("Gather", g.op("Concat", *attended, axis=0), pixels.back(sizes, rolled), axis=0)
         x = g.op("Reshape", x, pixels.nhwc(self.spec.channels))
         x = g.op("Transpose", x, perm=[0, 3, 1, 2])
-        return g.conv(x, self.state[f"{name}.project_out.weight"], self.state[f"{name}.project_out.bias"])
+        layer = f"{name}.project_out"
+        return g.conv(x, self.state[f"{layer}.weight"], self.state[f"{layer}.bias"], layer=layer)
 
     def _scores(self, q: str) -> str:
         """softmax(q q^T) of q (windows, pixels, channels), in float32: unscaled, its sums overflow float16."""

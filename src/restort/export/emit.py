@@ -12,6 +12,7 @@ from restort.export.elan_graph import ElanGraph
 from restort.export.form import Form, Norm, sections
 from restort.export.graph import GraphBuilder, Precision
 from restort.export.operators import chosen, fold
+from restort.export.qdq import Quantization, check_quantization
 from restort.export.restormer_graph import RestormerGraph
 from restort.models.spec import RestormerSpec
 from restort.version import __version__
@@ -33,6 +34,8 @@ def emit(
     keep_fp32: Collection[str] | None = None,
     ports: Precision | None = None,
     operators: Collection[str] = (),
+    quantization: Quantization | None = None,
+    observe: bool = False,
 ) -> onnx.ModelProto:
     """Emit the network of `weights` as an ONNX model with dynamic batch, height and width, weights inside.
 
@@ -52,8 +55,12 @@ def emit(
     ports       type of input and output; default: `precision`.
     operators   names of restort.export.operators.OPERATORS: each of these operators is one node, with its body as a
                 function of the model.
+    quantization    layers whose inputs and weights are rounded to INT8 or FP8, by explicit QuantizeLinear and
+                DequantizeLinear (restort.export.qdq); the rest has `precision`. Needs opset 20, the default then,
+                for FP8 and for fp16; with 17 the weights are stored as float, as TensorRT 8.6 wants them.
+    observe     add outputs with the largest absolute value of the input of every layer that can be quantised.
 
-    Raises RestortError for an unknown precision, section or operator.
+    Raises RestortError for an unknown precision, section, operator or layer, and where the opset lacks a type.
     """
     if precision not in PRECISIONS:
         raise RestortError(f"unknown precision of a graph: {precision!r}; choose fp32, fp16 or bf16")
@@ -64,9 +71,13 @@ def emit(
         raise RestortError(
             f"unknown section to keep in float32: {unknown[0]!r}; choose from {', '.join(sections(spec))}"
         )
-    is_restormer = isinstance(spec, RestormerSpec)
-    opset = opset or (22 if precision == "bf16" else 20 if is_restormer else 17)
-    graph = GraphBuilder(precision, opset, ports=ports, keep_fp32=keep_fp32 or ())
+    newer = isinstance(spec, RestormerSpec) or quantization is not None
+    opset = opset or (22 if precision == "bf16" else 20 if newer else 17)
+    if quantization is not None:
+        check_quantization(quantization, spec, precision, opset)
+    graph = GraphBuilder(
+        precision, opset, ports=ports, keep_fp32=keep_fp32 or (), quantization=quantization, observe=observe
+    )
     form = form or Form(norm=norm)
     if isinstance(spec, RestormerSpec):
         result = RestormerGraph(graph, spec, weights.state, form).emit()
@@ -82,6 +93,8 @@ def emit(
         "restort.model": name,
         "restort.weights_sha256": weights.digest,
     }
+    if quantization is not None:
+        metadata["restort.quantization"] = quantization.kind
     if keep_fp32 is not None:
         metadata["restort.keep_fp32"] = ",".join(name for name in sections(spec) if name in keep_fp32)
     suffix = "" if spec.scale == 1 else f"*{spec.scale}"

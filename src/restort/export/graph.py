@@ -12,11 +12,18 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from restort.export.qdq import LARGEST, Quantization, float8_bits
+
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 Array: TypeAlias = npt.NDArray[Any]
 
 FLOAT_TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 IR_VERSIONS = {17: 8, 20: 9, 22: 10}
+QUANTIZED_TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
+STORED_QUANTIZED = (
+    19  # from this opset on weights are stored quantised; TensorRT 8.6 wants float ones and a QuantizeLinear
+)
+RANGE = "range/"  # begins the name of an output with the largest absolute value of a layer's input
 KEPT = "stays float32"  # doc_string of a node that a weakly typed builder must keep in float32
 
 
@@ -29,6 +36,8 @@ class GraphBuilder:
                 doc_string, for a builder that chooses types by itself.
     ports       type of input and output, by default `precision`. Nodes outside of sections have it, too; they carry
                 KEPT where it was given as fp32.
+    quantization    the layers to quantise (`conv`).
+    observe     add an output RANGE + layer for every layer that can be quantised.
 
     Values pass from one section to the next through `enter`.
     """
@@ -40,8 +49,13 @@ class GraphBuilder:
         *,
         ports: Precision | None = None,
         keep_fp32: Collection[str] = (),
+        quantization: Quantization | None = None,
+        observe: bool = False,
     ) -> None:
         self.precision: Precision = precision
+        self.quantization, self.observe = quantization, observe
+        self._observed: dict[str, str] = {}  # output by layer
+        self._dequantized: dict[str, str] = {}  # rounded input by layer
         self.opset = opset
         self.ports: Precision = ports or precision
         self.keep_fp32 = frozenset(keep_fp32)
@@ -165,12 +179,62 @@ class GraphBuilder:
         return self.multi("Split", len(sizes), x, self.integers(list(sizes)), axis=axis)
 
     def conv(
-        self, x: str, weight: Array, bias: Array | None = None, groups: int = 1, float32: bool = False
+        self,
+        x: str,
+        weight: Array,
+        bias: Array | None = None,
+        groups: int = 1,
+        float32: bool = False,
+        layer: str = "",
     ) -> str:
-        """Convolve with stride 1 and zero padding, which keeps the size."""
+        """Convolve with stride 1 and zero padding, which keeps the size.
+
+        layer   the module's name, of a convolution that can be quantised (restort.export.qdq). Calls with one layer
+                have one x.
+        """
         k = weight.shape[-1]
-        inputs = [x, *(self.weight(part, float32) for part in (weight, bias) if part is not None)]
+        if layer and self.observe and layer not in self._observed:
+            largest = self.op("ReduceMax", self.op("Abs", x), keepdims=0)
+            self._observed[layer] = self.call(largest, f"{RANGE}{layer}")
+        if layer and self.quantization and layer in self.quantization.ranges:
+            inputs = [
+                self._rounded(x, layer, self.quantization),
+                self._rounded_weight(weight, self.quantization),
+            ]
+        else:
+            inputs = [x, self.weight(weight, float32)]
+        if bias is not None:
+            inputs.append(self.weight(bias, float32))
         return self.op("Conv", *inputs, kernel_shape=[k, k], pads=[k // 2] * 4, group=groups)
+
+    def _rounded(self, x: str, layer: str, to: Quantization) -> str:
+        """Quantise and dequantise the input `x` of `layer` with one scale."""
+        if layer not in self._dequantized:
+            largest = max(to.ranges[layer], 1e-6)  # an input that is 0 everywhere has any scale
+            # A scalar: `weight` would store a vector of length 1, which means a scale along an axis.
+            kind = np.float16 if self.precision == "fp16" else np.float32
+            scale = self._store(np.array(largest / LARGEST[to.kind], kind))
+            zero = self._store(
+                np.array(0, np.int8 if to.kind == "int8" else np.uint8), QUANTIZED_TYPES[to.kind]
+            )
+            x = self.op("QuantizeLinear", x, scale, zero)
+            self._dequantized[layer] = self.op("DequantizeLinear", x, scale, zero)
+        return self._dequantized[layer]
+
+    def _rounded_weight(self, weight: Array, to: Quantization) -> str:
+        """Dequantise the rounded `weight` with a scale for each output channel."""
+        limit = LARGEST[to.kind]
+        largest = np.abs(weight.astype(np.float64)).max(axis=(1, 2, 3))
+        scale = np.where(largest > 0, largest, 1.0) / limit
+        scale = scale.astype(np.float16 if self.precision == "fp16" else np.float32)
+        steps = np.clip(weight / scale.astype(np.float64).reshape(-1, 1, 1, 1), -limit, limit)
+        kind, scales = QUANTIZED_TYPES[to.kind], self.weight(scale)
+        values = np.rint(steps).astype(np.int8) if to.kind == "int8" else float8_bits(steps)
+        zeros = self._store(np.zeros(len(scale), values.dtype), kind)
+        if self.opset >= STORED_QUANTIZED:
+            return self.op("DequantizeLinear", self._store(values, kind), scales, zeros, axis=0)
+        rounded = self.op("QuantizeLinear", self.weight(weight), scales, zeros, axis=0)
+        return self.op("DequantizeLinear", rounded, scales, zeros, axis=0)
 
     def reduce(self, kind: str, x: str, *axes: int) -> str:
         """Apply ReduceL2, ReduceMean, ... over `axes`, which are kept with size 1."""
@@ -198,11 +262,15 @@ class GraphBuilder:
         def value(port: str, channels: int, suffix: str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(port, kind, ["N", channels, f"H{suffix}", f"W{suffix}"])
 
+        observed = [
+            helper.make_tensor_value_info(output, FLOAT_TYPES[self._made[output]], [])
+            for output in self._observed.values()
+        ]
         graph = helper.make_graph(
             self._nodes,
             name,
             [value("input", *inputs)],
-            [value("output", *outputs)],
+            [value("output", *outputs), *observed],
             list(self._initializers.values()),
         )
         model = helper.make_model(

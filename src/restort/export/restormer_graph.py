@@ -151,7 +151,7 @@ class RestormerGraph:
 
         def expanded(rows: Array) -> str:
             """Emit the 1x1 and the depthwise convolution of some channels of (q, k, v)."""
-            wider = g.conv(y, weight[rows], None if bias is None else bias[rows])
+            wider = g.conv(y, weight[rows], None if bias is None else bias[rows], layer=f"{name}.qkv")
             return g.conv(wider, depthwise[rows], None if shift is None else shift[rows], groups=len(rows))
 
         projection_bias = self.state.get(f"{name}.project_out.bias")
@@ -186,7 +186,8 @@ class RestormerGraph:
 
         def expanded(*halves: int) -> str:
             """Emit both convolutions of the gate (0), of the value (1), or of both stacked."""
-            wider = g.conv(y, rows(weight, halves), None if bias is None else rows(bias, halves))
+            moved = None if bias is None else rows(bias, halves)
+            wider = g.conv(y, rows(weight, halves), moved, layer=f"{name}.project_in")
             moved = None if depthwise_bias is None else rows(depthwise_bias * scale, halves)
             return g.conv(wider, rows(depthwise * scale, halves), moved, groups=padded * len(halves))
 
@@ -205,7 +206,8 @@ class RestormerGraph:
             )
         out, out_bias = self.state[f"{name}.project_out.weight"], self.state.get(f"{name}.project_out.bias")
         out = pad_rows(out.swapaxes(0, 1), padded).swapaxes(0, 1)[stage.order]
-        return g.conv(y, out, None if out_bias is None else out_bias[stage.order])
+        out_bias = None if out_bias is None else out_bias[stage.order]
+        return g.conv(y, out, out_bias, layer=f"{name}.project_out")
 
 
 def space_to_depth_order(channels: int) -> Array:
