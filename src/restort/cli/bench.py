@@ -94,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name):
             raise UsageError(f"--{name.replace('_', '-')} is for a folder; give one with --folder DIR")
     weights, entry = choice.choose(args)
-    from restort.profiling.bench import Plan, bench, table
+    from restort.profiling.speed import Settings, bench, table
 
     records = bench(
-        Plan(
+        Settings(
             weights.path,
             args.name or (entry.name if entry is not None else weights.path.stem),
             weights.spec,

@@ -16,9 +16,9 @@ import pytest
 from restort.cli.main import main
 from restort.errors import RestortError, UsageError
 from restort.profiling import machine, plots
-from restort.profiling.bench import Plan, bench, table
-from restort.profiling.bench_case import Case, CaseError, Child, Measured
-from restort.profiling.bench_child import timer_of
+from restort.profiling.speed import Settings, bench, table
+from restort.profiling.worker_process import Case, CaseError, Child, Measured
+from restort.profiling.worker import timer_of
 from restort.profiling.sides import Side
 from restort.runner import Array, Runner
 from restort.weights.checkpoint import load_weights
@@ -140,7 +140,7 @@ def test_plots_have_a_line_for_each_backend() -> None:
 def test_a_case_that_takes_too_long_or_dies_fails_alone(weights: Path) -> None:
     loaded = load_weights(weights)
     sides = [Side("onnxruntime")]
-    plan = Plan(weights, "tiny", loaded.spec, loaded.digest, sides, ((16, 16),), limit=0.01, alone=True)
+    plan = Settings(weights, "tiny", loaded.spec, loaded.digest, sides, ((16, 16),), limit=0.01, alone=True)
     [record] = bench(plan)
     assert record["error"] == "no result within 0.01 s" and record["calls"] == 0
     with Child(Case("onnxruntime", "fp32", 1, 16, 16), weights, 1, 60) as child:
@@ -212,4 +212,4 @@ def test_wrong_options_get_one_sentence(
 def test_no_size_is_measured_that_the_network_does_not_take(weights: Path) -> None:
     loaded = load_weights(weights)
     with pytest.raises(UsageError, match="multiples of 16"):
-        bench(Plan(weights, "tiny", loaded.spec, loaded.digest, [Side("onnxruntime")], ((8, 16),)))
+        bench(Settings(weights, "tiny", loaded.spec, loaded.digest, [Side("onnxruntime")], ((8, 16),)))

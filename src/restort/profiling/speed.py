@@ -5,7 +5,7 @@ case that fails (out of memory, a library that does not load) fails alone. Cases
 their processes are started and warmed up one after the other and then called in turn, round by round, so that
 whatever else the machine does falls on all of them alike.
 
-A backend takes part as it is. Its runner may bring a clock of its own (`timer(x)`, see bench_child), the name of
+A backend takes part as it is. Its runner may bring a clock of its own (`timer(x)`, see worker), the name of
 its device (`device`) and that device's memory (`device_peak_bytes()`, which then is the record's peak_mib).
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from restort.errors import UsageError
 from restort.models.spec import Spec
-from restort.profiling.bench_case import Case, CaseError, Child, Measured
+from restort.profiling.worker_process import Case, CaseError, Child, Measured
 from restort.profiling.machine import clocks, machine, provenance
 from restort.profiling.samples import SEED
 from restort.profiling.sides import Side
@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Settings:
     """What to measure. `weights` is the file; `name` is what records call the network."""
 
     weights: Path
@@ -70,7 +70,7 @@ class Plan:
                 )
 
 
-def bench(plan: Plan) -> list[dict[str, Any]]:
+def bench(settings: Settings) -> list[dict[str, Any]]:
     """One record per case, in the order sizes, batches, backends; cases that fail have an "error".
 
     Records: {workload, model, architecture, weights_sha256, backend, precision, batch, height, width, median_ms,
@@ -81,37 +81,37 @@ def bench(plan: Plan) -> list[dict[str, Any]]:
 
     Raises UsageError for a size that the network does not take.
     """
-    plan.check()
+    settings.check()
     busy = machine()
     if (busy["load_before"] or 0) > busy["cores"] / 2:
-        plan.say(
+        settings.say(
             f"the machine is busy (load {busy['load_before']} on {busy['cores']} cores): times are not its own"
         )
     records = []
-    for (height, width), batch in product(plan.sizes, plan.batches):
-        cases = [Case(side.backend, side.precision, batch, height, width) for side in plan.sides]
-        for group in [[case] for case in cases] if plan.alone else [cases]:
+    for (height, width), batch in product(settings.sizes, settings.batches):
+        cases = [Case(side.backend, side.precision, batch, height, width) for side in settings.sides]
+        for group in [[case] for case in cases] if settings.alone else [cases]:
             about = provenance()
-            measured = _together(group, plan)
+            measured = _measure_peers(group, settings)
             about["machine"]["clocks_after"] = clocks()
-            records += [_record(one, plan, about, len(group)) for one in measured]
+            records += [_record(one, settings, about, len(group)) for one in measured]
     return records
 
 
-def _together(cases: list[Case], plan: Plan) -> list[Measured]:
+def _measure_peers(cases: list[Case], settings: Settings) -> list[Measured]:
     """Peers: all are made ready, then called in turn until each has its share."""
     with contextlib.ExitStack() as stack:
         children = []
         for case in cases:
-            plan.say(f"{case}: loading and warming up")
-            child = stack.enter_context(Child(case, plan.weights, plan.threads, plan.limit))
+            settings.say(f"{case}: loading and warming up")
+            child = stack.enter_context(Child(case, settings.weights, settings.threads, settings.limit))
             children.append(child)
-            _try(child, child.prepare, plan.say)
+            _try(child, child.prepare, settings.say)
         running = [child for child in children if child.measured.error is None]
         while running:
             for child in list(running):
-                _try(child, child.burst, plan.say)
-                if _is_done(child, plan.seconds):
+                _try(child, child.burst, settings.say)
+                if _is_done(child, settings.seconds):
                     running.remove(child)
         return [child.measured for child in children]
 
@@ -132,17 +132,17 @@ def _is_done(child: Child, seconds: float) -> bool:
     return sum(measured.times) >= 1000 * seconds and measured.rounds >= ROUNDS
 
 
-def _record(measured: Measured, plan: Plan, about: dict[str, Any], peers: int) -> dict[str, Any]:
+def _record(measured: Measured, settings: Settings, about: dict[str, Any], peers: int) -> dict[str, Any]:
     case = measured.case
     device = measured.about.get("device")
     return {
-        "workload": f"{plan.name}-{case.height}x{case.width}",
-        "model": plan.name,
-        "architecture": plan.spec.architecture,
-        "weights_sha256": plan.digest,
+        "workload": f"{settings.name}-{case.height}x{case.width}",
+        "model": settings.name,
+        "architecture": settings.spec.architecture,
+        "weights_sha256": settings.digest,
         **measured.record(),
         "peers": peers,
-        "threads": plan.threads,
+        "threads": settings.threads,
         "input": f"dead leaves, seed {SEED}",
         **about,
         **({"device": device} if device else {}),

@@ -85,7 +85,7 @@ class Child:
         self._limit, self._spent = limit, 0.0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in close()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "restort.profiling.bench_child"],
+            [sys.executable, "-m", "restort.profiling.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -124,14 +124,14 @@ class Child:
             self._process.stdin.write((json.dumps(message) + "\n").encode())
             self._process.stdin.flush()
         except OSError:
-            raise CaseError(self._death()) from None
+            raise CaseError(self._exit_reason()) from None
         try:
             line = self._answers.get(timeout=max(self._limit - self._spent, 0.001))
         except queue.Empty:
             raise CaseError(f"no result within {self._limit:g} s") from None
         self._spent += time.monotonic() - start
         if not line:
-            raise CaseError(self._death())
+            raise CaseError(self._exit_reason())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise CaseError(str(answer["error"]))
@@ -144,7 +144,7 @@ class Child:
                 self._answers.put(line)
         self._answers.put(b"")
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         """Why a process ended without an answer."""
         try:
             status = self._process.wait(timeout=5)

@@ -1,4 +1,4 @@
-"""One case of a benchmark in a process of its own: `python -m restort.profiling.bench_child`.
+"""One case of a benchmark in a process of its own: `python -m restort.profiling.worker`.
 
 Speaks JSON, a line each way. First the case: {"weights", "backend", "precision", "batch", "height", "width",
 "threads", "warm"}; the answer is what became of loading and warming up. Then {"calls": N}, answered by the N times;
@@ -25,7 +25,7 @@ Timer = Callable[[], float]
 def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print where they like; answers must stay alone
-    _first_to_go()
+    _prefer_as_oom_victim()
     meter: Meter | None = None
     for line in sys.stdin:
         job = json.loads(line)
@@ -36,14 +36,14 @@ def main() -> int:
             else:
                 answer = meter.burst(int(job["calls"])) | meter.memory()
         except Exception as error:
-            answer = {"error": _sentence(error)}
+            answer = {"error": _message(error)}
         print(json.dumps(answer), file=answers, flush=True)
         if "error" in answer:
             return 1
     return 0
 
 
-def _first_to_go() -> None:
+def _prefer_as_oom_victim() -> None:
     """Where memory runs out, Linux is to end this process and not the one that would tell of it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -107,7 +107,7 @@ def timer_of(runner: Runner, x: Any) -> tuple[Timer, str]:
     return wall, "wall clock, NumPy arrays in and out"
 
 
-def _sentence(error: Exception) -> str:
+def _message(error: Exception) -> str:
     from restort.errors import RestortError
 
     text = " ".join(str(error).split())[:300]
