@@ -129,8 +129,8 @@ def choose_mixed(args: argparse.Namespace) -> None:
                     np.ascontiguousarray(y.transpose(2, 0, 1)[None]),
                 )
             )
-        found = Search(weights, pairs).choose(Budget(args.budget), say)
-        say(f"{model}: {found.summary()}")
+        found = Search(weights, pairs).choose(Budget(args.budget), notify)
+        notify(f"{model}: {found.summary()}")
         target.write_text(json.dumps(found.to_json(), indent=1) + "\n")
 
 
@@ -142,7 +142,7 @@ def compile_sizes(args: argparse.Namespace) -> None:
         weights = load_weights(args.work / f"{slug(model)}.safetensors")
         shapes = {padded(image, weights).shape for image, _ in pictures(args.work, model)}
         for n, _, h, w in sorted(shapes):
-            say(str(AotCache().provide(AotRequest(weights, "fp16", (n, h, w), args.capability), say)))
+            notify(str(AotCache().provide(AotRequest(weights, "fp16", (n, h, w), args.capability), notify)))
 
 
 def padded(image: np.ndarray, weights: Weights) -> np.ndarray:
@@ -162,13 +162,13 @@ def run(args: argparse.Namespace) -> None:
             folder = args.work / slug(model) / label.replace(":", "-")
             if (folder / "done.json").is_file():
                 continue
-            say(f"{model} on {SETS[model]}: {label}")
+            notify(f"{model} on {SETS[model]}: {label}")
             folder.mkdir(parents=True, exist_ok=True)
             done = folder / "done.json"
             try:
                 made = one_run(args, model, weights, label, inputs, folder)
             except RestortError as error:  # one that is not here must not hide the others
-                say(f"  {error}")
+                notify(f"  {error}")
                 (folder / "error.json").write_text(json.dumps({"error": str(error)}))
                 continue
             done.write_text(json.dumps(made))
@@ -235,7 +235,7 @@ def tensorrt(
 
     if precision == FUSED:
         runner = TensorrtRunner(weights, "fp16", options={"kernels": FUSED})
-        runner.say = runner.warn = say
+        runner.notify = runner.warn = notify
         return runner
     if precision == "mixed":
         mixed_precision.remember(weights, json.loads((args.work / f"{slug(model)}.mixed.json").read_text()))
@@ -244,11 +244,11 @@ def tensorrt(
     by_size = wants_fixed_size(find(os.environ.get(FLAVOUR) or "auto"), weights.spec.architecture)
     profile = None if by_size else Profile(least, most, most)  # type: ignore[arg-type]
     runner = TensorrtRunner(weights, precision, profile=profile, options=options)
-    runner.say = runner.warn = say
+    runner.notify = runner.warn = notify
     return runner
 
 
-def say(line: str) -> None:
+def notify(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

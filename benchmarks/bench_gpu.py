@@ -152,7 +152,7 @@ def fused(case: Case, weights: Any, x: Any) -> Run:
 
     start = time.perf_counter()
     runner: Any = FusedRunner(weights, case.precision, device="cpu" if SMOKE else None)
-    runner.say = runner.warn = lambda line: print(line, file=sys.stderr)
+    runner.notify = runner.warn = lambda line: print(line, file=sys.stderr)
     made = time.perf_counter()
     host = x.cpu().numpy()
     y = runner(host)

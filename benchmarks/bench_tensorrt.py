@@ -149,7 +149,7 @@ def measure(case: Case, plain: Path | None) -> Record:
 
     said: list[str] = []
 
-    def say(line: str) -> None:
+    def notify(line: str) -> None:
         said.append(line)
         print(f"    {line}", file=sys.stderr, flush=True)
 
@@ -158,7 +158,7 @@ def measure(case: Case, plain: Path | None) -> Record:
     profile = Profile.fixed(*size) if case.profile == "fixed" else profile_for(weights.spec, size)
     options = {} if case.level is None else {"level": case.level}
     runner = TensorrtRunner(weights, case.precision, profile=profile, options=options | parsed(case.form)[1])
-    runner.say = runner.warn = say
+    runner.notify = runner.warn = notify
     if case.form and case.form != FUSED:
         other_graph(runner, case, plain)
     x = np.random.default_rng(0).random((case.batch, 3, case.height, case.width), np.float32)

@@ -152,7 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def load(model: str | Path) -> restort.Model:
         return restort.load(
-            model, backend=args.backend, precision=args.precision, threads=args.threads, say=lambda line: None
+            model,
+            backend=args.backend,
+            precision=args.precision,
+            threads=args.threads,
+            notify=lambda line: None,
         )
 
     before = [load(args.before)] if args.before else []

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from harness import RESULTS
 from reporting.charts import charts
-from reporting.recorded import Report, say
+from reporting.recorded import Report, notify
 from reporting.tables import text
 
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, data in ({} if args.no_charts else charts(report)).items():
         args.charts.mkdir(parents=True, exist_ok=True)
         (args.charts / name).write_bytes(data)
-        say(f"drawn: {args.charts / name}")
+        notify(f"drawn: {args.charts / name}")
 
 
 if __name__ == "__main__":

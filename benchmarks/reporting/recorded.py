@@ -62,7 +62,7 @@ class Report:
         self.device = max(named, key=lambda device: devices[device], default="")
         for device, count in devices.items():
             if device != self.device:
-                say(f"left out: {count} records of {device or 'an unnamed device'}")
+                notify(f"left out: {count} records of {device or 'an unnamed device'}")
         self.records = [r for r in records if r.get("device", "") == self.device]
         self.found = {key_of(r): r for r in self.records if r.get("median_ms")}
         self.kernels = [r for r in kernels if r.get("device", self.device) == self.device]
@@ -115,14 +115,14 @@ class Report:
         return found
 
 
-def say(line: str) -> None:
+def notify(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 def read(path: Path) -> Any:
     if path.is_file():
         return json.loads(path.read_text("utf-8"))
-    say(f"left out: {path} is not there")
+    notify(f"left out: {path} is not there")
     return {}
 
 

@@ -15,9 +15,9 @@ from reporting.recorded import (
     by_kernel,
     case_of,
     kind_of,
+    notify,
     percent,
     pictures_s,
-    say,
     times,
     title,
 )
@@ -310,5 +310,5 @@ def text(report: Report, only: set[int]) -> str:
         if made:
             parts += [f"### {i}. {name}", made, recorded(report, source)]
         elif i in only:
-            say(f"left out: table {i} ({name}): there is no record for it")
+            notify(f"left out: table {i} ({name}): there is no record for it")
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,7 @@ from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.models.spec import Spec
 
 Array: TypeAlias = npt.NDArray[Any]
-Say: TypeAlias = Callable[[str], object]
+Notify: TypeAlias = Callable[[str], object]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called as progress(done, total)."""
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "tf32", "mixed"]
@@ -28,10 +28,10 @@ _log = logging.getLogger("restort")
 class Runner(ABC):
     """One network on one backend, ready to run; `restort.backends.registry.create` makes them.
 
-    name        of the backend, a key of restort.backends.registry.BACKENDS
-    precision   numbers it computes in, one of PRECISIONS
-    spec        hyper-parameters of the network
-    say, warn   receive one sentence each about what takes long and about what the user should know
+    name          of the backend, a key of restort.backends.registry.BACKENDS
+    precision     numbers it computes in, one of PRECISIONS
+    spec          hyper-parameters of the network
+    notify, warn  receive one sentence each about what takes long and about what the user should know
 
     A backend implements `__call__` and `close`. The other methods are abilities with defaults; it overrides those that
     it has. Several threads may call one runner.
@@ -40,8 +40,8 @@ class Runner(ABC):
     name: str
     precision: str
     spec: Spec
-    say: Say = _log.info
-    warn: Say = _log.warning
+    notify: Notify = _log.info
+    warn: Notify = _log.warning
 
     @abstractmethod
     def __call__(self, x: Array, /) -> Array:

@@ -275,7 +275,7 @@ class Shop:
         self.made, self.said = [], []
         pairs = [tuple(name.split("/")) for name in self.seconds]
         runner = autotune.choose(
-            weights, pairs, threads=threads, say=self.said.append, make=self.make, clock=self.clock
+            weights, pairs, threads=threads, notify=self.said.append, make=self.make, clock=self.clock
         )
         assert all(fake.closed for fake in self.made[:-1]) and not self.made[-1].closed
         return f"{runner.name}/{runner.precision}"
@@ -383,11 +383,11 @@ def test_auto_says_why_nothing_runs(fresh: Path) -> None:
 def test_auto_for_real(fresh: Path) -> None:
     said: list[str] = []
     weights = make_weights("elan")
-    runner = registry.create(weights, threads=1, say=said.append)
+    runner = registry.create(weights, threads=1, notify=said.append)
     x = image(weights.spec, 1, 16, 16)
     want = expected(weights, x)
     assert np.abs(runner(x) - want).max() <= 0.1 * np.abs(want).max()
-    again = registry.create(weights, threads=1, say=said.append)
+    again = registry.create(weights, threads=1, notify=said.append)
     assert (again.name, again.precision) == (runner.name, runner.precision)
     if len(said) == 2:  # more than one backend is installed
         assert "measured now" in said[0] and "measured before" in said[1]

@@ -109,7 +109,7 @@ def test_mixed_precision_keeps_what_is_asked_for(
         def __init__(self, *about: Any) -> None:
             pass
 
-        def choose(self, budget: Any, say: Any) -> Any:
+        def choose(self, budget: Any, notify: Any) -> Any:
             asked.append(budget.relative_l2)
             record = {"weights_sha256": loaded.digest, "keep_fp32": ["tail"], "budget": {"relative_l2": 0.5}}
             return SimpleNamespace(keep_fp32=("tail",), to_json=lambda: record, sentence=lambda: "found it")

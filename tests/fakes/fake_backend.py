@@ -93,7 +93,7 @@ def create(
     precision: str = "auto",
     *,
     threads: Any = None,
-    say: Any = None,
+    notify: Any = None,
     warn: Any = None,
 ) -> FakeRunner:
     if "FAKE_USER" in os.environ:  # as late as this: that user may not be able to read Python's own modules

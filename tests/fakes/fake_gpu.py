@@ -40,7 +40,7 @@ class World:
         self.compiled: list[str] = []
         self.loaded = 0
 
-    def load_plugin(self, flavour: Any, say: Any = None) -> None:
+    def load_plugin(self, flavour: Any, notify: Any = None) -> None:
         self.loaded += 1
 
     def made(self, request: AotRequest, processes: int | None = None) -> bytes:
@@ -118,5 +118,5 @@ def make_runner(
     """A runner, and the lines that it says and warns."""
     said: list[str] = []
     found = TensorrtRunner(weights, precision, **options)
-    found.say = found.warn = said.append
+    found.notify = found.warn = said.append
     return found, said

@@ -224,7 +224,7 @@ def test_exact_strips(tmp_path: Path) -> None:
 
 def test_auto_and_the_clock() -> None:
     said: list[str] = []
-    runner: Any = registry.create(weights_of("elan-light"), say=said.append)
+    runner: Any = registry.create(weights_of("elan-light"), notify=said.append)
     assert (runner.name, runner.precision) == (
         "fused",
         "fp16",

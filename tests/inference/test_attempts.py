@@ -41,7 +41,7 @@ def test_a_suspect_that_can_be_read_goes_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(attempts, "survives", tried.append)
     died(tmp_path, tmp_path / "a.png")
     told: list[str] = []
-    run = Attempts(tmp_path, say=told.append)
+    run = Attempts(tmp_path, notify=told.append)
     run.check(tmp_path / "b.png")
     assert not tried
     run.check(tmp_path / "a.png")

@@ -164,7 +164,7 @@ def ramp(dtype: type) -> np.ndarray:
 
 def test_sixteen_bits_are_computed_in_fp32(inverting: Path, made: list[FakeRunner]) -> None:
     said: list[str] = []
-    with package.load(inverting, say=said.append) as model:
+    with package.load(inverting, notify=said.append) as model:
         eight = model(ramp(np.uint8))
         assert [runner.precision for runner in made] == ["bf16"] and model.precision == "bf16"
         assert len(np.unique(eight[0, :, 0])) <= 104
@@ -206,7 +206,7 @@ def test_tensorrt_builds_no_engine_that_nobody_asked_for(
     monkeypatch.setattr("restort.backends.tensorrt.availability.is_ready", lambda weights, precision: ready)
     monkeypatch.setattr(CoarseRunner, "name", "tensorrt")
     said: list[str] = []
-    with package.load(inverting, say=said.append) as model:
+    with package.load(inverting, notify=said.append) as model:
         model(ramp(np.uint16))
         model(ramp(np.uint16))
     assert len(made) == 1 and sum("steps in smooth shades" in line for line in said) == 1

@@ -16,10 +16,10 @@ import pytest
 from restort.cli.main import main
 from restort.errors import RestortError, UsageError
 from restort.profiling import machine, plots
-from restort.profiling.speed import Settings, bench, table
-from restort.profiling.worker_process import Case, CaseError, Child, Measured
-from restort.profiling.worker import timer_of
 from restort.profiling.sides import Side
+from restort.profiling.speed import Settings, bench, table
+from restort.profiling.worker import timer_of
+from restort.profiling.worker_process import Case, CaseError, Child, Measured
 from restort.runner import Array, Runner
 from restort.weights.checkpoint import load_weights
 from tests.fakes.fake_backend import ELAN, write_weights

@@ -23,7 +23,7 @@ import numpy as np
 
 from restort.errors import RestortError
 from restort.models.spec import Spec
-from restort.runner import Array, Runner, Say
+from restort.runner import Array, Notify, Runner
 from restort.utils.cache_dir import cache_root
 from restort.utils.cpu import default_threads, native_bfloat16, processor_name
 from restort.utils.extras import library_version
@@ -70,13 +70,13 @@ def choose(
     pairs: Sequence[Pair],
     *,
     threads: int | None,
-    say: Say,
+    notify: Notify,
     make: Make,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Runner:
     """Make the Runner of the fastest of `pairs` whose result is within NEAR_DB of fp32.
 
-    `say` receives a sentence where there was a choice. Raises RestortError where no candidate can be made.
+    `notify` receives a sentence where there was a choice. Raises RestortError where no candidate can be made.
     """
     ranked = sorted(pairs, key=lambda pair: ORDER.index(pair) if pair in ORDER else len(ORDER))
     if len({precision for _, precision in ranked}) > 1 and not native_bfloat16():
@@ -96,7 +96,7 @@ def choose(
         chosen = _best(found, ids, weights.digest)
         if chosen is None:
             raise RestortError(f"no backend could run these weights: {trial.failure or 'none was tried'}")
-    say(_summary(chosen, found, ids, kept, found.near.get(weights.digest, {})))
+    notify(_summary(chosen, found, ids, kept, found.near.get(weights.digest, {})))
     name, precision = chosen.split("/")
     return make(name, precision, weights, threads)
 

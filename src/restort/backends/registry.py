@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from restort.errors import RestortError, UsageError
-from restort.runner import PRECISIONS, BackendStatus, Runner, Say, one_line
+from restort.runner import PRECISIONS, BackendStatus, Notify, Runner, one_line
 from restort.utils.extras import install_command, library_version
 from restort.utils.quiet_imports import onnx_runtime, openvino
 
@@ -225,8 +225,8 @@ def create(
     precision: str = "auto",
     *,
     threads: int | None = None,
-    say: Say = lambda sentence: None,
-    warn: Say = _log.warning,
+    notify: Notify = lambda sentence: None,
+    warn: Notify = _log.warning,
 ) -> Runner:
     """Make a Runner of `weights`.
 
@@ -237,19 +237,19 @@ def create(
                 it, it is faster, and its result on a small array is within restort.backends.autotune.NEAR_DB of fp32;
                 otherwise fp32.
     threads     default: the physical cores that this process may use.
-    say         receives a sentence when something was chosen automatically or takes long.
+    notify      receives a sentence when something was chosen automatically or takes long.
     warn        receives a sentence when a result was computed again in another precision.
 
     Raises UsageError for an unknown backend or precision, a precision that the backend does not support, or threads
     below 1; RestortError with a remedy for a backend that is not installed, does not load or finds no usable GPU.
     """
     _check_request(backend, precision, threads)
-    runner = _on_a_gpu(weights, backend, precision, threads, say)
+    runner = _on_a_gpu(weights, backend, precision, threads, notify)
     if runner is None:
         from restort.backends.autotune import choose
 
-        runner = choose(weights, _candidates(backend, precision), threads=threads, say=say, make=make)
-    runner.say, runner.warn = say, warn
+        runner = choose(weights, _candidates(backend, precision), threads=threads, notify=notify, make=make)
+    runner.notify, runner.warn = notify, warn
     return runner
 
 
@@ -299,7 +299,9 @@ def _require_available(name: str) -> None:
         raise RestortError(f"cannot use backend {name!r}: {missing.reason}; {missing.remedy}")
 
 
-def _on_a_gpu(weights: Weights, backend: str, precision: str, threads: int | None, say: Say) -> Runner | None:
+def _on_a_gpu(
+    weights: Weights, backend: str, precision: str, threads: int | None, notify: Notify
+) -> Runner | None:
     """Make the runner on a GPU that was named or that `auto` takes; return None where another backend is to run.
 
     Raises RestortError where the backend was named and cannot be used.
@@ -323,9 +325,9 @@ def _on_a_gpu(weights: Weights, backend: str, precision: str, threads: int | Non
         try:
             runner = make(name, chosen, weights, threads)
         except RestortError as error:
-            say(f"auto cannot use the GPU: {error}")
+            notify(f"auto cannot use the GPU: {error}")
             continue
-        say(f"auto selected {name}/{chosen} on {runner.device}")
+        notify(f"auto selected {name}/{chosen} on {runner.device}")
         return runner
     return None
 

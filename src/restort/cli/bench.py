@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             args.limit,
             args.threads,
             args.alone,
-            choice.silent if args.quiet else choice.say,
+            choice.ignore_message if args.quiet else choice.notify,
         )
     )
     from restort.profiling.plots import speed
@@ -131,16 +131,16 @@ def _folder(args: argparse.Namespace) -> int:
     if len(asked) > 1 or len(args.precision or []) > 1:
         raise UsageError("--folder measures one backend in one precision at a time; give one of each")
     [(backend, own)], precision = asked, args.precision or ["auto"]
-    say = choice.silent if args.quiet else choice.say
+    notify = choice.ignore_message if args.quiet else choice.notify
     resolved = choice.resolve(args)
     computing = RunOptions(backend, own or precision[0], "auto", None, 1.0, args.threads)
     suffix = None if args.format is None else f".{args.format}"
     workload = args.name and f"{args.name} {args.folder.name}"
-    with assemble(choice.load(args, resolved), resolved, computing, say=say) as model:
-        say(f"{model.name} on {model.backend}, {model.precision}")
+    with assemble(choice.load(args, resolved), resolved, computing, notify=notify) as model:
+        notify(f"{model.name} on {model.backend}, {model.precision}")
         records = [measure(model, args.folder, suffix=suffix, workload=workload)]
         if not args.no_peer:
-            say("the same by a plain loop of PyTorch")
+            notify("the same by a plain loop of PyTorch")
             peer = eager_loop(model, args.folder, suffix=suffix, workload=workload, seconds=args.limit)
             records += [] if peer is None else [peer]
     return _report(args, records, table, folders)
@@ -201,20 +201,10 @@ def precisions(text: str) -> list[str]:
 
 def size(text: str) -> tuple[int, int]:
     """Parse 'HxW' to (height, width)."""
-    try:
-        numbers = [int(part) for part in text.lower().split("x")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 2 or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not height x width, such as 256x384")
-    return numbers[0], numbers[1]
+    height, width = options.sides(text, (2,))
+    return height, width
 
 
 def seconds(text: str) -> float:
-    try:
-        number = float(text)
-        if 0 < number < 1e6:
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    """Parse a number of seconds above 0."""
+    return options.number(text, "a number of seconds above 0", lambda value: 0 < value < 1e6)

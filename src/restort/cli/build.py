@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     for path in (target, sidecar.path_of(target)):
         check_free(path, args.overwrite)
     if not args.quiet:
-        choice.say(_announcement(stem, flavour, wanted))
+        choice.notify(_announcement(stem, flavour, wanted))
     with Display(quiet=args.quiet) as progress:
         wanted = replace(wanted, progress=progress)
         if weights is not None:
@@ -158,7 +158,7 @@ def _checked(args: argparse.Namespace, weights: Weights, wanted: BuildOptions) -
     options = _key_options(wanted)
     fits, outcome = of_engine(weights, args.flavour, wanted.profile, options, budget)
     if not fits or not args.quiet:
-        choice.say(outcome)
+        choice.notify(outcome)
     return 0 if fits else 1
 
 
@@ -246,11 +246,11 @@ def _float32_sections(args: argparse.Namespace, weights: Weights | None, precisi
     from restort.profiling.sensitivity import Budget, Search
     from restort.profiling.sensitivity_files import keep
 
-    say = choice.silent if args.quiet else choice.say
+    notify = choice.ignore_message if args.quiet else choice.notify
     limit = Budget() if args.budget is None else Budget(relative_l2=args.budget)
-    found = Search(weights, pairs(weights)).choose(limit, say)
+    found = Search(weights, pairs(weights)).choose(limit, notify)
     files = keep(weights, found)
-    say(f"{found.summary()}; the table: {files[1]}")
+    notify(f"{found.summary()}; the table: {files[1]}")
     return found.keep_fp32
 
 
@@ -287,7 +287,7 @@ def _through_the_cache(
         keep_fp32=keep,
         options=_key_options(wanted),
         packages=tuple(args.aot or ()),
-        say=choice.silent if args.quiet else choice.say,
+        notify=choice.ignore_message if args.quiet else choice.notify,
         progress=wanted.progress,
     )
     stored = provider.obtain(wanted.profile)
@@ -323,9 +323,9 @@ def _report(args: argparse.Namespace, target: Path, stem: str, built: Built) -> 
     if not args.quiet:
         counts = [f"{n} {kind}" for kind, n in report["layers"].items() if kind != "source"]
         layers = "layers" if report["layers"].get("source") == "plugin" else "layers by type"
-        choice.say(
+        choice.notify(
             f"{stem} -> {target}: {report['bytes'] / 1e6:.1f} MB, {report['precision']}, {report['seconds']:.1f} s; "
             f"{layers}: {', '.join(counts)}"
         )
         if note := unverified_note(report):
-            choice.say(note)
+            choice.notify(note)

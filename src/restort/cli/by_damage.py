@@ -35,7 +35,7 @@ def group(
     jobs: Iterable[Job],
     root: Path | None,
     scale: int | None,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
     *,
     retry: bool = False,
 ) -> list[Group]:
@@ -54,12 +54,12 @@ def group(
     usual = default_for("upscale", scale)
     photo = default_for_damaged("upscale", usual.scale)
     manifest = None if root is None else Manifest(root)
-    attempts = None if root is None else Attempts(root / FOLDER, retry=retry, say=say)
+    attempts = None if root is None else Attempts(root / FOLDER, retry=retry, notify=notify)
     damage = {job.source: _damage(job, manifest, attempts) for job in jobs}
     if attempts is not None:
         attempts.close()
     if photo is None or photo.name == usual.name:
-        _hint(usual, damage, say)
+        _hint(usual, damage, notify)
         return [Group(None, jobs, damage)]
     groups = [Group(resolve_model(entry.name, task="upscale", scale=scale)) for entry in (photo, usual)]
     for job in jobs:
@@ -70,7 +70,7 @@ def group(
     parts = [
         f"{_files(len(one.jobs))} by {one.model.name} ({_reasons(one.damage)})" for one in groups if one.model
     ]
-    say(f"upscale: {', '.join(parts)}; --model NAME overrides")
+    notify(f"upscale: {', '.join(parts)}; --model NAME overrides")
     return groups
 
 
@@ -93,10 +93,10 @@ def _damage(job: Job, manifest: Manifest | None, attempts: Attempts | None) -> s
         return None
 
 
-def _hint(usual: Entry, damage: Mapping[Path, str | None], say: Callable[[str], None]) -> None:
+def _hint(usual: Entry, damage: Mapping[Path, str | None], notify: Callable[[str], None]) -> None:
     damaged = {source: why for source, why in damage.items() if why is not None}
     if damaged:
-        say(
+        notify(
             f"upscale: {_files(len(damaged))} damaged ({_reasons(damaged)}), and {usual.name} was made for undamaged "
             f"ones; `restort dejpeg` or `restort denoise` before helps"
         )

@@ -95,7 +95,7 @@ def run_clear(args: argparse.Namespace) -> int:
         print(json.dumps({"command": "cache clear", "status": 0, "removed_bytes": removed}, indent=2))
     if not args.quiet:
         text = ", ".join(f"{name} {n / 1e6:.1f} MB" for name, n in removed.items() if n)
-        choice.say(f"removed {text}" if text else "nothing to remove")
+        choice.notify(f"removed {text}" if text else "nothing to remove")
     return 0
 
 

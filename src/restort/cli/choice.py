@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
 
 
-def say(line: str) -> None:
+def notify(line: str) -> None:
     """Print a message on stderr; stdout is for results."""
     from restort.utils.text import printable, to_stderr
 
     to_stderr(f"restort: {printable(line)}")
 
 
-def silent(line: str) -> None:
+def ignore_message(line: str) -> None:
     """Print nothing."""
 
 
@@ -49,7 +49,7 @@ def open_model(args: argparse.Namespace, resolved: ResolvedModel, options: RunOp
             f"{resolved.name} takes {weights.spec.in_channels} channels, a pair of dual-pixel pictures, which the "
             "command line cannot read; use it from Python (restort.load)"
         )
-    return assemble(weights, resolved, options, say=silent if args.quiet else say)
+    return assemble(weights, resolved, options, notify=ignore_message if args.quiet else notify)
 
 
 def load(args: argparse.Namespace, resolved: ResolvedModel) -> Weights:
@@ -57,7 +57,9 @@ def load(args: argparse.Namespace, resolved: ResolvedModel) -> Weights:
 
     --quiet hides the bar of a download but not the licence: fetching a file accepts it.
     """
-    return resolved.load(offline=args.offline, notice=say, say=say, progress=False if args.quiet else None)
+    return resolved.load(
+        offline=args.offline, notice=notify, notify=notify, progress=False if args.quiet else None
+    )
 
 
 def choose(args: argparse.Namespace) -> tuple[Weights, Entry | None]:

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         blocks=args.blocks,
         epsilon=args.epsilon,
         threads=args.threads,
-        progress=choice.silent if args.quiet else choice.say,
+        progress=choice.ignore_message if args.quiet else choice.notify,
     )
     text = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
     if args.output is not None:
@@ -100,14 +100,9 @@ def side(text: str) -> Side:
 
 def size(text: str) -> tuple[int, int, int]:
     """Parse 'HxW' or 'BxHxW' to (batch, height, width)."""
-    try:
-        numbers = [int(part) for part in text.lower().split("x")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (2, 3) or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not height x width, such as 256x384")
-    batch, height, width = numbers if len(numbers) == 3 else [1, *numbers]
-    return batch, height, width
+    numbers = options.sides(text, (2, 3))
+    batch = numbers[0] if len(numbers) == 3 else 1
+    return batch, numbers[-2], numbers[-1]
 
 
 def epsilon(text: str) -> float:

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(report, indent=2))
     if not args.quiet:
-        choice.say(
+        choice.notify(
             f"{name} -> {args.output}: {len(model.graph.node)} nodes, {len(data) / 1e6:.1f} MB, {precision}, "
             f"{seconds:.1f} s"
         )

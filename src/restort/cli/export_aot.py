@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     _check_size(args.shape.opt, weights.spec.size_multiple)
     request = AotRequest(weights, precision, args.shape.opt, capability)
     if args.output is None:
-        target = AotCache().provide(request, choice.silent if args.quiet else choice.say)
+        target = AotCache().provide(request, choice.ignore_message if args.quiet else choice.notify)
     else:
         target = args.output
         write_bytes(target, compile_request(request), overwrite=args.overwrite)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(report, indent=2))
     if not args.quiet:
-        choice.say(
+        choice.notify(
             f"{name} -> {target}: {len(package.kernels)} kernels, {target.stat().st_size / 1e6:.1f} MB, {precision}, "
             f"{request.size}, compute capability {capability / 10}, {package.memory / 2**20:.0f} MiB on the GPU, "
             f"{seconds:.1f} s"

@@ -162,6 +162,17 @@ def number(text: str, kind: str, fits: Callable[[float], bool]) -> float:
     return value
 
 
+def sides(text: str, counts: tuple[int, ...]) -> list[int]:
+    """Parse 'AxB...' to numbers above 0, as many as one of `counts` says, the last two a height and a width."""
+    try:
+        numbers = [int(part) for part in text.lower().split("x")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in counts or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not height x width, such as 256x384")
+    return numbers
+
+
 def _number(text: str, least: int, wanted: str = "a whole number") -> int:
     try:
         number = int(text)

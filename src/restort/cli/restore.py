@@ -155,7 +155,7 @@ def _restore(args: argparse.Namespace, task: str | None, inputs: list[Path]) -> 
         for group in groups:
             with choice.open_model(args, group.model or resolved, computing) as model:
                 if not args.quiet:
-                    seen.say(f"restort: {model.name} on {model.backend}, {model.precision}")
+                    seen.notify(f"restort: {model.name} on {model.backend}, {model.precision}")
                 part = restore_files(model, group.jobs, root, how, seen, group.damage)
             models.append(model)
             summary.files += part.files
@@ -172,7 +172,9 @@ def _groups(args: argparse.Namespace, task: str | None, jobs: list[Job], root: P
 
     if task != "upscale" or args.model is not None or args.weights is not None:
         return [Group(None, jobs)]
-    return group(jobs, root, args.scale, choice.silent if args.quiet else choice.say, retry=args.retry)
+    return group(
+        jobs, root, args.scale, choice.ignore_message if args.quiet else choice.notify, retry=args.retry
+    )
 
 
 def _piped(args: argparse.Namespace, task: str | None) -> int:
@@ -226,10 +228,10 @@ def _finish(
             kinds = ", ".join(
                 f"{n} {suffix}" for suffix, n in Counter(p.suffix.lower() for p in left_out).most_common()
             )
-            choice.say(
+            choice.notify(
                 f"left out, because these formats cannot be read: {kinds}; convert them to JPEG or PNG first"
             )
-        choice.say(_closing(totals))
+        choice.notify(_closing(totals))
     if args.json:
         report: dict[str, Any] = {
             "restort": __version__,

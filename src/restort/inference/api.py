@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-_LOAD_OPTIONS = {"backend", "precision", "tile", "overlap", "strength", "threads", "offline", "say"}
+_LOAD_OPTIONS = {"backend", "precision", "tile", "overlap", "strength", "threads", "offline", "notify"}
 _FILE_OPTIONS = {"overwrite", "quality", "max_pixels"}
 
 

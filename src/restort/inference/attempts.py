@@ -29,16 +29,16 @@ class Attempts:
     """The attempts of one run in an output folder, and the suspects that earlier runs left.
 
     retry   forget the suspects
-    say     receives a sentence about each file that is tried in a process of its own
+    notify  receives a sentence about each file that is tried in a process of its own
 
     Where nothing can be written there, nothing is kept: the manifest reports a folder that cannot be used.
     """
 
     def __init__(
-        self, folder: Path, *, retry: bool = False, say: Callable[[str], None] | None = None
+        self, folder: Path, *, retry: bool = False, notify: Callable[[str], None] | None = None
     ) -> None:
         self._folder = folder / "attempts"
-        self._say = say
+        self._notify = notify
         self._file = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
         self._lock = FileLock(self._file.with_suffix(".lock"), thread_local=False)
         self._open: list[str] = []
@@ -63,8 +63,8 @@ class Attempts:
             return
         end = f"{deaths} runs died while they had it in hand" if deaths >= DEATHS else None
         if end is None:
-            if self._say is not None:
-                self._say(
+            if self._notify is not None:
+                self._notify(
                     f"{source} was in hand when an earlier run died; it is tried in a process of its own"
                 )
             end = survives(source)

@@ -175,7 +175,7 @@ def restore_files(
     leftovers = (
         None if root is None else Leftovers({job.target.parent for job in jobs} | {root, root / FOLDER})
     )
-    attempts = None if root is None else Attempts(root / FOLDER, retry=options.retry, say=_log.warning)
+    attempts = None if root is None else Attempts(root / FOLDER, retry=options.retry, notify=_log.warning)
     run = _Run(model, manifest, attempts, options, observer, damage or {})
     summary.stages = run.stages
     try:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from restort.models.spec import Spec
-    from restort.runner import Runner, Say
+    from restort.runner import Notify, Runner
     from restort.weights.catalogue import Entry
     from restort.weights.checkpoint import Weights
 
@@ -487,7 +487,7 @@ def load(
     strength: float = 1.0,
     threads: int | None = None,
     offline: bool = False,
-    say: Say | None = None,
+    notify: Notify | None = None,
 ) -> Model:
     """Load a model by its name in the catalogue, or from a file of weights (.safetensors, .pth).
 
@@ -500,18 +500,18 @@ def load(
     strength    share of the result in the output, 0 to 1; the rest is the input (enlarged bicubically)
     threads     of the processor; None for all cores
     offline     never download
-    say         receives sentences on what was chosen; without it only licences are printed, on stderr
+    notify      receives sentences on what was chosen; without it only licences are printed, on stderr
 
     Raises UsageError for an unknown name or option, RestortError where the weights or the backend fail.
     """
     options = RunOptions(backend, precision, tile, overlap, strength, threads)
     resolved = resolve_model(model)
-    weights = resolved.load(offline=offline, notice=say or _to_stderr, say=say or _log.info)
-    return assemble(weights, resolved, options, say=say)
+    weights = resolved.load(offline=offline, notice=notify or _to_stderr, notify=notify or _log.info)
+    return assemble(weights, resolved, options, notify=notify)
 
 
 def assemble(
-    weights: Weights, resolved: ResolvedModel, options: RunOptions, *, say: Say | None = None
+    weights: Weights, resolved: ResolvedModel, options: RunOptions, *, notify: Notify | None = None
 ) -> Model:
     """Make a Model of weights that have been read."""
     from restort.backends.registry import create
@@ -527,8 +527,8 @@ def assemble(
             f"a strength of {options.strength:g} blends with the input, which dual-pixel weights have two of; "
             "leave it at 1"
         )
-    tell, warn = say or _log.info, say or _log.warning
-    runner = create(weights, *used, threads=options.threads, say=tell, warn=warn)
+    tell, warn = notify or _log.info, notify or _log.warning
+    runner = create(weights, *used, threads=options.threads, notify=tell, warn=warn)
     return Model(
         weights,
         runner,
@@ -543,7 +543,7 @@ def assemble(
 
 
 def _float32_runner(
-    weights: Weights, chosen: Runner, options: RunOptions, say: Say, warn: Say
+    weights: Weights, chosen: Runner, options: RunOptions, notify: Notify, warn: Notify
 ) -> Runner | None:
     """Make a runner in fp32 for 16-bit pictures, beside the one that 'auto' chose; None where it would take minutes."""
     from restort.backends.registry import create
@@ -559,8 +559,8 @@ def _float32_runner(
             )
             return None
         backend = "tensorrt"
-    say("16-bit pictures are computed in fp32")
-    return create(weights, backend, "fp32", threads=options.threads, say=say, warn=warn)
+    notify("16-bit pictures are computed in fp32")
+    return create(weights, backend, "fp32", threads=options.threads, notify=notify, warn=warn)
 
 
 def as_path(path: str | Path, what: str) -> Path:

@@ -64,7 +64,7 @@ class Lines:
     ) -> None:
         pass
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         to_stderr(line)
 
     def begin(self, source: Path) -> None:
@@ -76,16 +76,16 @@ class Lines:
     def end(self, result: FileResult) -> None:
         self._pace.end(result)
         if result.status == "failed":
-            self.say(failure(result))
+            self.notify(failure(result))
         elif not self.quiet and self.total > FEW:
             if time.monotonic() - self._last_line >= MINUTE:
                 self._last_line = time.monotonic()
-                self.say(f"[{self._finished}/{self.total}] {self._pace.text()}")
+                self.notify(f"[{self._finished}/{self.total}] {self._pace.text()}")
         elif not self.quiet and result.status == "done":  # those up to date are counted at the end
-            self.say(f"[{self._finished}/{self.total}] {outcome(result)}")
+            self.notify(f"[{self._finished}/{self.total}] {outcome(result)}")
         if not self.quiet:
             for note in result.notes:
-                self.say(f"restort: note: {printable(result.source)}: {note}")
+                self.notify(f"restort: note: {printable(result.source)}: {note}")
 
 
 class Bar(Lines):
@@ -111,7 +111,7 @@ class Bar(Lines):
         with suppress(OSError, ValueError):
             self._bar.close()
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         with suppress(OSError, ValueError):
             self._bar.write(line, file=sys.stderr)
 
@@ -127,9 +127,9 @@ class Bar(Lines):
         self._pace.end(result)
         self._show()
         if result.status == "failed":
-            self.say(failure(result))
+            self.notify(failure(result))
         for note in result.notes:
-            self.say(f"restort: note: {printable(result.source)}: {note}")
+            self.notify(f"restort: note: {printable(result.source)}: {note}")
 
     def _show(self, part: float = 0.0) -> None:
         """Update the bar, with `part` of the file in hand."""

@@ -15,7 +15,7 @@ from restort.inference.exact import check_exact
 from restort.tiling.tiles import TileOption
 
 if TYPE_CHECKING:
-    from restort.runner import Say
+    from restort.runner import Notify
     from restort.weights.catalogue import Entry
     from restort.weights.checkpoint import Weights
 
@@ -92,22 +92,22 @@ class ResolvedModel:
         assert self.path is not None
         return self.path.stem
 
-    def load(self, *, offline: bool, notice: Say, say: Say, progress: bool | None = None) -> Weights:
+    def load(self, *, offline: bool, notice: Notify, notify: Notify, progress: bool | None = None) -> Weights:
         """Read the weights, after downloading them if need be, and check them against the task and the scale.
 
         notice     receives the licence before a download
-        say        receives a sentence where the file held several sets of weights
+        notify     receives a sentence where the file held several sets of weights
         progress   whether a download shows a bar on stderr; None for only on a terminal
         """
         from restort.weights.checkpoint import load_weights
 
         weights = load_weights(self._file(offline, notice, progress))
         if weights.note is not None:
-            say(weights.note)
+            notify(weights.note)
         self._check(weights)
         return weights
 
-    def _file(self, offline: bool, notice: Say, progress: bool | None) -> Path:
+    def _file(self, offline: bool, notice: Notify, progress: bool | None) -> Path:
         if self.entry is None:
             assert self.path is not None
             return self.path

@@ -26,7 +26,7 @@ from restort.utils.extras import install_command
 from restort.weights.checkpoint import Weights
 
 FORMAT = 1
-Say = Callable[[str], object]
+Notify = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Search:
         loss = float(np.mean(losses)) if losses else None
         return Cost(math.sqrt(squares / max(energy, 1e-30)), loss)
 
-    def choose(self, budget: Budget = Budget(), say: Say = lambda line: None) -> Choice:
+    def choose(self, budget: Budget = Budget(), notify: Notify = lambda line: None) -> Choice:
         """Return the fewest sections to keep in float32, by the greedy choice above.
 
         Raises RestortError where even float32 everywhere is not within the budget.
@@ -189,7 +189,7 @@ class Search:
         costs = {}
         for i, name in enumerate(self.names):
             costs[name] = self.cost([name])
-            say(
+            notify(
                 f"{i + 1}/{len(self.names)} {name}: relative L2 {costs[name].relative_l2:.1e} in {self.low} alone"
             )
         order = sorted(self.names, key=lambda name: -costs[name].relative_l2)

@@ -20,10 +20,10 @@ from typing import Any
 
 from restort.errors import UsageError
 from restort.models.spec import Spec
-from restort.profiling.worker_process import Case, CaseError, Child, Measured
 from restort.profiling.machine import clocks, machine, provenance
 from restort.profiling.samples import SEED
 from restort.profiling.sides import Side
+from restort.profiling.worker_process import Case, CaseError, Child, Measured
 
 SECONDS = 5.0  # of calls per case
 LIMIT = 300.0  # seconds for all of a case
@@ -40,7 +40,7 @@ HEADS = (
     "first call ms",
 )
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Settings:
     limit: float = LIMIT
     threads: int | None = None
     alone: bool = False
-    say: Say = field(default=lambda line: None)
+    notify: Notify = field(default=lambda line: None)
 
     def check(self) -> None:
         """Raises UsageError for a size that the network does not take."""
@@ -84,7 +84,7 @@ def bench(settings: Settings) -> list[dict[str, Any]]:
     settings.check()
     busy = machine()
     if (busy["load_before"] or 0) > busy["cores"] / 2:
-        settings.say(
+        settings.notify(
             f"the machine is busy (load {busy['load_before']} on {busy['cores']} cores): times are not its own"
         )
     records = []
@@ -103,25 +103,25 @@ def _measure_peers(cases: list[Case], settings: Settings) -> list[Measured]:
     with contextlib.ExitStack() as stack:
         children = []
         for case in cases:
-            settings.say(f"{case}: loading and warming up")
+            settings.notify(f"{case}: loading and warming up")
             child = stack.enter_context(Child(case, settings.weights, settings.threads, settings.limit))
             children.append(child)
-            _try(child, child.prepare, settings.say)
+            _try(child, child.prepare, settings.notify)
         running = [child for child in children if child.measured.error is None]
         while running:
             for child in list(running):
-                _try(child, child.burst, settings.say)
+                _try(child, child.burst, settings.notify)
                 if _is_done(child, settings.seconds):
                     running.remove(child)
         return [child.measured for child in children]
 
 
-def _try(child: Child, step: Callable[[], None], say: Say) -> None:
+def _try(child: Child, step: Callable[[], None], notify: Notify) -> None:
     try:
         step()
     except CaseError as error:
         child.measured.error = str(error)
-        say(f"{child.measured.case}: {error}")
+        notify(f"{child.measured.case}: {error}")
         child.close()
 
 

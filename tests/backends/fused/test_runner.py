@@ -155,7 +155,7 @@ def test_auto_takes_the_gpu(machine: Any, monkeypatch: pytest.MonkeyPatch) -> No
     said: list[str] = []
     warn = said.append
     weights: Any = None
-    runner: Any = registry.create(weights, say=said.append, warn=warn)
+    runner: Any = registry.create(weights, notify=said.append, warn=warn)
     assert (
         made == ["fused/fp16"] and said == ["auto selected fused/fp16 on NVIDIA H100"] and runner.warn is warn
     )
@@ -175,7 +175,7 @@ def test_auto_goes_on_without_a_gpu_that_fails(machine: Any, monkeypatch: pytest
     monkeypatch.setattr("restort.backends.autotune.choose", lambda weights, pairs, **more: Fake(pairs[0][0]))
     said: list[str] = []
     weights: Any = None
-    assert registry.create(weights, say=said.append).precision == "onnxruntime"
+    assert registry.create(weights, notify=said.append).precision == "onnxruntime"
     assert said == ["auto cannot use the GPU: install gcc"]
     with pytest.raises(RestortError, match="install gcc"):
         registry.create(weights, "fused")

@@ -158,7 +158,7 @@ def test_the_plugin_is_there_before_an_engine_is_opened(
     runner(picture())
     runner.close()
 
-    def missing(flavour: Any, say: Any = None) -> None:
+    def missing(flavour: Any, notify: Any = None) -> None:
         raise RestortError("there is no compiler; get one")
 
     monkeypatch.setattr("restort.backends.tensorrt.plugin.load", missing)
@@ -276,7 +276,7 @@ def test_a_package_that_is_named(world: World, weights: Weights, tmp_path: Path)
     file.write_bytes(aot_of(request))
     said: list[str] = []
     provider = EngineProvider(
-        weights, "fp16", world.flavour, options=FUSED, packages=(file,), say=said.append
+        weights, "fp16", world.flavour, options=FUSED, packages=(file,), notify=said.append
     )
     assert provider.obtain(profile).built and not provider.obtain(profile).built
     assert world.packages == [file.resolve()] and not world.compiled
@@ -297,7 +297,7 @@ def several() -> Profile:
 def test_several_sizes_in_one_engine(world: World, weights: Weights, tmp_path: Path) -> None:
     profile = several()
     said: list[str] = []
-    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, say=said.append)
+    provider = EngineProvider(weights, "fp16", world.flavour, options=FUSED, notify=said.append)
     stored = provider.obtain(profile)
     assert world.compiled == ["1x32x48", "1x16x32", "2x64x16"] and "1x32x48, 1x16x32, 2x64x16" in said[0]
     assert stored.path.name.startswith("tiny-fp16-fused-32x48+2-")

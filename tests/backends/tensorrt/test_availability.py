@@ -33,13 +33,13 @@ def test_the_backend_is_registered(
     said: list[str] = []
     assert registry._on_a_gpu(weights, "auto", "auto", None, said.append) is None and not said
     with caplog.at_level(logging.INFO):
-        found: Any = registry.create(weights, "tensorrt", say=said.append)
+        found: Any = registry.create(weights, "tensorrt", notify=said.append)
     assert found.name == "tensorrt" and found.precision == "fp16"
     found(picture())
     assert said and "building" in said[0]
     found.close()
     monkeypatch.setattr(availability, "is_ready", lambda weights, precision: precision == "fp16")
-    taken = registry.create(weights, say=said.append)
+    taken = registry.create(weights, notify=said.append)
     assert taken.name == "tensorrt" and "auto selected tensorrt/fp16 on NVIDIA H100" in said
     taken.close()
 

@@ -42,7 +42,7 @@ def test_building_ahead_needs_no_gpu(world: World, weights: Weights) -> None:
     world.gpu = None
     world.flavour.name, world.flavour.version = "rtx", "1.7.1"
     said: list[str] = []
-    ahead = EngineProvider(weights, "fp16", world.flavour, targets=("8.6", "8.9"), say=said.append)
+    ahead = EngineProvider(weights, "fp16", world.flavour, targets=("8.6", "8.9"), notify=said.append)
     stored = ahead.obtain(profile_for(weights.spec, (1, 64, 64)))
     assert world.builds[-1].compute_capabilities == ("8.6", "8.9") and stored.key["gpu"] is None
     with pytest.raises(RestortError, match="no usable NVIDIA GPU"):

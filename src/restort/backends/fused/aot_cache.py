@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LIMIT = 8 << 30
 PRECISIONS = ("fp16", "bf16")
 MAKERS = ("torch", "triton")
-Say = Callable[[str], object]
+Notify = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class AotCache:
             os.utime(path)
         return path
 
-    def provide(self, request: AotRequest, say: Say, processes: int | None = None) -> Path:
+    def provide(self, request: AotRequest, notify: Notify, processes: int | None = None) -> Path:
         """Return the file of the package, compiled now by so many processes if it is missing.
 
         Raises RestortError if that fails.
@@ -120,7 +120,7 @@ class AotCache:
                 f"`{request.command}` with the same model in a Python that has both, with the same RESTORT_CACHE, or "
                 "give its file with --aot"
             )
-        say(
+        notify(
             f"compiling the AOT package of {model_of(request.weights)}, {request.precision}, {request.size} "
             "(done once)"
         )

@@ -22,7 +22,7 @@ from restort.kernels.precompile import missing, note, precompile, precompile_cud
 
 Tensor = Any
 Shape = tuple[int, int, int]  # N, H, W
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 FEW = 3  # kernels that this process compiles without the help of others
 _interpreter = threading.Lock()  # Triton's interpreter runs one kernel at a time
@@ -32,7 +32,7 @@ _making = threading.Lock()  # planning takes memory and a capture wants quiet: o
 class Instance:
     """One pass with the check of its output (restort.kernels.finite_check), whose result is in `flags`."""
 
-    def __init__(self, plan: Callable[[], Pass], device: Any, say: Say) -> None:
+    def __init__(self, plan: Callable[[], Pass], device: Any, notify: Notify) -> None:
         self.lock = threading.Lock() if device.type == "cuda" else _interpreter
         self._graph: Any = None
         self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -47,14 +47,14 @@ class Instance:
             self.launches = [*made.launches, finite_check.launch(self.output, self.flags)]
             self.bytes = made.workspace.bytes + 4 * (self.input.numel() + self.output.numel())
             if self.stream is not None:
-                self._prepare(device, say)
+                self._prepare(device, notify)
 
-    def _prepare(self, device: Any, say: Say) -> None:
+    def _prepare(self, device: Any, notify: Notify) -> None:
         """Compile the kernels, run once, and capture the CUDA graph."""
         major, minor = torch.cuda.get_device_capability(device)
         lacking = missing(self.launches, 10 * major + minor)
         if len(lacking) > FEW:
-            say(
+            notify(
                 f"compiling {len(lacking)} kernels for {torch.cuda.get_device_name(device)}; this is done once"
             )
             precompile(list(lacking.values()))

@@ -25,7 +25,7 @@ from restort.utils.integers import cdiv
 from restort.weights.checkpoint import Weights
 
 Tensor = Any
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -60,18 +60,18 @@ class FusedNetwork:
     """A network planned by restort.backends.fused.restormer_planner or .elan_planner."""
 
     def __init__(
-        self, weights: Weights, precision: str, device: Any, count: int, limit: int, say: Say
+        self, weights: Weights, precision: str, device: Any, count: int, limit: int, notify: Notify
     ) -> None:
         self.spec, self._device, self._dtype = weights.spec, device, TYPES[precision]
         self._planner: Any = planner_of(self.spec)
         self._packed: Any = self._planner.pack(weights, self._dtype).to(device)
-        self._say = say
+        self._notify = notify
         self._per_pixel: int | None = None
         self.instances = Instances(self._make, count, limit)
         self._results = HostResults()
 
     def _make(self, shape: Shape) -> Instance:
-        return Instance(lambda: self._plan(shape, self._device), self._device, self._say)
+        return Instance(lambda: self._plan(shape, self._device), self._device, self._notify)
 
     def _plan(self, shape: Shape, device: Any, keep_blocks: bool = False) -> Pass:
         packed = self._packed if device == self._device else self._packed.to(device)
@@ -168,7 +168,7 @@ class FusedNetwork:
 
     def blocks(self, x: Array) -> dict[str, Array]:
         """Return every block's output, float32 (N, C, H, W), from a separate pass that keeps them."""
-        instance = Instance(lambda: self._plan(_shape(x), self._device, True), self._device, self._say)
+        instance = Instance(lambda: self._plan(_shape(x), self._device, True), self._device, self._notify)
         with instance.lock, instance.on_stream(), torch.no_grad():
             instance.input.copy_(torch.from_numpy(x))
             instance.launch()

@@ -38,7 +38,7 @@ class FusedRunner(Runner):
     shapes      graphs of so many shapes are kept; `limit` bounds their bytes (default: half of the device's memory).
     device      for tests: 'cpu' runs the kernels in Triton's interpreter, without graphs.
 
-    Several threads may call one runner, and several runners may exist at once. `say` reports what takes long, `warn`
+    Several threads may call one runner, and several runners may exist at once. `notify` reports what takes long, `warn`
     once that results had to be computed in another precision. Raises RestortError if kernels cannot be compiled,
     OutOfMemory if the device's memory is not enough.
     """
@@ -57,7 +57,7 @@ class FusedRunner(Runner):
     ) -> None:
         self.precision = precision
         self.spec = weights.spec
-        self.say: Callable[[str], None] = _log.info
+        self.notify: Callable[[str], None] = _log.info
         self.warn: Callable[[str], None] = _log.warning
         self._weights: Weights | None = weights
         self._device = torch.device(device or f"cuda:{torch.cuda.current_device()}")
@@ -146,7 +146,7 @@ class FusedRunner(Runner):
                         self._device,
                         self._shapes,
                         self._limit,
-                        lambda line: self.say(line),
+                        lambda line: self.notify(line),
                     )
                 )
             return self._networks[precision]

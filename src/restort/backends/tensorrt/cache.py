@@ -24,7 +24,7 @@ import filelock
 
 from restort.backends.tensorrt import sidecar
 from restort.backends.tensorrt.engine_key import EngineKey, profile_of
-from restort.backends.tensorrt.options import Built, Say, Size
+from restort.backends.tensorrt.options import Built, Notify, Size
 from restort.errors import RestortError, UsageError
 from restort.utils.cache_dir import cache_root, distrusted, slug
 from restort.utils.files import make_folder, write_bytes
@@ -70,19 +70,21 @@ class EngineCache:
         self.folder = folder or cache_root() / "engines"
         self.limit = limit_bytes() if limit is None else limit
 
-    def obtain(self, key: EngineKey, make: Callable[[], Built], say: Say) -> Stored:
+    def obtain(self, key: EngineKey, make: Callable[[], Built], notify: Notify) -> Stored:
         """Return the engine of `key` from the cache, or build it with `make()`, which is called at most once.
 
-        `say` receives why an engine is built, and a line if another process is building it. Raises RestortError where
-        the cache cannot be written, and what `make` raises.
+        `notify` receives why an engine is built, and a line if another process is building it. Raises RestortError
+        where the cache cannot be written, and what `make` raises.
         """
         path = self.folder / key.name
         if (found := self._good(path, key)) is not None:
             return found
-        with self._lock(key.name, lambda: say(_waiting(key))):
+        with self._lock(key.name, lambda: notify(_waiting(key))):
             if (found := self._good(path, key)) is not None:  # another process was faster
                 return found
-            say(f"building the engine of {key.model}, {key.precision}, {key.profile}: {self._why(path, key)}")
+            notify(
+                f"building the engine of {key.model}, {key.precision}, {key.profile}: {self._why(path, key)}"
+            )
             self._remove(path)
             built = make()
             about = built.report | {"key": key.to_json(), "label": key.model}
@@ -112,9 +114,9 @@ class EngineCache:
         with contextlib.suppress(OSError):
             os.utime(sidecar.path_of(stored.path))
 
-    def discard(self, stored: Stored, say: Say, why: str) -> None:
+    def discard(self, stored: Stored, notify: Notify, why: str) -> None:
         """Remove an engine that does not run here, and say why."""
-        say(f"rebuilding the engine {stored.path.name}: {why}")
+        notify(f"rebuilding the engine {stored.path.name}: {why}")
         with self._lock(stored.path.name, lambda: None):
             self._remove(stored.path)
 

@@ -13,7 +13,7 @@ Progress: TypeAlias = Callable[[str, float | None], object]
 """Receives the name of a build's phase and the share of the build that is done, 0 to 1, or None where unknown. An
 exception that it raises ends the build."""
 
-Say: TypeAlias = Callable[[str], object]
+Notify: TypeAlias = Callable[[str], object]
 """Receives one line of text for the user."""
 
 KERNELS = ("tensorrt", "fused")

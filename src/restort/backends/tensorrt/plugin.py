@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from restort.backends.tensorrt.options import Say
+from restort.backends.tensorrt.options import Notify
 from restort.backends.tensorrt.sidecar import sha256
 from restort.errors import RestortError, UsageError
 from restort.utils.cache_dir import cache_root, distrusted
@@ -91,7 +91,7 @@ def sources() -> list[Path]:
     return sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".hpp"))
 
 
-def load(flavour: Flavour, say: Say = lambda line: None) -> None:
+def load(flavour: Flavour, notify: Notify = lambda line: None) -> None:
     """Register the plugin with TensorRT; compile it first if needed.
 
     Raises UsageError for a library or version that the plugin does not support, RestortError where it cannot be
@@ -101,7 +101,7 @@ def load(flavour: Flavour, say: Say = lambda line: None) -> None:
     with _lock:
         if is_registered(flavour):
             return
-        path = library() or _compiled(flavour, say)
+        path = library() or _compiled(flavour, notify)
         try:
             opened = ctypes.CDLL(str(path))
         except OSError as error:
@@ -153,17 +153,17 @@ def _remedy() -> str:
     return f"remove it to compile it again, or name another with {LIBRARY}"
 
 
-def _compiled(flavour: Flavour, say: Say) -> Path:
+def _compiled(flavour: Flavour, notify: Notify) -> Path:
     """Return the library in the cache folder; compile it if it is absent."""
     name = f"restort-pass-{digest()[:16]}-{platform.machine()}-tensorrt-{flavour.version}.so"
     target = cache_root() / "plugins" / name
     if target.is_file():
         if (why := distrusted(target)) is None:
             return target
-        say(f"the plugin {target} is not used: {why}")
+        notify(f"the plugin {target} is not used: {why}")
     command = [*compiler(), *OPTIONS]
     folders = [tensorrt_headers(flavour), cuda_headers()]
-    say(f"compiling the plugin {NAME} for {flavour.title}, once")
+    notify(f"compiling the plugin {NAME} for {flavour.title}, once")
     command += [f"-I{folder}" for folder in folders]
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / name

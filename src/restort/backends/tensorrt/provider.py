@@ -18,7 +18,7 @@ from restort.backends.tensorrt.builder import build, check_options, graph_precis
 from restort.backends.tensorrt.cache import EngineCache, Stored, TimingCache
 from restort.backends.tensorrt.engine_key import EngineKey, aot_digest, graph_digest
 from restort.backends.tensorrt.inspector import unverified_note
-from restort.backends.tensorrt.options import KERNELS, BuildOptions, Built, Profile, Progress, Say, Size
+from restort.backends.tensorrt.options import KERNELS, BuildOptions, Built, Notify, Profile, Progress, Size
 from restort.errors import RestortError, UsageError
 from restort.export.form import TYPED, WEAKLY_TYPED
 from restort.export.typed import typed_graph
@@ -89,8 +89,8 @@ class EngineProvider:
     options     further fields of BuildOptions; with {'kernels': 'fused'} each size has its own engine
     packages    with fused kernels, files of AOT packages that the user named, one a size; default: from the cache, or
                 compiled
-    say         receives a line on what takes long, and why
-    progress    receives a build's phases; default: `say`, every PROGRESS_EVERY_S seconds
+    notify      receives a line on what takes long, and why
+    progress    receives a build's phases; default: `notify`, every PROGRESS_EVERY_S seconds
     """
 
     weights: Weights
@@ -101,7 +101,7 @@ class EngineProvider:
     options: dict[str, Any] = field(default_factory=dict)
     packages: tuple[Path, ...] = ()
     cache: EngineCache = field(default_factory=EngineCache)
-    say: Say = lambda line: None
+    notify: Notify = lambda line: None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -173,15 +173,15 @@ class EngineProvider:
         Raises UsageError where `packages` do not fit it.
         """
         key, packages = self.key(profile), self._named_packages(profile)
-        stored = self.cache.obtain(key, lambda: self._build(profile, packages), self.say)
+        stored = self.cache.obtain(key, lambda: self._build(profile, packages), self.notify)
         if packages and stored.about["aot"]["sha256"] != hashlib.sha256(joined(packages)).hexdigest():
-            self.cache.discard(stored, self.say, "it holds another AOT package, by other compilers")
-            stored = self.cache.obtain(key, lambda: self._build(profile, packages), self.say)
+            self.cache.discard(stored, self.notify, "it holds another AOT package, by other compilers")
+            stored = self.cache.obtain(key, lambda: self._build(profile, packages), self.notify)
         if stored.built:
             about = stored.about
-            self.say(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
+            self.notify(f"built in {about['seconds']:.0f} s: {stored.path} ({stored.bytes / 1e6:.0f} MB)")
             if note := unverified_note(about):
-                self.say(note)
+                self.notify(note)
         return stored
 
     def _named_packages(self, profile: Profile) -> list[Path]:
@@ -204,7 +204,7 @@ class EngineProvider:
         return aot_requests(self.weights, self.precision, profile, self.gpu.compute_capability)
 
     def _build(self, profile: Profile, packages: list[Path]) -> Built:
-        progress = self.progress or report_seldom(self.say)
+        progress = self.progress or report_seldom(self.notify)
         timing_cache = None if self.is_fused else self.timing_cache()
         seen = None if timing_cache is None else timing_cache.read()
         options = BuildOptions(
@@ -234,8 +234,8 @@ class EngineProvider:
     def _build_fused(self, options: BuildOptions, packages: list[Path]) -> Built:
         check_aot_options(self.flavour, options)
         requests = self._aot_requests(options.profile)
-        plugin.load(self.flavour, self.say)  # before minutes of compiling: this fails quickly
-        packages = packages or [AotCache().provide(one, self.say) for one in requests]
+        plugin.load(self.flavour, self.notify)  # before minutes of compiling: this fails quickly
+        packages = packages or [AotCache().provide(one, self.notify) for one in requests]
         return build_aot_engine(self.flavour, self.weights, packages, options)
 
     def timing_cache(self) -> TimingCache | None:
@@ -253,15 +253,15 @@ class EngineProvider:
         return cache_root() / "rtx-kernels" / f"{stored.path.stem}-{machine}.bin"
 
 
-def report_seldom(say: Say, clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Return a Progress that passes a build's phases to `say`, at most every PROGRESS_EVERY_S seconds."""
+def report_seldom(notify: Notify, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Return a Progress that passes a build's phases to `notify`, at most every PROGRESS_EVERY_S seconds."""
     last = clock()
 
     def progress(phase: str, share: float | None) -> None:
         nonlocal last
         if clock() - last >= PROGRESS_EVERY_S:
             last = clock()
-            say(f"still building: {phase}" + ("" if share is None else f", {share:.0%}"))
+            notify(f"still building: {phase}" + ("" if share is None else f", {share:.0%}"))
 
     return progress
 

@@ -54,7 +54,7 @@ class TensorrtRunner(Runner):
                 networks that the library builds well for one size only, every size has its own engine; the last KEPT
                 stay open
 
-    Several threads may call one runner. `say` receives what takes long, `warn` a line if results were computed in
+    Several threads may call one runner. `notify` receives what takes long, `warn` a line if results were computed in
     another precision. Raises RestortError where the library, the GPU or the engine fails, OutOfMemory where the GPU has
     too little memory.
     """
@@ -73,7 +73,7 @@ class TensorrtRunner(Runner):
     ) -> None:
         self.precision = precision
         self.spec = weights.spec
-        self.say: Callable[[str], object] = _log.info
+        self.notify: Callable[[str], object] = _log.info
         self.warn: Callable[[str], object] = _log.warning
         self._weights: Weights | None = weights
         self._profile, self._options = profile, dict(options or {})
@@ -180,7 +180,7 @@ class TensorrtRunner(Runner):
         except EngineRefused as error:
             if stored.built:
                 raise
-            provider.cache.discard(stored, provider.say, str(error))
+            provider.cache.discard(stored, provider.notify, str(error))
         return self._open_engine(provider, get())
 
     def _open_engine(self, provider: EngineProvider, stored: Stored) -> Engine:
@@ -214,7 +214,7 @@ class TensorrtRunner(Runner):
                     self.flavour,
                     keep_fp32=keep,
                     options=options,
-                    say=lambda line: self.say(line),
+                    notify=lambda line: self.notify(line),
                 )
             return self._providers[precision]
 
