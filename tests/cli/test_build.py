@@ -112,7 +112,7 @@ def test_mixed_precision_keeps_what_is_asked_for(
         def choose(self, budget: Any, notify: Any) -> Any:
             asked.append(budget.relative_l2)
             record = {"weights_sha256": loaded.digest, "keep_fp32": ["tail"], "budget": {"relative_l2": 0.5}}
-            return SimpleNamespace(keep_fp32=("tail",), to_json=lambda: record, sentence=lambda: "found it")
+            return SimpleNamespace(keep_fp32=("tail",), to_json=lambda: record, summary=lambda: "found it")
 
     monkeypatch.setattr("restort.profiling.sensitivity.Search", Search)
     monkeypatch.setattr(

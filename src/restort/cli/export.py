@@ -141,9 +141,9 @@ def _graph(
     }
     if not args.quiet:
         on = f"calibrated on {len(names)} pictures" if names else "with the ranges of the training"
-        choice.say(f"{len(quantization.ranges)} layers quantized to {precision}, {on}; the rest is {rest}")
+        choice.notify(f"{len(quantization.ranges)} layers quantized to {precision}, {on}; the rest is {rest}")
         if names and not pictures:
-            choice.say(
+            choice.notify(
                 "the pictures are synthetic; photographs such as yours give better ranges: --calibration FOLDER"
             )
     return emit(weights, rest, opset=args.opset, quantization=quantization), about
