@@ -4,8 +4,8 @@ It is what a user writes without RestoRT: a DataLoader whose workers decode, the
 on a GPU, fp32 on a processor), and Pillow that writes each result before the next picture is computed.
 
 Reads one JSON object from stdin: {"weights", "files": [[source, target], ...], "quality", "seconds"}. Answers with one
-line on stdout: {"files", "megapixels", "seconds", "precision"}. The first file is restored once before the clock
-starts.
+line on stdout: {"files", "megapixels", "seconds", "precision", "device"}. The first file is restored once before the
+clock starts.
 """
 
 from __future__ import annotations
@@ -101,7 +101,14 @@ def _timed(loop: Loop, pictures: Iterator[tuple[str, Any]], seconds: float) -> d
             break
     taken = time.perf_counter() - start
     precision = "fp16" if loop.dtype == torch.float16 else "fp32"
-    return {"files": done, "megapixels": megapixels, "seconds": taken, "precision": precision}
+    device = torch.cuda.get_device_name(loop.device) if loop.device.type == "cuda" else None
+    return {
+        "files": done,
+        "megapixels": megapixels,
+        "seconds": taken,
+        "precision": precision,
+        "device": device,
+    }
 
 
 def main() -> int:

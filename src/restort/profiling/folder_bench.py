@@ -75,6 +75,7 @@ def measure(
             **_shares(summary),
             **_device(model, sizes, summary.seconds),
             **about,
+            **({} if model.device is None else {"device": model.device}),
         }
     peak = peak_rss()
     return record | {"peak_mib": None if peak is None else round(peak / 2**20, 1)}
@@ -108,6 +109,7 @@ def eager_loop(
         written = [job.target for job in jobs if job.target.is_file()]
         sizes = {"output_bytes": sum(path.stat().st_size for path in written)}
     record = _record(model, folder, suffix, workload) | {"backend": EAGER, **about}
+    record |= {"device": answer["device"]} if answer.get("device") else {}
     if "error" in answer:
         return record | {"precision": None, **_rates(0, 0.0, 0.0), "error": answer["error"]}
     rates = _rates(answer["files"], answer["megapixels"], answer["seconds"])

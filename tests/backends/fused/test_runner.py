@@ -35,6 +35,27 @@ def test_the_runner_in_the_interpreter() -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
+def test_the_first_picture_does_not_wait_for_the_compiler_of_pytorch() -> None:
+    """Planning for the estimate of memory once imported SymPy and torch._dynamo: 5 s before the first picture."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    program = (
+        "import sys; from restort.weights.checkpoint import load_weights; from pathlib import Path; import restort\n"
+        "from restort.backends.fused.runner import FusedRunner\n"
+        "shipped = Path(restort.__file__).parent / 'weights/shipped/restormer-small-photo.safetensors'\n"
+        "print(FusedRunner(load_weights(shipped), device='cpu').tile_memory()[1] > 100)\n"
+        "print({'sympy', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.split() == ["True", "set()"], done.stdout + done.stderr[-2000:]
+
+
 BUILD = {"version": "2.11.0+cu130", "cuda": "13.0", "hip": None}
 
 

@@ -16,6 +16,7 @@ from restort.backends.fused.architectures import planner_of
 from restort.backends.fused.forward_pass import Pass
 from restort.backends.fused.instances import Instance, Instances, Shape
 from restort.backends.fused.pixels import HostResults, on_device, padded_shape, to_pixels, to_planes
+from restort.kernels.gpu_target import gpu_target, planning_for
 from restort.models.block_names import block_channels, block_names
 from restort.models.memory_estimate import bytes_per_pixel
 from restort.models.spec import Spec
@@ -74,7 +75,8 @@ class FusedNetwork:
         return Instance(lambda: self._plan(shape, self._device), self._device, self._notify)
 
     def _plan(self, shape: Shape, device: Any, keep_blocks: bool = False) -> Pass:
-        packed = self._packed if device == self._device else self._packed.to(device)
+        # 'meta' needs no weights there: to arrange them on it, PyTorch would import SymPy and its compiler, 5 s
+        packed = self._packed if device.type in (self._device.type, "meta") else self._packed.to(device)
         made: Pass = self._planner.plan(
             packed, self.spec, *shape, self._dtype, device, keep_blocks=keep_blocks
         )
@@ -181,7 +183,8 @@ class FusedNetwork:
     def bytes_per_pixel(self) -> int:
         if self._per_pixel is None:
             side = 512  # large enough that what does not grow with the picture hardly counts
-            made = self._plan((1, side, side), torch.device("meta"))
+            with planning_for(*gpu_target(self._device)):
+                made = self._plan((1, side, side), torch.device("meta"))
             ends = 4 * (made.input.numel() + made.output.numel())
             self._per_pixel = cdiv(made.workspace.bytes + ends, side**2)
         return self._per_pixel
