@@ -26,7 +26,7 @@ SHIPPED_RANGE = 255.0  # values inside of a shipped ELAN, as published ones have
 
 
 def rescale(state: dict[str, Tensor], spec: ElanSpec, target: float = SHIPPED_RANGE) -> dict[str, Tensor]:
-    """The same ELAN for values in [0, target] instead of [0, spec.rgb_range].
+    """Rescale an ELAN to values in [0, target] instead of [0, spec.rgb_range].
 
     Only the two ends change: between them everything stays as it is, biases and statistics included.
     """

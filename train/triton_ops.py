@@ -331,5 +331,5 @@ _window_attention.register_autograd(_attention_grad, setup_context=_attention_se
 
 
 def window_attention(q: Tensor, v: Tensor, size: int, rolled: bool) -> Tensor:
-    """The same function as restort.models.elan.window_attention, and its gradients, in one kernel each."""
+    """Compute restort.models.elan.window_attention, forward and backward, in one kernel each."""
     return _window_attention(q, v, size, rolled)[0]

@@ -172,7 +172,7 @@ _NO_MEMORY = (
 
 
 def wants_memory(error: Exception) -> bool:
-    """Whether a library failed for lack of memory."""
+    """Return whether a library failed for lack of memory."""
     text = one_line(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
 

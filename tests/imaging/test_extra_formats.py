@@ -1,4 +1,4 @@
-"""HEIC, JPEG XL and camera raw: pixels, depth, orientation and metadata; what is told without the extra."""
+"""HEIC, JPEG XL and camera raw: pixels, depth, orientation and metadata; the message without the extra."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ BACKENDS = {
 
 
 def installed(name: str) -> bool:
-    """Whether the library of a backend can be found; it is not imported."""
+    """Return whether the library of a backend can be found; it is not imported."""
     return importlib.util.find_spec(_library(name)) is not None
 
 

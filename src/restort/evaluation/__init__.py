@@ -1,1 +1,1 @@
-"""Quality of pictures on test sets."""
+"""Quality of restored pictures, measured on test sets."""

@@ -1,4 +1,4 @@
-"""Blur kernels from files, and blurring with them."""
+"""Read blur kernels from files and blur pictures with them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Centre: TypeAlias = Literal["stored", "box", "centroid"]
 
 
 def read_kernels(path: Path, centre: Centre = "centroid") -> list[Float64]:
-    """The blur kernels of a file, each scaled to sum 1, all in arrays (k, k) of one odd size.
+    """Return the blur kernels of a file: float64 arrays (k, k) of one odd size, each scaled to sum 1.
 
-    Reads MATLAB files of either kind (from 7.3 on they are HDF5) that hold a cell array of kernels or single
-    matrices, and NumPy's .npy (k, k) or (n, k, k) and .npz. Smaller kernels get zeros around.
+    Formats: MATLAB files of both kinds (HDF5 from 7.3 on) with a cell array of kernels or single matrices; NumPy's .npy
+    of shape (k, k) or (n, k, k), and .npz. Smaller kernels are padded with zeros.
 
     centre   which point of a kernel stays in place when it blurs: the middle of the array as "stored", the
              middle of the "box" around all above 5 % of the peak, or the "centroid"; to whole pixels.
@@ -83,7 +83,7 @@ def _checked(path: Path, number: int, kernel: NDArray[Any]) -> Float64:
 
 
 def _centred(kernel: Float64, centre: Centre) -> Float64:
-    """The kernel in a square odd array in whose middle the chosen point lies."""
+    """Return the kernel in a square array of odd size, with the chosen point in the middle."""
     if centre == "stored":
         middle = [n // 2 for n in kernel.shape]
     elif centre == "box":
@@ -107,10 +107,10 @@ def _same_size(kernels: list[Float64]) -> list[Float64]:
 
 
 def blur(image: NDArray[Any], kernel: Float64) -> Float64:
-    """`image` (H, W, C) convolved with `kernel` (k, k), odd, where the kernel fits inside: k - 1 smaller each
-    way.
+    """Convolve `image` (H, W, C) with `kernel` (k, k), k odd; return (H - k + 1, W - k + 1, C), without borders.
 
-    A true convolution: the kernel is what a point becomes. Pixel (0, 0) lies over pixel (k // 2, k // 2).
+    This is a convolution, not a correlation: a point becomes the kernel. Pixel (0, 0) of the result lies over pixel
+    (k // 2, k // 2) of the image.
     """
     signal = need("scipy.signal", "blurring")
     if min(image.shape[:2]) < len(kernel):

@@ -1,25 +1,25 @@
-"""Test sets: which pictures a folder holds, and how the input of a network is made of each.
+"""Test sets: the pictures of a folder, and the network inputs made of them.
 
-Layouts, the first that fits:
+Layouts; the first that fits is taken:
 
     HR/ and LR_bicubic/X2, X3, X4   super-resolution as published: NAME.png beside NAMEx2.png (or NAME.png)
     *_real.* beside *_mean.*        pairs of a real noisy photograph and its reference
     input/ beside target/           pairs of one name
-    pictures (or HR/ alone)         clean: the input is made of them, by the task
+    pictures (or HR/ alone)         clean pictures, from which the task's inputs are made
 
-What is made of clean pictures (8 bit, values in [0, 255]):
+Inputs made of clean pictures (8 bit, values in [0, 255]), by task:
 
-    upscale   cropped to multiples of the scale, made smaller as MATLAB's imresize does, 8 bit
-    denoise   plus sigma * n, n standard normal (or plus noise whose variance depends on the brightness); float,
-              neither clipped nor rounded, unless 8 bits are asked for
-    deblur    convolved with a kernel where it lies inside the picture (so no border is invented; the reference
-              is cropped alike), plus noise as above; the kernel is first moved by whole pixels until its
-              centroid lies in the middle, since nobody can tell from a blurred picture where the origin was
+    upscale   cropped to multiples of the scale, reduced as MATLAB's imresize does, 8 bit
+    denoise   plus sigma * n with n standard normal, or plus noise whose variance depends on the brightness; float,
+              neither clipped nor rounded, or 8 bit with `eight_bit`
+    deblur    convolved with a kernel where the kernel lies inside the picture (the reference is cropped alike), plus
+              noise as above. The kernel is first moved by whole pixels until its centroid lies in the middle, because
+              a blurred picture does not show where the origin was
 
 Inputs of every kind may then be compressed as JPEG, which rounds them to 8 bits first.
 
 The noise n of picture number i (from 0, in order of the names, whatever --limit says) is
-numpy.random.Generator(numpy.random.PCG64([seed, i])).standard_normal((H, W, C)): the same for every condition.
+numpy.random.Generator(numpy.random.PCG64([seed, i])).standard_normal((H, W, C)), equal for all conditions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Make: TypeAlias = Callable[[int, Uint8], tuple[Array, Uint8]]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 TASKS = ("upscale", "denoise", "deblur", "derain", "defocus")
 UNDAMAGED = "undamaged"  # the condition of pictures without noise
-SIGMAS = (15.0, 25.0, 50.0)  # of the noise, where nothing else is asked for
+SIGMAS = (15.0, 25.0, 50.0)  # default standard deviations of the noise, of 255
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def open_dataset(
     limit: int | None = None,
     crop: int | None = None,
 ) -> Dataset:
-    """Open the test set in `folder` for `task`; reads only names and blur kernels.
+    """Open the test set in `folder` for `task`; read only names and blur kernels.
 
     scale      of the network, for upscale.
-    channels   1 makes colour pictures gray (BT.601, 8 bit) before anything else, 3 repeats gray ones.
+    channels   1 converts colour pictures to gray (BT.601, 8 bit) first; 3 repeats gray pictures.
     sigmas     of the noise for denoise, on the scale of [0, 255]: one condition each. None: SIGMAS, or no noise where
-               `poisson_gauss` or `jpeg` says what is wrong with the pictures.
+               `poisson_gauss` or `jpeg` is given.
     poisson_gauss   noise for denoise whose variance grows with the brightness: one condition each.
     eight_bit  noisy inputs are clipped and rounded to 8 bits, as a file would hold them.
     jpeg       every input is compressed: each condition once for each of these settings.
@@ -146,7 +146,7 @@ def open_dataset(
 
 
 def _compressed(data: Dataset, jpeg: Sequence[Jpeg]) -> Dataset:
-    """`data` with every input compressed: all cases once for each setting of `jpeg`."""
+    """Return `data` with every input compressed: all cases once for each setting of `jpeg`."""
 
     def loader(case: Case, setting: Jpeg) -> Callable[[], tuple[Array, Uint8]]:
         def load() -> tuple[Array, Uint8]:
@@ -180,7 +180,7 @@ class _Sources:
         return read_8_bit(path, self.channels)
 
     def middle(self, image: Uint8, factor: int = 1) -> Uint8:
-        """The crop asked for, of a picture that is `factor` times as large as the input."""
+        """Crop a picture, `factor` times as large as the input, to the middle `crop` pixels of the input."""
         if self.crop is None:
             return image
         sides = [min(n // factor, self.crop) for n in image.shape[:2]]
@@ -199,7 +199,7 @@ class _Sources:
         return load
 
     def cases(self, condition: str, make: Make) -> list[Case]:
-        """A case of every clean picture, `make(index, clean)` -> (degraded, reference)."""
+        """Return a case of every clean picture, where `make(index, clean)` gives (degraded, reference)."""
 
         def loader(index: int, path: Path) -> Callable[[], tuple[Array, Uint8]]:
             return lambda: make(index, self.middle(self.read(path)))
@@ -286,7 +286,7 @@ def _whole(image: Uint8, path: Path, scale: int) -> Uint8:
 
 
 def _beside(folder: Path, stem: str, like: Path) -> Path | None:
-    """The file `stem`.* in `folder`, of the same suffix if there are several."""
+    """Return the file `stem`.* in `folder`, the one with the suffix of `like` if there are several."""
     names = [like.suffix, *SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
     return next(
         (folder / f"{stem}{suffix}" for suffix in names if (folder / f"{stem}{suffix}").is_file()), None
@@ -294,7 +294,7 @@ def _beside(folder: Path, stem: str, like: Path) -> Path | None:
 
 
 def _pairs(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(name, degraded, clean) of a folder of pairs; nothing where it is none."""
+    """Return (name, degraded, clean) of every pair in a folder; [] for a folder without pairs."""
     if (folder / "input").is_dir() and (folder / "target").is_dir():
         found = []
         for path in pictures(folder / "input"):

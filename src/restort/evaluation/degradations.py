@@ -1,4 +1,4 @@
-"""What spoils the pictures of a test set: noise and JPEG compression, with the names that conditions get of them."""
+"""Degradations of test pictures: noise and JPEG compression. `str()` of each names its condition."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class Noise(Protocol):
     """Noise of one kind and strength; `str()` names it."""
 
     def add(self, image: Uint8, normal: Callable[[tuple[int, ...]], NDArray[np.float64]]) -> Array:
-        """`image` (H, W, C) with noise, float64 on the scale of [0, 255], neither clipped nor rounded; `normal(shape)`
-        draws standard normal numbers."""
+        """Return `image` (H, W, C) with noise: float64 on the scale of [0, 255], neither clipped nor rounded.
+
+        normal(shape) draws standard normal numbers.
+        """
         ...
 
 
@@ -50,7 +52,7 @@ class PoissonGaussNoise:
 
     a   variance per unit of brightness: the shot noise
     b   variance at black: the read noise
-    Both parts are drawn as one normal distribution, which the sum of a few dozen photons is already close to.
+    Both parts are drawn as one normal distribution; the sum of a few dozen photons is already close to normal.
     """
 
     a: float
@@ -64,7 +66,7 @@ class PoissonGaussNoise:
 
     @staticmethod
     def parse(text: str) -> PoissonGaussNoise:
-        """From 'A,B', such as '0.01,0.0004'."""
+        """Parse 'A,B', such as '0.01,0.0004'."""
         try:
             a, b = (float(part) for part in text.split(","))
         except ValueError:
@@ -96,7 +98,7 @@ class Jpeg:
 
     @staticmethod
     def parse(text: str) -> Jpeg:
-        """From 'QUALITY' or 'QUALITY:SUBSAMPLING', such as '75' or '95:4:4:4'."""
+        """Parse 'QUALITY' or 'QUALITY:SUBSAMPLING', such as '75' or '95:4:4:4'."""
         quality, _, subsampling = text.partition(":")
         if not quality.isdecimal():
             raise UsageError(f"{text!r} is no JPEG setting; give a quality, such as 75 or 75:4:4:4")
@@ -106,7 +108,7 @@ class Jpeg:
         return f"jpeg {self.quality} {self.subsampling}"
 
     def apply(self, image: Array) -> Uint8:
-        """`image` (H, W, 1 or 3) on the scale of [0, 255], rounded to 8 bits, compressed and read again."""
+        """Round `image` (H, W, 1 or 3) on the scale of [0, 255] to 8 bits, compress and decode it; return uint8."""
         from PIL import Image
 
         pixels = to_8_bit(image)
@@ -120,5 +122,5 @@ class Jpeg:
 
 
 def to_8_bit(image: Array) -> Uint8:
-    """Values on the scale of [0, 255], rounded to the nearest (ties to even) and clipped."""
+    """Round values on the scale of [0, 255] to the nearest integer (ties to even) and clip them; return uint8."""
     return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)

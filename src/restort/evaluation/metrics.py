@@ -1,7 +1,7 @@
-"""How near a picture is to its reference: PSNR and SSIM, as the tables of the field compute them.
+"""PSNR and SSIM of a picture against its reference, computed as in the published tables.
 
-Pictures are arrays (H, W) or (H, W, C) of numbers on one scale, whose white is `peak`. Everything is computed
-in float64. Nothing is rounded here: who scores 8-bit results rounds first (restort.evaluation.scoring does).
+Pictures are arrays (H, W) or (H, W, C) of numbers on one scale, whose white is `peak`. All arithmetic is float64.
+Nothing is rounded here: restort.evaluation.scoring rounds results to 8 bits before it scores them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WINDOW /= _WINDOW.sum()  # (11,): SSIM's window along one axis
 
 
 def rgb_to_y(image: Array) -> NDArray[np.float64]:
-    """Luma (H, W) in [16, 235] of an RGB picture (H, W, 3) in [0, 255]: ITU-R BT.601 as MATLAB's rgb2ycbcr.
+    """Return the luma (H, W) in [16, 235] of an RGB picture (H, W, 3) in [0, 255]: ITU-R BT.601 as MATLAB's rgb2ycbcr.
 
     Not rounded. A picture of one channel is taken as RGB with three equal channels.
     """
@@ -40,7 +40,7 @@ def rgb_to_y(image: Array) -> NDArray[np.float64]:
 
 
 def psnr(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels and channels; infinity where nothing differs.
+    """Return the peak signal-to-noise ratio in dB over all pixels and channels; infinity for equal pictures.
 
     `border` pixels are left out on every side.
     """
@@ -50,12 +50,12 @@ def psnr(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
 
 
 def psnr_y(a: Array, b: Array, *, border: int = 0) -> float:
-    """PSNR in dB of the luma of two RGB pictures in [0, 255] (peak 255, as every super-resolution table)."""
+    """Return the PSNR in dB of the luma of two RGB pictures in [0, 255]; peak 255, as in super-resolution tables."""
     return psnr(rgb_to_y(a), rgb_to_y(b), border=border)
 
 
 def ssim(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
-    """Structural similarity, at most 1: the Gaussian-window form of Wang et al., IEEE TIP 13, 2004.
+    """Return the structural similarity, at most 1: the Gaussian-window form of Wang et al., IEEE TIP 13, 2004.
 
     Over all windows of 11 x 11 pixels that lie inside the picture, with population covariances; channels count alike.
     Raises RestortError for pictures smaller than the window.
@@ -71,7 +71,7 @@ def ssim(a: Array, b: Array, *, peak: float = 255.0, border: int = 0) -> float:
 
 
 def _ssim_plane(x: NDArray[np.float64], y: NDArray[np.float64], peak: float) -> float:
-    """Of one channel: equation 13 of the paper, averaged over the windows."""
+    """Return the SSIM of one channel: equation 13 of the paper, averaged over the windows."""
     mean_x, mean_y = _windowed(x), _windowed(y)
     variances = _windowed(x * x) + _windowed(y * y) - mean_x**2 - mean_y**2
     covariance = _windowed(x * y) - mean_x * mean_y
@@ -81,24 +81,23 @@ def _ssim_plane(x: NDArray[np.float64], y: NDArray[np.float64], peak: float) -> 
 
 
 def _windowed(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(H, W) -> (H - 10, W - 10): the weighted mean of every window."""
+    """Return the weighted mean of every window: (H, W) -> (H - 10, W - 10)."""
     rows, columns = (n - len(_WINDOW) + 1 for n in x.shape)
     x = sum(w * x[i : i + rows] for i, w in enumerate(_WINDOW))
     return np.asarray(sum(w * x[:, i : i + columns] for i, w in enumerate(_WINDOW)))
 
 
 def ssim_y(a: Array, b: Array, *, border: int = 0) -> float:
-    """SSIM of the luma of two RGB pictures in [0, 255] (peak 255)."""
+    """Return the SSIM of the luma of two RGB pictures in [0, 255]; peak 255."""
     return ssim(rgb_to_y(a), rgb_to_y(b), border=border)
 
 
 def align(image: Array, reference: Array, *, reach: float = 6.0) -> tuple[Array, tuple[float, float]]:
-    """`image`, moved as a whole onto `reference`, and the (rows, columns) it was moved by, to 1/20 pixel.
+    """Translate `image` onto `reference`; return it and the translation (rows, columns), to 1/20 pixel.
 
-    A blind deblurring cannot know where a kernel's origin lay, so its result may be moved; the field's answer
-    is to compare after the best translation (Levin et al., CVPR 2009; Köhler et al., ECCV 2012). The move
-    maximises the cross-correlation of the luma, and is made by cubic splines. Where more than `reach` pixels
-    come out, the picture is returned as it is.
+    Blind deblurring cannot know where a kernel's origin lay, so its result may be shifted. Published comparisons
+    therefore score it after the best translation (Levin et al., CVPR 2009; Köhler et al., ECCV 2012): the maximum of
+    the luma's cross-correlation, applied by cubic splines. A translation above `reach` pixels is not applied.
     """
     registration = need("skimage.registration", "aligning pictures")
     ndimage = need("scipy.ndimage", "aligning pictures")

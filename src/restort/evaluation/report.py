@@ -1,4 +1,4 @@
-"""The result of an evaluation: numbers of every picture, averages, and exactly what they mean."""
+"""The report of an evaluation: scores of every picture, averages, and the definition of each number."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One picture under one condition. PSNR in dB; what was not measured is None.
+    """Scores of one picture under one condition; PSNR in dB, None where a number was not measured.
 
     psnr_input        of the degraded input (for upscale, of its bicubic enlargement)
     psnr_aligned      for deblur: after the best translation of the result onto the reference
-    seconds           the network alone
+    seconds           of the network alone
     """
 
     name: str
@@ -68,7 +68,7 @@ class Report:
     command: list[str] = field(default_factory=lambda: [*sys.argv])
 
     def averages(self) -> list[Average]:
-        """One per condition, in order, and "all" where there are several."""
+        """Return the averages of every condition, in order, and of "all" where there are several."""
         names = list(dict.fromkeys(row.condition for row in self.rows))
         means = [_mean(name, [row for row in self.rows if row.condition == name]) for name in names]
         return means if len(means) < 2 else [*means, _mean("all", self.rows)]
@@ -96,7 +96,7 @@ class Report:
         write_bytes(Path(path), text.encode(), overwrite=overwrite)
 
     def table(self, *, pictures: bool = True) -> str:
-        """Text: a line per picture (unless `pictures` is False) and one per average."""
+        """Return text: a line per picture (unless `pictures` is False) and a line per average."""
         aligned = any(row.psnr_aligned is not None for row in self.rows)
         base = "bicubic" if self.task == "upscale" else "input"
         heads = ["", "condition", "PSNR", "SSIM", base, "gain"] + (

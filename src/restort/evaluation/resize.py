@@ -1,10 +1,10 @@
-"""Bicubic resizing as MATLAB's `imresize` does it: what "bicubic" means in every super-resolution table.
+"""Bicubic resizing as in MATLAB's `imresize`, the "bicubic" of super-resolution tables.
 
 The kernel is Keys' cubic convolution with a = -0.5 (R. Keys, "Cubic convolution interpolation for digital
 image processing", IEEE TASSP 29, 1981, equation 15). Where the picture shrinks, the kernel is widened by the
-factor and so low-passes first (antialiasing). The border repeats by half-sample symmetry. Everything is a
-product of the picture with one small dense matrix per axis, in float64, which the 8-bit low-resolution images
-of Set5, Set14 and BSD100 are met with to the bit.
+factor and so low-passes first (antialiasing). The border repeats by half-sample symmetry. Each axis is a
+product with one small dense matrix in float64. The 8-bit low-resolution images of Set5, Set14 and BSD100 are
+reproduced to the bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from restort.errors import UsageError
 
 
 def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic kernel with a = -0.5, zero beyond |x| = 2."""
+    """Return Keys' cubic kernel at x, with a = -0.5; zero beyond |x| = 2."""
     a = np.abs(x)
     near = (1.5 * a - 2.5) * a * a + 1.0
     far = ((-0.5 * a + 2.5) * a - 4.0) * a + 2.0
@@ -29,7 +29,9 @@ def cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def resize_matrix(length: int, scale: float) -> NDArray[np.float64]:
-    """The matrix [ceil(length * scale), length] that resizes one axis; its rows sum to 1. Do not write to it.
+    """Return the matrix (ceil(length * scale), length) that resizes one axis; its rows sum to 1.
+
+    The matrix is cached: do not write to it.
 
     `scale` above 1 enlarges, below 1 shrinks (1 / 4 makes a quarter).
     """
@@ -55,12 +57,12 @@ def _top(dtype: np.dtype[Any]) -> int:
 
 
 def imresize(image: NDArray[np.generic], scale: float) -> NDArray[np.generic]:
-    """A picture resized by `scale` on both axes, bicubic, antialiased where it shrinks.
+    """Resize a picture by `scale` on both axes, bicubic, antialiased where it shrinks.
 
-    `image` is H x W or H x W x C. Integer pixels (uint8, uint16) come back in their own type, rounded half up
-    and clipped after the rows and again after the columns, as MATLAB does; floats of any range come back as
-    float64 (float32 stays float32), neither rounded nor clipped. The result is ceil(H * scale) x ceil(W *
-    scale).
+    image     (H, W) or (H, W, C)
+    returns   (ceil(H * scale), ceil(W * scale)[, C]). uint8 and uint16 keep their type, rounded half up and clipped
+              after the rows and again after the columns, as in MATLAB. Floats of any range are neither rounded nor
+              clipped: float32 stays float32, others become float64.
     """
     if image.ndim not in (2, 3):
         raise UsageError(f"imresize takes a picture of 2 or 3 axes, not one of {image.ndim}")

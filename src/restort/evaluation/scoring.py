@@ -1,11 +1,11 @@
-"""A model on a test set: PSNR and SSIM of every picture, by the conventions of the published tables.
+"""Score a model on a test set: PSNR and SSIM of every picture, by the conventions of the published tables.
 
-What is scored is what a user would get as an 8-bit file: the result clipped to [0, 1] and rounded to 8 bits.
+The scored result is what an 8-bit file would hold: clipped to [0, 1] and rounded to 8 bits.
 
     upscale    on the luma (BT.601, 16..235), a border of `scale` pixels left out
     others     on all channels, whole picture
 
-So ELAN's and Restormer's own tables are met to 0.01 dB by their weights.
+The published weights of ELAN and Restormer reproduce the papers' tables to 0.01 dB.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def evaluate(
     """Score `model` on the test set in the folder `dataset` (layouts: restort.evaluation.datasets).
 
     model      a Model, or any function from float32 (H, W, C), nominally in [0, 1] (noise is not clipped), to
-               float32 (H * scale, W * scale, C). A Model tells its own task, scale and channels.
-    task       'upscale', 'denoise', 'deblur', 'derain' or 'defocus'; must be given where the model knows none.
+               float32 (H * scale, W * scale, C). A Model knows its task, scale and channels.
+    task       'upscale', 'denoise', 'deblur', 'derain' or 'defocus'; required where the model knows none.
     sigmas, poisson_gauss, eight_bit, jpeg, kernels, kernel_centre, noise, seed, limit, crop   as open_dataset takes
                them.
     ssim       False leaves SSIM out.
@@ -113,7 +113,7 @@ def evaluate(
 
 
 def _restore_with(model: Model) -> Restore:
-    """The bare network (tiles and padding included): `model(image)` would clip the noise of its input."""
+    """Return a function of the network with tiles and padding: `model(image)` would clip the noise of its input."""
 
     def restore(image: Float32) -> Float32:
         result = model.run(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))

@@ -79,7 +79,7 @@ def _seal(data: bytes) -> bytes:
 
 
 def _is_whole(path: Path, digest: str) -> bool:
-    """Whether `path` holds the unchanged graph of these weights, and nobody else can have written it."""
+    """Return whether `path` holds the unchanged graph of these weights, and nobody else can have written it."""
     try:
         data = path.read_bytes()
     except OSError:

@@ -43,7 +43,7 @@ def _halve(x: Array) -> Array:
 
 
 def is_constant(alpha: Array) -> bool:
-    """Whether all pixels are equally opaque."""
+    """Return whether all pixels are equally opaque."""
     return bool((alpha == alpha.flat[0]).all())
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 ANIMATED = ("gif", "png", "webp")
-"""Formats of which all frames are read."""
+"""Formats whose frames are all read."""
 MAX_FRAMES = 4_000
 """libwebp's time to list frames grows with the square of their number: 0.2 s here, 23 s for 60,000."""
 

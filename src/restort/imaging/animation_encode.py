@@ -37,7 +37,7 @@ class _Frame:
 
 
 def holds_frames(path: Path) -> bool:
-    """Whether the format of the suffix holds all frames of an animation."""
+    """Return whether the format of the suffix holds all frames of an animation."""
     return check_output(path) in _HOLDING
 
 

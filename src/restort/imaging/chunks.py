@@ -155,7 +155,7 @@ def jpeg_segments(data: bytes) -> Iterator[Chunk]:
 
 
 def lacks_jpeg_end(data: bytes) -> bool:
-    """Whether a baseline JPEG file has no end marker; a progressive one may lack whole scans."""
+    """Return whether a baseline JPEG file has no end marker; a progressive one may lack whole scans."""
     segments = list(jpeg_segments(data))
     scan = data.find(
         b"\xff\xda", 2 + sum(4 + len(body) for _, body in segments)

@@ -63,7 +63,7 @@ def repaired_profile(icc: bytes) -> bytes | None:
 
 
 def is_srgb(icc: bytes) -> bool:
-    """Whether the profile names itself sRGB (as ASCII or as UTF-16 text)."""
+    """Return whether the profile names itself sRGB (as ASCII or as UTF-16 text)."""
     return b"sRGB" in icc or "sRGB".encode("utf-16-be") in icc
 
 

@@ -380,7 +380,7 @@ def _lab(image: Any) -> Any:
 
 
 def _is_gray_avif(data: bytes) -> bool:
-    """Whether all AV1 streams of the file, the picture and its alpha, have brightness alone."""
+    """Return whether all AV1 streams of the file, the picture and its alpha, have brightness alone."""
     place, flags = data.find(b"av1C"), []
     while place >= 0 and place + 7 <= len(data):
         flags.append(data[place + 6] & 0x10)

@@ -38,7 +38,7 @@ class Decoded:
 
 
 def installed(name: str) -> bool:
-    """Whether the library of a format is installed."""
+    """Return whether the library of a format is installed."""
     return importlib.util.find_spec(MODULES[name]) is not None
 
 

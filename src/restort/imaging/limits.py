@@ -40,5 +40,5 @@ def check_memory(what: str, needed: int) -> None:
 
 
 def gif_can_hold(size: int, width: int, height: int) -> bool:
-    """Whether a GIF file of `size` bytes can hold so many pixels. Those of a cut or hostile file can be many more."""
+    """Return whether a GIF file of `size` bytes can hold so many pixels. A cut or hostile file may claim many more."""
     return width * height <= _FREE_PIXELS + _GIF_PIXELS_PER_BYTE * size

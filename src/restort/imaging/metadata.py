@@ -100,7 +100,7 @@ def _patched(block: bytearray, base: int, place: int, order: str, numbers: dict[
 
 
 def is_adobe_rgb(exif: bytes) -> bool:
-    """Whether an EXIF block marks Adobe RGB: interoperability R03 (DCF) or, out of standard, colour space 2."""
+    """Return whether an EXIF block marks Adobe RGB: interoperability R03 (DCF) or, out of standard, colour space 2."""
     found = read_directory(exif.removeprefix(b"Exif\0\0"))
     inner = None if found is None else found[1].children.get(EXIF_IFD)
     if found is None or inner is None:
@@ -112,7 +112,7 @@ def is_adobe_rgb(exif: bytes) -> bool:
 
 
 def exif_has_resolution(exif: bytes) -> bool:
-    """Whether the first directory of an EXIF block gives a resolution."""
+    """Return whether the first directory of an EXIF block gives a resolution."""
     found = read_directory(exif.removeprefix(b"Exif\0\0"))
     return found is not None and X_RESOLUTION in found[1].values
 
@@ -123,7 +123,7 @@ def upright_xmp(xmp: bytes) -> bytes:
 
 
 def has_gain_map(xmp: bytes) -> bool:
-    """Whether the XMP packet describes an HDR gain map that lies behind the picture."""
+    """Return whether the XMP packet describes an HDR gain map that lies behind the picture."""
     return _GAIN_MAP in xmp
 
 

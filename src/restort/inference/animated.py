@@ -1,4 +1,4 @@
-"""An animation through a model, frame by frame."""
+"""Restore an animation frame by frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Restore: TypeAlias = Callable[[Picture, "Progress | None"], tuple[Picture, str]]
 
 
 class RestoredFrames:
-    """The restored frames, computed one at a time as they are asked for.
+    """Iterate over the restored frames; each is computed when it is requested.
 
     last   the newest frame, and 'whole', 'exact' or the 'WIDTHxHEIGHT' of its tiles
     """
@@ -32,15 +32,13 @@ class RestoredFrames:
         before: Picture | None = None
         for index, (pixels, alpha) in enumerate(self.animation.frames()):
             frame = dataclasses.replace(self.picture, pixels=pixels, alpha=alpha)
-            if before is None or not _same_pixels(
-                before, frame
-            ):  # pictures that stand still are computed once
+            if before is None or not _same_pixels(before, frame):  # repeated frames are computed once
                 self.last = self.restore(frame, self._counted(index))
             before = frame
             yield self.last[0]
 
     def _counted(self, index: int) -> Progress | None:
-        """Progress through all frames, from that through the tiles of frame `index`."""
+        """Return the progress callback for the tiles of frame `index`, which reports progress through all frames."""
         progress, count = self.progress, len(self.animation)
         return progress and (lambda done, total: progress(index * total + done, count * total))
 

@@ -54,16 +54,16 @@ def restore(
     scale: int | None = None,
     **options: Any,
 ) -> Array | Image | Restored:
-    """Restore one image: an array into an array, a PIL.Image into one, or a file into a file.
+    """Restore one image: an array to an array, a PIL.Image to a PIL.Image, or a file to a file.
 
     image     an array or PIL.Image as `Model.__call__` takes it, or the path of a picture
-    target    where the picture goes, for a path; an existing file is replaced only with `overwrite=True`
+    target    the file to write, where `image` is a path; an existing file is replaced only with `overwrite=True`
     model     a name of the catalogue, a file of weights, or a Model; for more than one image `load` it once
     scale     without a model: enlarge 2, 3 or 4 times, by the weights that suit the damage of the image
-    options   those of `load` (backend, precision, tile, overlap, strength, threads, offline, say), and for files those
-              of `Model.restore_file` (overwrite, quality, max_pixels)
+    options   of `load` (backend, precision, tile, overlap, strength, threads, offline, notify), and for files of
+              `Model.restore_file` (overwrite, quality, max_pixels)
 
-    Raises RestortError with one sentence for everything that cannot be done.
+    Raises RestortError, one sentence, for every failure; UsageError for wrong arguments.
     """
     unknown = options.keys() - _LOAD_OPTIONS - _FILE_OPTIONS
     if unknown:
@@ -109,7 +109,7 @@ def _restore(
 
 
 def _suited(image: Array | Image | str | Path, scale: int | None) -> str:
-    """The name of the weights that enlarge this image best."""
+    """Return the name of the weights for this image: those for damaged pictures where damage is found."""
     from restort.imaging.picture import Picture
     from restort.inference.damage import damage_of
     from restort.weights.catalogue import default_for, default_for_damaged

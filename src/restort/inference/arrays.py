@@ -1,4 +1,4 @@
-"""NumPy images of every kind: from the array that `Model.__call__` gets to the one that it returns."""
+"""Restore NumPy arrays: from the argument of `Model.__call__` to its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 
 class Restorer(Protocol):
-    """The part of restort.inference.model.Model that arrays need."""
+    """The methods of restort.inference.model.Model that this module uses."""
 
     name: str
     strength: float

@@ -1,9 +1,9 @@
-"""Which files a run has in hand, so that a file that kills its run is known to the next one.
+"""A record of the files that a run is processing, so that the next run knows a file that killed it.
 
-Every run keeps OUTPUT/.restort/attempts/NAME.json with the sources that it reads or restores, and a lock beside it for
-as long as it lives. A file whose lock is free was left by a run that died. Its sources are suspects: each is first read
-in a process of its own (restort.imaging.trial) and set aside if that process dies; after DEATHS runs it is set aside
-without a trial. A run may also have been killed from outside, so one death alone proves nothing.
+Every run keeps OUTPUT/.restort/attempts/NAME.json with the sources that it reads or restores, and holds a lock beside
+it until it ends. A record whose lock is free is of a run that died. Its sources are suspects: each is first read in its
+own process (restort.imaging.trial) and skipped if that process dies; after DEATHS runs it is skipped without a trial.
+One death is no proof, because a run may also be killed from outside.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SUSPECTS = "suspects.json"
 
 
 class Attempts:
-    """The attempts of one run in an output folder, and the suspects that earlier runs left.
+    """The record of one run in an output folder, and the suspects of earlier runs.
 
     retry   forget the suspects
     notify  receives a sentence about each file that is tried in a process of its own
 
-    Where nothing can be written there, nothing is kept: the manifest reports a folder that cannot be used.
+    Without write access nothing is recorded; the manifest reports a folder that cannot be used.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Attempts:
             self._store()
 
     def check(self, source: Path) -> None:
-        """Raise RestortError for a file that is set aside; a suspect is tried first."""
+        """Raise RestortError for a file that killed earlier runs; read a suspect in its own process first."""
         key = key_of(source)
         deaths = self._suspects.get(key, 0)
         if not deaths:
@@ -88,7 +88,7 @@ class Attempts:
         self._write()
 
     def end(self, source: Path, *, finished: bool = True) -> None:
-        """Strike `source` from the record; `finished`: it was restored or failed, so it is no suspect any more."""
+        """Remove `source` from the record; `finished`: it was restored or failed, and is no suspect any more."""
         key = key_of(source)
         with contextlib.suppress(ValueError):
             self._open.remove(key)
@@ -150,7 +150,7 @@ class Attempts:
 
 
 def key_of(source: Path) -> str:
-    """The path, size and time of a file: one that was repaired or replaced is not the one that killed a run."""
+    """Return path, size and time of a file as a key: a repaired or replaced file has another key."""
     try:
         status = source.stat()
     except OSError:

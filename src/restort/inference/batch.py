@@ -1,4 +1,4 @@
-"""Restore many files with one model. A bad file never stops the others, and no file is made twice."""
+"""Restore many files with one model: a bad file does not stop the others, and no result is computed twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Status = Literal["done", "skipped", "failed"]
 
 
 class Job(Protocol):
-    """A file to make (`target`) from another one (`source`)."""
+    """The restoration of one file: `source` is read, `target` is written."""
 
     @property
     def source(self) -> Path: ...
@@ -118,7 +118,7 @@ class Summary:
 
     @property
     def megapixels(self) -> float:
-        """Pixels that this run wrote, in millions."""
+        """Millions of pixels that this run wrote."""
         sizes = [result.result_size for result in self.files if result.status == "done"]
         return sum(size[0] * size[1] for size in sizes if size is not None) / 1e6
 
@@ -139,9 +139,9 @@ class Options:
     """How files are read and written.
 
     overwrite    replace targets that exist
-    quality      1 to 100, of JPEG, WebP and AVIF
+    quality      of JPEG, WebP and AVIF, 1 to 100
     max_pixels   refuse files that claim more; None for no limit
-    retry        try files again that were set aside because runs died at them
+    retry        try files again that killed earlier runs
     """
 
     overwrite: bool = False
@@ -158,14 +158,14 @@ def restore_files(
     observer: Observer,
     damage: Mapping[Path, str | None] | None = None,
 ) -> Summary:
-    """Make the target of every job.
+    """Restore every job's source to its target.
 
-    root     the output folder, whose manifest knows which targets are up to date; None for a single output file, which
-             is made unless it exists
-    damage   for each source, the result of inference.damage.damage_of, which the manifest keeps for later runs
+    root     the output folder, whose manifest records which targets are up to date; None for a single output file,
+             which is written unless it exists
+    damage   the result of inference.damage.damage_of for each source, which the manifest records for later runs
 
-    Without `overwrite`, a target that exists and that no run made is kept and counts as failed; with it every target is
-    made again. Ctrl-C ends the run after the finished files and leaves nothing half-written (`interrupted` is set).
+    Without `overwrite`, an existing target that no run wrote is kept and counts as failed; with it every target is
+    written again. Ctrl-C ends the run after the finished files and leaves no partial file (`interrupted` is set).
     Raises RestortError only where the output folder cannot be used.
     """
     jobs = list(jobs)
@@ -201,7 +201,7 @@ class _Ready:
 
     replace   the target may be replaced
     claim     releases the claim when it is closed
-    bytes     that its picture takes in memory, by estimate from its file
+    bytes     estimated memory of its picture, from the size of its file
     content   the picture and its fingerprint, where reading ahead has begun
     writing   the outcome, where the result is being written
     """
@@ -215,10 +215,10 @@ class _Ready:
 
 
 class _Run:
-    """A pipeline of three stages: threads that read, the network in the calling thread, threads that write.
+    """A pipeline of three stages: reading threads, the network in the calling thread, writing threads.
 
-    Results come in the order of the jobs. What is in memory between the stages is bounded by bytes: pictures that are
-    read ahead, and results that wait to be written.
+    Results come in the order of the jobs. The memory between the stages is bounded: pictures read ahead, and results
+    that wait to be written.
     """
 
     def __init__(
@@ -279,7 +279,7 @@ class _Run:
             yield from self.written()  # nothing is claimed while the next one is waited for
 
     def _enough(self, ahead: deque[_Ready | FileResult]) -> bool:
-        """Whether so much is being read that the network should go on."""
+        """Return whether so much is being read that the network should go on."""
         reading = [step for step in ahead if isinstance(step, _Ready)]
         if not reading or isinstance(ahead[0], FileResult):
             return bool(ahead)
@@ -312,7 +312,7 @@ class _Run:
                 yield first
 
     def _release(self, ready: _Ready) -> None:
-        """Free what a finished job holds. A signal may fall into the middle: a second call does the rest."""
+        """Free the resources of a finished job. A second call completes one that a signal interrupted."""
         ready.content = None
         ready.claim.close()
         self.open = [other for other in self.open if other is not ready]
@@ -320,9 +320,9 @@ class _Run:
             self.attempts.end(ready.job.source)
 
     def _prepare(self, job: Job, *, wait: bool) -> _Ready | FileResult | None:
-        """Claim a job.
+        """Claim a job for this run.
 
-        Returns a result where there is nothing to do, or None where another run has the claim and `wait` is not set.
+        Return a result if there is nothing to do; None if another run has the claim and `wait` is not set.
         """
         claim = ExitStack()
         try:
@@ -462,7 +462,7 @@ class _Run:
         )
 
     def _details(self, job: Job, restored: Restored) -> dict[str, Any]:
-        """What the manifest keeps about a result."""
+        """Return what the manifest records about a result."""
         details: dict[str, Any] = {
             "size": restored.size,
             "result_size": restored.result_size,
@@ -476,9 +476,9 @@ class _Run:
 
 
 def pool_sizes(cores: int, on_gpu: bool = False) -> tuple[int, int]:
-    """The numbers of threads that read and that write: encoding takes two to four times as long as decoding.
+    """Return the numbers of reading and writing threads; encoding takes two to four times as long as decoding.
 
-    On few cores one of each, beside a network that uses them all; a network on a GPU leaves the cores to them.
+    On few cores one of each, because the network uses all cores; a network on a GPU leaves the cores to these threads.
     """
     readers = max(1, min(4, cores // 4))
     return readers, max(1, min(16, cores - readers) if on_gpu else min(8, cores // 2))
@@ -503,7 +503,7 @@ def error_line(error: BaseException) -> str:
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
-    """A size from a manifest; None where it is none."""
+    """Return the size (width, height) in a manifest's value; None for anything else."""
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(number) is int for number in value):
         return value[0], value[1]
     return None

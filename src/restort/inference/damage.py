@@ -1,6 +1,6 @@
-"""How a picture was damaged: compressed with loss, noisy or blurred. `restort upscale` chooses its model by this.
+"""Detect the damage of a picture: lossy compression, noise or blur. `restort upscale` chooses its model by it.
 
-A file of a lossy format is damaged by its header alone. Of any other picture the centre is measured; the thresholds and
+A file of a lossy format counts as damaged by its header. For other pictures the centre is measured; the thresholds and
 their hit rates are in docs/design/damage.md (`python benchmarks/damage_rates.py`).
 """
 
@@ -95,7 +95,7 @@ def measured_damage(pixels: Array) -> str | None:
 
 
 def _is_drawing(values: Float32) -> bool:
-    """Whether a colour picture has at most 256 colours: no decoded JPEG has, and shapes may lie on a grid of 8."""
+    """Return whether a colour picture has at most 256 colours, which no decoded JPEG has: shapes may follow a grid."""
     if values.shape[2] == 1:
         return False
     red, green, blue = np.moveaxis(values.astype(np.uint32), 2, 0)
@@ -123,7 +123,7 @@ def grid_zeros(luma: Float32) -> float:
         if frequency > 0:
             down |= ~small.all(-1)
         across |= ~small[..., 1:].all(-1)
-        zeros += small[..., frequency == 0 :].sum(-1)  # without the mean, which says nothing
+        zeros += small[..., frequency == 0 :].sum(-1)  # without the mean (frequency 0, 0)
     textures = down & across
     counts = np.zeros((8, 8))
     for y, x in np.ndindex(8, 8):
@@ -207,7 +207,7 @@ def _centre(pixels: Array, edge: int) -> Array:
 def _decode_centre(path: Path) -> Array | None:
     """Decode the centre of a file, (H, W, 1 or 3); more only where the format must be decoded from its beginning.
 
-    None where `read` has to do it: for a format that libvips does not read, and for the sentence on a damaged file.
+    None where `read` must do it: for formats that libvips does not read, and for damaged files, whose error it raises.
     """
     image = open_lazily(path)
     if image is None:
@@ -230,7 +230,7 @@ def _decode_centre(path: Path) -> Array | None:
 
 
 def _is_lossy(file: BinaryIO) -> bool:
-    """Whether the header of a file says that its pixels were compressed with loss."""
+    """Return whether the header of a file says that its pixels were compressed with loss."""
     head = file.read(formats.HEAD)
     name = formats.sniff(head) if head else None
     if name in _LOSSY:
@@ -256,7 +256,7 @@ def _is_lossy_webp(file: BinaryIO) -> bool:
 
 
 def _tiff_compression(file: BinaryIO, head: bytes) -> int | None:
-    """The value of the tag Compression (259) in the first directory of a TIFF or BigTIFF."""
+    """Return the value of the tag Compression (259) in the first directory of a TIFF or BigTIFF."""
     order = "<" if head[:2] == b"II" else ">"
     try:
         big = struct.unpack_from(order + "H", head, 2)[0] == 43

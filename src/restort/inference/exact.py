@@ -1,7 +1,7 @@
 """`--tile exact`: the whole-image result of a Restormer for a picture of any size, in bounded memory.
 
-Restormer's attention sums over all pixels it is given, so tiles give another result than the whole image. Backends with
-`Runner.exact` gather these sums strip by strip instead (restort.backends.strips).
+Restormer's attention sums over all input pixels, so tiles give another result than the whole image. Backends with
+`Runner.exact` accumulate these sums strip by strip (restort.backends.strips).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Fingerprint:
         return Fingerprint(status.st_size, status.st_mtime_ns, digest.hexdigest())
 
     def matches(self, path: Path) -> bool:
-        """Whether the file still has this content. It is read only where the size is equal and the time is not."""
+        """Return whether the file still has this content. It is read only if the size is equal, the time not."""
         try:
             status = path.stat()
             if status.st_size != self.size:
@@ -255,7 +255,7 @@ class Manifest:
         self._records[record.target] = record
 
     def _ends_torn(self) -> bool:
-        """Whether the last line has no end, after a full disk or a power failure."""
+        """Return whether the last line has no end, after a full disk or a power failure."""
         try:
             with self._path.open("rb") as file:
                 file.seek(-1, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""`restort.load` and `Model`: weights, the backend that runs them, and how large pictures are cut.
+"""`restort.load` and `Model`: weights on a backend, with tiles for large pictures.
 
 model = load("elan-light-x4")
 enlarged = model(image)                        # arrays in, arrays out
@@ -93,7 +93,7 @@ class Computed:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Size in memory."""
         return self.picture.pixels.nbytes + len(self.encoded or b"")
 
 
@@ -170,8 +170,8 @@ class Model:
     def recipe(self, quality: int = QUALITY) -> dict[str, str | int | float]:
         """Return everything besides the input that determines the pixels of an output file.
 
-        It holds 'auto' instead of the backend that auto selected: another selection on another day gives results as
-        good and must not make a whole folder again.
+        It holds 'auto', not the backend that auto selected: another selection later gives results as good and must not
+        restart a whole folder.
         """
         recipe: dict[str, str | int | float] = {
             "pixels": PIXELS_VERSION,
@@ -289,10 +289,10 @@ class Model:
                 smaller = self._smaller(cut, error, runner)
                 if smaller is None:
                     raise self._too_large(error, picture.height, picture.width) from None
-            cut = smaller  # after the handler, which keeps the arrays of the failed attempt alive
+            cut = smaller  # outside the handler, which keeps the arrays of the failed attempt alive
 
     def _fits_device(self, picture: Picture, runner: Runner) -> bool:
-        """Whether the device may get the pixels as they are: nothing but the network changes them, and in one piece."""
+        """Return whether the device may take the integer pixels: only the network changes them, and in one piece."""
         if self.tile == "exact" or self.strength != 1 or picture.alpha is not None:
             return False
         if not picture.channels == self.spec.in_channels == self.spec.out_channels:
@@ -319,7 +319,7 @@ class Model:
         )
 
     def _smaller(self, cut: TileLayout, error: MemoryError, runner: Runner) -> TileLayout | None:
-        """Tiles of half the edge, where the arrays around the network did not fit; None where they are of no use.
+        """Return a layout with tiles of half the edge after the arrays around the network did not fit; None if useless.
 
         Out of memory within the network is `Halving`'s to handle.
         """
@@ -384,7 +384,7 @@ class Model:
         quality: int = QUALITY,
         progress: TileProgress | None = None,
     ) -> Computed:
-        """The first half of `restore_file`: restore the content of `source`, for `store` to write to `target`.
+        """Do the first half of `restore_file`: restore the content of `source`, for `store` to write to `target`.
 
         quality   of the frames of an animation, which are encoded here, so that not all are in memory at once
 
@@ -424,9 +424,9 @@ class Model:
         overwrite: bool = False,
         quality: int = QUALITY,
     ) -> Restored:
-        """The second half of `restore_file`: encode and write. Needs no network, so another thread may do it.
+        """Do the second half of `restore_file`: encode and write. Any thread may call it.
 
-        notes   on reading, which those on computing and writing follow
+        notes   on reading; notes on computing and writing are appended
         """
         about, lost = computed.about, tuple[str, ...]()
         if computed.encoded is None:
@@ -459,7 +459,7 @@ class Model:
         )
 
     def close(self) -> None:
-        """Free what the backends hold."""
+        """Free the memory of the backends."""
         self._runner.close()
         with self._lock:
             if self._float32 is not None:
@@ -571,7 +571,7 @@ def as_path(path: str | Path, what: str) -> Path:
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths lead to the same file, links included."""
+    """Return whether two paths lead to the same file, links included."""
     try:
         return a.samefile(b)
     except OSError:

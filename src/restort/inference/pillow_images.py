@@ -1,4 +1,4 @@
-"""Images of Pillow: from the one that `Model.__call__` gets to the one that it returns."""
+"""Restore images of Pillow: from the argument of `Model.__call__` to its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEPT = ("icc_profile", "exif", "xmp", "dpi")
 
 
 def is_pillow(image: object) -> TypeGuard[Image]:
-    """Whether `image` is an image of Pillow, which need not be imported for other images."""
+    """Return whether `image` is an image of Pillow, which need not be imported for other images."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(image, module.Image)
 

@@ -17,7 +17,7 @@ MINUTE = 60.0
 
 
 class Pace:
-    """What a run has done, how fast, and the time that is left. Files that were up to date do not count as work."""
+    """Progress, rate and remaining time of a run. Files that were up to date do not count as work."""
 
     def __init__(self, total: int) -> None:
         self.total, self.finished, self.worked, self.megapixels = total, 0, 0, 0.0
@@ -30,7 +30,7 @@ class Pace:
             self.megapixels += result.result_size[0] * result.result_size[1] / 1e6
 
     def rates(self, part: float = 0.0) -> tuple[float, float, float]:
-        """(files a second, megapixels of results a second, seconds left), with `part` of the file in hand."""
+        """Return (files a second, megapixels a second, seconds left), with `part` of the current file done."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self.worked + part) / seconds
         left = (self.total - self.finished - part) / rate if rate > 0 else float("inf")
@@ -132,7 +132,7 @@ class Bar(Lines):
             self.notify(f"restort: note: {printable(result.source)}: {note}")
 
     def _show(self, part: float = 0.0) -> None:
-        """Update the bar, with `part` of the file in hand."""
+        """Update the bar, with `part` of the current file done."""
         rate, megapixels, left = self._pace.rates(part)
         self._bar.postfix[:] = [self._finished, rate_text(rate), f"{megapixels:.1f}", time_text(left)]
         self._bar.n = self._finished + part

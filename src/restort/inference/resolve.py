@@ -1,7 +1,7 @@
-"""What a command or `restort.load` asks for, resolved once at the door: which weights, run how.
+"""Resolve the arguments of a command or of `restort.load` once: which weights, and how they run.
 
 `resolve_model` and `RunOptions` raise every error that needs neither a download nor a library, so that a wrong request
-fails before any work. Everything behind them gets their results instead of names and flags.
+fails before any work. All later code takes their results instead of names and flags.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ACCEPTED = {
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a model runs. Making one checks it.
+    """How a model runs; the constructor checks the options.
 
     backend     a key of restort.backends.registry.BACKENDS, or 'auto'
     precision   one of restort.runner.PRECISIONS, or 'auto'
@@ -71,7 +71,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """The weights that a name, a file or a task stands for; nothing is read or downloaded yet.
+    """The weights that a name, a file or a task stands for, before they are read or downloaded.
 
     path    a file that the user names; None for an entry of the catalogue
     entry   of the catalogue; None for a file
@@ -86,7 +86,7 @@ class ResolvedModel:
 
     @property
     def name(self) -> str:
-        """The name in the catalogue, or that of the file without its suffix."""
+        """Name in the catalogue, or the file's name without its suffix."""
         if self.entry is not None:
             return self.entry.name
         assert self.path is not None

@@ -1,4 +1,4 @@
-"""Where the time of a folder goes: seconds of each stage of the pipeline."""
+"""Time of each stage of the pipeline for a folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Stage = Literal["decode", "network", "encode", "wait_decode", "wait_encode"]
 
 @dataclass
 class Stages:
-    """Seconds by stage; those of several threads add up, so `decode` may be more than the wall time.
+    """Seconds by stage, summed over threads: `decode` may exceed the wall time.
 
     decode        reading files and decoding them
     network       computing, conversion to and from the network's input included

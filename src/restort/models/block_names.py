@@ -6,11 +6,11 @@ from restort.models.spec import LEVELS, RestormerSpec, Spec
 
 
 def block_names(spec: Spec) -> tuple[str, ...]:
-    """The modules whose outputs follow one another along the residual stream, in the order they run.
+    """Return the modules whose outputs follow one another along the residual stream, in the order they run.
 
     Restormer: every transformer block ('encoder_level1.0', ..., 'latent.7', ..., 'refinement.3'; CVPR 2022,
     figure 2). ELAN: every ELAB ('body.0', ...), which is n_share + 1 pairs of LFE and GMSA that share one set of
-    scores (ECCV 2022, section 3.1); the sums inside of one are no module's output.
+    scores (ECCV 2022, section 3.1); the sums inside an ELAB are no module's output.
     """
     if not isinstance(spec, RestormerSpec):
         return tuple(f"body.{i}" for i in range(spec.groups))
@@ -21,7 +21,7 @@ def block_names(spec: Spec) -> tuple[str, ...]:
 
 
 def block_channels(spec: Spec) -> dict[str, int]:
-    """Channels of each block's output, by the names of `block_names`, in their order."""
+    """Return the number of channels of each block's output, by the names of `block_names`, in their order."""
     if not isinstance(spec, RestormerSpec):
         return dict.fromkeys(block_names(spec), spec.channels)
     factors = {name: 1 << i for i, name in enumerate(LEVELS)}

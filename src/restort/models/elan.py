@@ -1,4 +1,4 @@
-"""ELAN in plain PyTorch: the reference that every other form of the network is judged by.
+"""ELAN in plain PyTorch, the reference for every other form of the network.
 
 Source: X. Zhang et al., "Efficient Long-Range Attention Network for Image Super-resolution", ECCV 2022:
 section 3.1 (the network), 3.2 (shift convolution and LFE), 3.3 (group-wise multi-scale self-attention, GMSA,
@@ -16,15 +16,15 @@ from restort.models.spec import ELAN_RGB_MEAN, ElanSpec
 
 
 def shift_kernel(channels: int) -> Tensor:
-    """(channels, 1, 3, 3): five equal groups that take the pixel right, left, below, above, and the pixel itself.
+    """Return the depthwise kernel (channels, 1, 3, 3) of the shift: groups read right, left, below, above, centre.
 
-    Channels left over by a division that is not exact stay in the last group (section 3.2).
+    Five groups of channels // 5; the remaining channels belong to the last group (section 3.2).
     """
     return torch.from_numpy(shift_weights(channels))
 
 
 def shift(x: Tensor) -> Tensor:
-    """The convolution with `shift_kernel`, zero padded, as index arithmetic: (N, C, H, W) -> the same shape."""
+    """Convolve x (N, C, H, W) with `shift_kernel`, zero padded, by index arithmetic."""
     g = x.shape[1] // 5
     padded = F.pad(x, (1, 1, 1, 1))
     moved = [
@@ -40,8 +40,8 @@ def shift(x: Tensor) -> Tensor:
 class ShiftConv(nn.Module):
     """A fixed shift of five channel groups, then a 1x1 convolution (section 3.2).
 
-    The shift is stored as a depthwise 3x3 kernel under its published name and carried out as index arithmetic;
-    the reader of weights refuses a file whose stored kernel is another one.
+    The shift is stored as a depthwise 3x3 kernel under its published name and computed by index arithmetic; reading
+    weights with another kernel raises an error.
     """
 
     def __init__(self, inp: int, out: int) -> None:
@@ -67,24 +67,24 @@ class LFE(nn.Module):
 
 
 def windows(x: Tensor, size: int) -> Tensor:
-    """(N, C, H, W) -> (N * windows, size * size, C)."""
+    """Cut a picture into windows: (N, C, H, W) -> (N * windows, size * size, C)."""
     n, c, h, w = x.shape
     x = x.view(n, c, h // size, size, w // size, size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, size * size, c)
 
 
 def unwindows(x: Tensor, size: int, shape: torch.Size) -> Tensor:
-    """The inverse of `windows`; `shape` is the (N, C, H, W) to return to."""
+    """Undo `windows`; `shape` is the (N, C, H, W) of the result."""
     n, c, h, w = shape
     x = x.view(n, h // size, w // size, size, size, c)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
 
 
 def window_attention(q: Tensor, v: Tensor, size: int, rolled: bool) -> Tensor:
-    """softmax(q q^T) v within windows of size x size pixels: (N, C, H, W) twice -> (N, C, H, W).
+    """Compute softmax(q q^T) v within windows of size x size pixels; q, v and the result (N, C, H, W).
 
-    The scores are not scaled, the keys are the queries, and every second group of blocks rolls the image
-    cyclically by half a window (section 3.3).
+    Scores are not scaled, and keys equal queries. Every second group of blocks rolls the image cyclically by half a
+    window (section 3.3): `rolled`.
     """
     offset = size // 2 if rolled else 0
     if offset:
@@ -98,8 +98,8 @@ def window_attention(q: Tensor, v: Tensor, size: int, rolled: bool) -> Tensor:
 class GMSA(nn.Module):
     """Group-wise multi-scale self-attention: a third of the channels for each window size (section 3.3).
 
-    The first block of a group projects queries and values, the others values only and attend with the first
-    one's queries, which is what sharing its scores means.
+    The first block of a group projects queries and values. The others project values only and attend with the first
+    block's queries: its scores are shared.
     """
 
     def __init__(self, channels: int, window_sizes: tuple[int, ...], rolled: bool, has_queries: bool) -> None:
@@ -144,7 +144,7 @@ class Group(nn.Module):
 
 
 def mean_shift(rgb_range: float, colors: int, sign: int) -> nn.Conv2d:
-    """The 1x1 convolution that adds (or, with sign -1, subtracts) the mean colour of DIV2K."""
+    """Return the 1x1 convolution that adds (sign 1) or subtracts (sign -1) the mean colour of DIV2K."""
     conv = nn.Conv2d(colors, colors, 1)
     mean = torch.tensor(ELAN_RGB_MEAN if colors == 3 else [sum(ELAN_RGB_MEAN) / 3] * colors)
     conv.weight.data = torch.eye(colors).view(colors, colors, 1, 1)
@@ -153,10 +153,10 @@ def mean_shift(rgb_range: float, colors: int, sign: int) -> nn.Conv2d:
 
 
 class Elan(nn.Module):
-    """(N, colors, H, W) in [0, rgb_range] -> (N, colors, H * scale, W * scale), not clipped.
+    """The network: (N, colors, H, W) in [0, rgb_range] -> (N, colors, H * scale, W * scale), not clipped.
 
-    Any size: the input is padded by reflection at the bottom and right to a multiple of the windows and the
-    result cropped, as the published code does; a side shorter than the padding repeats its reflection.
+    Any size: the input is padded by reflection at the bottom and right to a multiple of the windows, and the result is
+    cropped, as in the published code. The reflection repeats where a side is shorter than the padding.
     """
 
     def __init__(self, spec: ElanSpec) -> None:
@@ -181,7 +181,7 @@ class Elan(nn.Module):
         multiple = self.spec.size_multiple
         while (missing := [-n % multiple for n in image.shape[-2:]]) != [0, 0]:
             below, right = (min(m, max(n - 1, 0)) for m, n in zip(missing, image.shape[-2:], strict=True))
-            if (below, right) == (0, 0):  # a single row or column has nothing to reflect: repeat it
+            if (below, right) == (0, 0):  # a single row or column cannot be reflected: repeat it
                 return F.pad(image, (0, missing[1], 0, missing[0]), mode="replicate")
             image = F.pad(image, (0, right, 0, below), mode="reflect")
         return image

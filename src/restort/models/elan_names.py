@@ -1,7 +1,7 @@
-"""ELAN under other names: the second naming scheme, and buffers that a file may leave out.
+"""The second naming scheme of ELAN, and buffers that a file may omit.
 
-The scheme of the Fried Rice Lab (github.com/Fried-Rice-Lab/FriedRiceLab) numbers the blocks' parts where
-the published code names them, and calls the fixed shift weights `mask`.
+The scheme of the Fried Rice Lab (github.com/Fried-Rice-Lab/FriedRiceLab) numbers the parts of blocks that the
+published code names, and calls the fixed shift weights `mask`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _SHIFTS = ((1, 2), (1, 0), (2, 1), (0, 1), (1, 1))
 
 
 def is_elan(names: Mapping[str, Any]) -> bool:
+    """Return whether the names are of an ELAN, in either scheme."""
     return any(".modules_lfe." in name for name in names)
 
 
 def published_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state under the names of the published code; unchanged if it has them already."""
+    """Return the state under the names of the published code; unchanged if it has them already."""
     if not any(_SECOND_SCHEME.match(name) for name in state):
         return dict(state)
     return {_published(name): value for name, value in state.items()}
@@ -47,7 +48,7 @@ def _published(name: str) -> str:
 
 
 def shift_weights(channels: int) -> npt.NDArray[np.float32]:
-    """The fixed weights [channels, 1, 3, 3] of the shift: one fifth of the channels each way, the rest stays.
+    """Return the fixed weights (channels, 1, 3, 3) of the shift: one fifth of the channels in each direction.
 
     ELAN, Zhang et al., ECCV 2022, section 3.2 and figure 3 ("shift-conv").
     """
@@ -60,7 +61,7 @@ def shift_weights(channels: int) -> npt.NDArray[np.float32]:
 
 
 def add_fixed_buffers(state: dict[str, Any]) -> None:
-    """Fills in what training never changes and some files leave out: mean shift, channel shift, counters."""
+    """Add buffers that training never changes and some files omit: mean shift, channel shift, counters."""
     colors = _extent(state, "head.0.weight", 1)
     for name, sign in (("sub_mean", -1), ("add_mean", 1)):
         other = state.get("add_mean.bias" if sign < 0 else "sub_mean.bias")
@@ -81,7 +82,7 @@ def add_fixed_buffers(state: dict[str, Any]) -> None:
 
 
 def check_shifts(state: Mapping[str, npt.NDArray[Any]]) -> None:
-    """The shift is index arithmetic in most backends: a file in which it differs would be run wrongly."""
+    """Raise RestortError where a stored shift differs from `shift_weights`, which backends compute by indices."""
     for name, value in state.items():
         if name.endswith(".shift_conv.weight") and not np.array_equal(value, shift_weights(value.shape[0])):
             raise RestortError(

@@ -1,4 +1,4 @@
-"""How much memory a network needs per pixel."""
+"""An estimate of the memory that a network needs per pixel."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ _FLOAT = 4
 
 
 def bytes_per_pixel(spec: Spec) -> int:
-    """An estimate of the peak memory, in bytes, per pixel of the input, for float32 on a CPU.
+    """Estimate the peak memory per pixel of the input, in bytes, for float32 on a CPU.
 
-    The widest place of a network decides. Restormer: the gated feed-forward network at full resolution,
-    whose input and output of the depthwise convolution (twice the hidden width each) and gated product live
-    at the same time, beside the two skip connections. ELAN: the scores of the largest window, size^2 numbers
-    per pixel before and after the softmax, beside queries, values and the residuals. Output and its copies
-    are added, and a quarter for what allocators keep.
+    The estimate is of the layer with the largest activations. Restormer: GDFN at full resolution, where input and
+    output of the depthwise convolution (twice the hidden channels each) and the gated product live at once, beside the
+    two skip connections. ELAN: the scores of the largest window, size^2 numbers per pixel before and after softmax,
+    beside queries, values and residuals. The output and its copies are added, and a quarter for allocators.
     """
     if isinstance(spec, ElanSpec):
         widest = 2 * max(spec.window_sizes) ** 2 + (6 + 2 * spec.expand) * spec.channels

@@ -1,4 +1,4 @@
-"""Restormer in plain PyTorch: the reference that every other form of the network is judged by.
+"""Restormer in plain PyTorch, the reference for every other form of the network.
 
 Source: S. W. Zamir et al., "Restormer: Efficient Transformer for High-Resolution Image Restoration",
 CVPR 2022: figure 2 (the network), section 3.1 (multi-Dconv head transposed attention, MDTA) and
@@ -74,7 +74,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + MDTA(norm(x)), then + GDFN(norm(.))."""
+    """A transformer block: y = x + MDTA(norm(x)), then y + GDFN(norm(y))."""
 
     def __init__(self, spec: RestormerSpec, channels: int, heads: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Block(nn.Module):
 
 
 class Resample(nn.Module):
-    """Half the size at twice the channels, or twice the size at half of them: 3x3 convolution, then (un)shuffle."""
+    """A 3x3 convolution and (un)shuffle: half the size with twice the channels, or the reverse."""
 
     def __init__(self, channels: int, up: bool) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Resample(nn.Module):
 
 
 class Restormer(nn.Module):
-    """(N, in_channels, H, W) in [0, 1] -> (N, out_channels, H, W), not clipped; H and W multiples of 8."""
+    """The network: (N, in_channels, H, W) in [0, 1] -> (N, out_channels, H, W), not clipped; H, W multiples of 8."""
 
     def __init__(self, spec: RestormerSpec) -> None:
         super().__init__()

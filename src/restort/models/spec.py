@@ -1,6 +1,6 @@
-"""What a set of weights is: the descriptor of a network, found from parameter names and shapes alone.
+"""The descriptor of a network: its hyper-parameters, found from parameter names and shapes alone.
 
-Nothing here needs PyTorch: the graph emitter, the catalogue and every backend read the same descriptor.
+Nothing here needs PyTorch. The ONNX export, the catalogue and every backend read this descriptor.
 
 Sources: Restormer, Zamir et al., CVPR 2022, section 3 and figure 2; ELAN, Zhang et al., ECCV 2022,
 section 3 and figure 2.
@@ -25,8 +25,8 @@ ELAN_RGB_MEAN = (0.4488, 0.4371, 0.4040)
 class RestormerSpec:
     """Hyper-parameters of a Restormer (values in [0, 1], output as large as the input).
 
-    `heads` and `num_blocks` run over the four levels of the encoder; `hidden(channels)` gives the width
-    of the gated feed-forward network, `int(channels * ffn_expansion)`.
+    heads, num_blocks   one number for each of the four levels of the encoder
+    ffn_expansion       hidden channels of GDFN over channels: `hidden(channels)` is int(channels * ffn_expansion)
     """
 
     in_channels: int
@@ -44,10 +44,10 @@ class RestormerSpec:
     scale: ClassVar[int] = 1
     size_multiple: ClassVar[int] = 8
     value_range: ClassVar[float] = 1.0
-    whole_image: ClassVar[bool] = True  # attention sums over all pixels: a tile is another computation
+    whole_image: ClassVar[bool] = True  # MDTA sums over all pixels: a tile gives another result
 
     def hidden(self, channels: int) -> int:
-        """Channels of the gated feed-forward branch at a level of `channels` channels."""
+        """Return the hidden channels of GDFN at a level of `channels` channels."""
         return int(channels * self.ffn_expansion)
 
 
@@ -96,7 +96,7 @@ Spec: TypeAlias = RestormerSpec | ElanSpec
 
 
 def detect(state: Mapping[str, Any]) -> Spec:
-    """The descriptor of a state dict (values need only have `.shape`).
+    """Return the descriptor of a state dict (values need only have `.shape`).
 
     Raises RestortError where the names or shapes are of neither architecture, naming the first difference.
     """
@@ -128,7 +128,7 @@ def _shape(state: Mapping[str, Any], name: str) -> tuple[int, ...]:
 
 
 def _count(state: Mapping[str, Any], prefix: str) -> int:
-    """How many children 0, 1, 2, ... stand under `prefix.`."""
+    """Count the children 0, 1, 2, ... under `prefix.`."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     found = {int(match.group(1)) for name in state if (match := pattern.match(name))}
     if found != set(range(len(found))):
@@ -160,7 +160,7 @@ def _detect_restormer(state: Mapping[str, Any]) -> RestormerSpec:
 
 
 def _expansion(widths: list[tuple[int, int]]) -> float:
-    """The factor f, with the fewest decimals, for which int(channels * f) is each level's hidden width."""
+    """Return the factor f with the fewest decimals for which int(channels * f) is each level's hidden channels."""
     low = max(hidden / channels for channels, hidden in widths)
     candidates = [2.66, *(math.ceil(low * 10.0**digits) / 10.0**digits for digits in range(7))]
     for factor in candidates:
@@ -191,7 +191,7 @@ def _detect_elan(state: Mapping[str, Any]) -> ElanSpec:
 
 
 def _rgb_range(state: Mapping[str, Any]) -> float:
-    """The range of values, from the mean colour that the network adds; 255, as published, if it is not stored."""
+    """Return the range of values, from the mean colour that the network adds; 255 (published) if it is not stored."""
     mean = state.get("add_mean.bias")
     try:
         largest = float(abs(mean).max()) if mean is not None else 0.0
@@ -203,7 +203,7 @@ def _rgb_range(state: Mapping[str, Any]) -> float:
 
 
 def _check(state: Mapping[str, Any], spec: Spec) -> None:
-    """Every parameter the network has must be there, with its shape, and nothing else."""
+    """Raise RestortError for a missing parameter, an unknown one, or one of another shape."""
     expected = parameter_shapes(spec)
     for name, shape in expected.items():
         if name not in state and name.endswith("num_batches_tracked"):
@@ -221,7 +221,7 @@ def _check(state: Mapping[str, Any], spec: Spec) -> None:
 
 
 def parameter_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every parameter and buffer, as published."""
+    """Return the names and shapes of every parameter and buffer, in the published order."""
     return _restormer_shapes(spec) if isinstance(spec, RestormerSpec) else _elan_shapes(spec)
 
 

@@ -1,4 +1,4 @@
-"""From a descriptor and a state to a network in PyTorch."""
+"""Build a PyTorch network from a descriptor and a state dict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from restort.models.spec import RestormerSpec, Spec
 def build(
     spec: Spec, state: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """The network of `spec` in evaluation mode, with the parameters of `state` (arrays or tensors) where given.
+    """Build the network of `spec` in evaluation mode, with the parameters of `state` (arrays or tensors) if given.
 
     Its input and output are in the network's own range, [0, spec.value_range].
     """

@@ -1,10 +1,8 @@
-"""Every block's output of a network as one backend runs it, so that any two backends compare block by block.
+"""The output of every block of a network on one backend, so that two backends can be compared block by block.
 
-A runner may show its blocks itself, by a method `blocks(x)` that returns {name: float32 (N, C, H, W)} under the
-names of `restort.models.block_names.block_names`, channels in published order: that is how a backend with kernels or
-engines of its own takes part. Runners around a PyTorch module are hooked; for those around the emitted graph the
-same library runs the same graph with the blocks' values as further outputs, which keeps it from fusing across
-the end of a block but from nothing else.
+Three ways to get them: the runner's own `blocks(x)` (backends with their own kernels or engines), hooks on a PyTorch
+module, or the ONNX graph run again by the backend's library with the blocks' values as additional outputs. Additional
+outputs prevent fusion across the end of a block and nothing else.
 """
 
 from __future__ import annotations
@@ -21,9 +19,11 @@ from restort.weights.checkpoint import Weights
 
 
 def block_outputs(runner: Runner, weights: Weights, x: Array, threads: int | None = None) -> dict[str, Array]:
-    """The output of every block for x, float32 (N, C, H, W) as runners take it, in the order they run.
+    """Return the output of every block for x, both float32 (N, C, H, W), in the order they run.
 
-    Raises UsageError for a backend that cannot show its blocks.
+    Names are those of `restort.models.block_names.block_names`, channels are in published order.
+
+    Raises UsageError for a backend that does not expose its blocks.
     """
     own = runner.blocks(x)
     if own is not None:
@@ -40,7 +40,7 @@ def block_outputs(runner: Runner, weights: Weights, x: Array, threads: int | Non
 
 
 def _network(runner: Runner) -> Any:
-    """The PyTorch module a runner holds, or None; PyTorch is not imported to find out."""
+    """Return the PyTorch module of a runner, or None. Does not import PyTorch."""
     import sys
 
     torch = sys.modules.get("torch")

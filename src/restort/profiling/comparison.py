@@ -1,4 +1,4 @@
-"""Two backends on the same input: how far apart their outputs are, and where in the network it begins."""
+"""Compare two backends on the same inputs: the error of the output and of every block of the network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADS = ("tensor", "shape", "error", "max", "mean", "median", "p90", "p99", "rel
 
 @dataclass(frozen=True)
 class PictureError:
-    """One input: its name and shape (N, C, H, W), the error of the output and, if wanted, of every block's."""
+    """Errors for one input: its name and shape (N, C, H, W), the output and, on request, every block."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class PictureError:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`backend` against `against`, the reference; `total` is over the elements of all outputs."""
+    """Errors of `backend` against the reference `against`; `total` is over the elements of all outputs."""
 
     model: str
     digest: str
@@ -50,7 +50,7 @@ class Comparison:
     provenance: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with the meaning of the numbers in words; valid JSON also where a PSNR is infinite."""
+        """Return all numbers with their definitions, as valid JSON: an infinite PSNR becomes null."""
         return {
             "format": FORMAT,
             "model": self.model,
@@ -73,12 +73,12 @@ class Comparison:
         }
 
     def worst_blocks(self) -> dict[str, TensorError]:
-        """Every block's errors, each number the largest of all pictures; shapes are those of the first."""
+        """Return the errors of every block, each number the largest of all pictures; shapes are the first picture's."""
         names = self.pictures[0].blocks
         return {name: _worst([picture.blocks[name] for picture in self.pictures]) for name in names}
 
     def table(self) -> str:
-        """Text: two lines per tensor (absolute, relative): the outputs, all of them together, and the blocks."""
+        """Return text: two lines (absolute, relative) for each output, for all outputs together, and for each block."""
         rows = [list(HEADS)]
         for picture in self.pictures:
             rows += _lines(picture.name, picture.shape, picture.output)
@@ -112,10 +112,10 @@ def compare(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
-    """Run every sample through both, whole (padded by reflection, the padding cut off the output again).
+    """Run every sample through both backends, whole: padded by reflection, the output cropped.
 
-    blocks      also compares the output of every block (`restort.models.block_names`), padding included.
-    epsilon     what is added to the reference's magnitude in relative errors.
+    blocks      also compares the output of every block (restort.models.block_names), padding included.
+    epsilon     is added to the reference's magnitude in relative errors.
     progress    called with the name of each sample before it runs.
 
     Raises UsageError where a sample is too large to be run whole, or a backend does not show its blocks;
@@ -170,7 +170,7 @@ def _one(
 
 
 def _worst(errors: list[TensorError]) -> TensorError:
-    """The largest of each number; unknown where it is unknown for any."""
+    """Return the largest of each number; None where any is None."""
 
     def largest(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -194,7 +194,7 @@ def _worst(errors: list[TensorError]) -> TensorError:
 
 
 def _lines(name: str, shape: tuple[int, ...] | None, error: TensorError) -> list[list[str]]:
-    """Two rows of the table."""
+    """Return the two rows of a tensor: absolute and relative error."""
     size = "" if shape is None else "x".join(map(str, shape))
     if error.absolute is None or error.relative is None:
         return [[name, size, f"{error.non_finite} elements are NaN or infinite", *[""] * 7]]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def check(weights: Weights, runner: Runner, search: Search | None = None) -> Cost | None:
-    """How far `runner`'s results on the pairs of the search are from the reference network's.
+    """Return the error of `runner` on the pairs of the search, against the reference network.
 
-    search  one that was made before; else the reference runs now. None is returned where that takes PyTorch and
-            PyTorch is not here.
+    search   an existing search; without one the reference network runs now, which takes PyTorch
+    returns  None without a search and without PyTorch
     """
     if search is None:
         if importlib.util.find_spec("torch") is None:
@@ -45,7 +45,10 @@ def outcome(cost: Cost | None, budget: Budget) -> str:
 def of_engine(
     weights: Weights, flavour: str, profile: Any, options: dict[str, Any], budget: Budget
 ) -> tuple[bool, str]:
-    """(whether nothing speaks against it, the outcome in words) of the mixed engine in the cache, run here."""
+    """Run the mixed engine of the cache here; return (whether it passes, the outcome as a sentence).
+
+    An engine that cannot be checked passes.
+    """
     from restort.backends.tensorrt.runner import TensorrtRunner
 
     size = round_up(EDGE, weights.spec.size_multiple)

@@ -1,10 +1,9 @@
-"""A section of the reference network in a lower precision, as an engine computes it, on any processor.
+"""Run a section of the reference network in a lower precision, as an engine computes it, on any processor.
 
-What an engine stores in 16 bits is rounded to 16 bits here: the input of the section, weights of convolutions, and
-the result of every operation, while sums run in float32, as matrix units do. What its graph keeps in float32
-(restort.export) is not rounded either: the statistics and the arithmetic of layer normalisation, the norms of q and
-k, the scores and what is inside of softmax. Real half precision on a processor would be slower by a factor of ten
-and wrong in another way, because PyTorch then takes all of these in half.
+Rounded to 16 bits is what an engine stores in 16 bits: the input of the section, the weights of convolutions, and the
+result of every operation. Sums run in float32, as on tensor cores. What the graph keeps in float32 (restort.export) is
+not rounded: the statistics and arithmetic of layer normalisation, the norms of q and k, the scores and softmax. Half
+precision of PyTorch on a processor would be ten times slower and would take all of these in half, too.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _FLOAT32 = "_restort_wide"  # marks tensors that an engine keeps in float32
 _WIDENING = {"var_mean", "normalize"}
 _NARROWING = {"to", "scaled_dot_product_attention"}
-_EXACT = {  # nothing is computed: views, moves, questions
+_EXACT = {  # no arithmetic: views, copies, queries
     *(
         "view",
         "reshape",
@@ -54,7 +53,7 @@ _EXACT = {  # nothing is computed: views, moves, questions
 
 
 def modules_of(section: str, spec: Spec) -> tuple[str, ...]:
-    """The modules that make up a section of restort.export.form.sections."""
+    """Return the names of the modules in a section of restort.export.form.sections."""
     if not isinstance(spec, RestormerSpec):
         return {"head": ("sub_mean", "head"), "tail": ("tail", "add_mean")}.get(section, (section,))
     if section == "patch_embed":
@@ -67,7 +66,7 @@ def modules_of(section: str, spec: Spec) -> tuple[str, ...]:
 
 
 class Rounding(TorchFunctionMode):  # type: ignore[misc]
-    """Rounds the results of what runs inside to `kind`."""
+    """A mode in which the results of PyTorch functions are rounded to `kind`."""
 
     def __init__(self, kind: torch.dtype) -> None:
         super().__init__()
@@ -90,13 +89,13 @@ class Rounding(TorchFunctionMode):  # type: ignore[misc]
 
 
 def rounded(x: Tensor, kind: torch.dtype) -> Tensor:
-    """`x` with the values that `kind` has; float16 overflows to infinity."""
+    """Round x to the values of `kind`, keeping its type; float16 overflows to infinity."""
     return x.to(kind).to(x.dtype)
 
 
 @contextlib.contextmanager
 def lowered(network: nn.Module, sections: Any, spec: Spec, low: Low) -> Iterator[None]:
-    """Inside, `sections` of `network` compute in `low`; outside it is as it was."""
+    """Compute `sections` of `network` in `low` within the context; restore the network afterwards."""
     kind = TYPES[low]
     undo: list[Callable[[], object]] = []
     try:
@@ -130,7 +129,7 @@ def _leave(mode: Rounding) -> Callable[..., Any]:
 
 
 def _round_weights(module: nn.Module, kind: torch.dtype) -> list[Callable[[], object]]:
-    """Rounds the weights of all convolutions in `module`; what puts the true ones back."""
+    """Round the weights of all convolutions in `module`; return functions that restore them."""
     undo: list[Callable[[], object]] = []
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -149,7 +148,7 @@ def _restore(parameter: Tensor, values: Tensor) -> Callable[[], object]:
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """`network` with every BatchNorm multiplied into the convolution before it, as engines have it."""
+    """Fold every BatchNorm of `network` into the convolution before it, as engines do; return the network."""
     for part in list(network.modules()):
         if isinstance(part, nn.Sequential) and len(part) == 2 and isinstance(part[1], nn.BatchNorm2d):
             part[0] = nn.utils.fusion.fuse_conv_bn_eval(part[0], part[1])

@@ -65,7 +65,7 @@ def command() -> str:
 def peak_rss() -> int | None:
     """Return the largest resident memory of this process so far, in bytes; None where it cannot be read.
 
-    On Linux VmHWM, not getrusage's ru_maxrss: that one survives exec and so counts the parent's memory too.
+    On Linux this is VmHWM: getrusage's ru_maxrss survives exec and counts the parent's memory, too.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Pictures as a network meets them in use, with the clean picture they came from: what a choice is measured on."""
+"""Pairs of a typical network input and its clean picture, on which precision choices are measured."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ SIGMA = 25 / 255
 
 @dataclass(frozen=True)
 class Pair:
-    """x float32 (1, C, H, W) in [0, 1], H and W multiples of the network's size multiple; clean (1, C', H *
-    scale, W * scale) or None where it is not known."""
+    """An input and its clean picture.
+
+    x      float32 (1, C, H, W) in [0, 1]; H and W are multiples of the network's size multiple
+    clean  (1, C', H * scale, W * scale), or None where it is unknown
+    """
 
     name: str
     x: Array
@@ -31,11 +34,11 @@ class Pair:
 
 
 def pairs(weights: Weights, pictures: Sequence[Path] = (), edge: int = EDGE) -> list[Pair]:
-    """A pair of the middle of each picture; two synthetic ones where there are none.
+    """Return a pair of the middle of each picture, or two synthetic pairs without pictures.
 
-    The clean picture is reduced (bicubic) for a network that enlarges, and gets noise of sigma 25 of 255 for one
-    that denoises; others take it as it is, and then nothing is known to be clean. So do dual-pixel networks,
-    whose input no picture is.
+    For a network that enlarges, the clean picture is reduced (bicubic); for one that denoises, it gets noise of sigma
+    25 of 255. Other networks take the picture itself, and `clean` is None. Dual-pixel networks take two pictures and
+    always get synthetic ones.
     """
     spec = weights.spec
     side = round_up(edge, spec.size_multiple)
@@ -64,7 +67,7 @@ def _pair(name: str, clean: Array, weights: Weights, seed: int) -> Pair:
 
 
 def _middle(path: Path, side: int, weights: Weights) -> Array:
-    """The middle of a picture, `side` x `side` or less, cut to what the network takes."""
+    """Return the middle of a picture, at most `side` x `side`, cropped to the network's size multiple."""
     from restort.imaging.decode import read
 
     x = read(path).to_unit(weights.spec.in_channels)[0]

@@ -1,4 +1,4 @@
-"""Measurements as SVG: errors by block, sensitivity by section, latency by size, throughput by batch, folders."""
+"""Plot measurements as SVG: errors by block, sensitivity by section, latency by size, throughput, folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def block_errors(comparison: Comparison) -> bytes:
-    """Relative L2, and 99th percentile and median of the relative error, block by block."""
+    """Plot relative L2, and 99th percentile and median of the relative error, block by block."""
     errors = comparison.worst_blocks()
     if not errors:
         raise UsageError("the plot shows errors by block; ask for them with --blocks")
@@ -30,7 +30,7 @@ def block_errors(comparison: Comparison) -> bytes:
         "relative error, median": lambda e: e.relative and e.relative.median,
     }
     for label, value in lines.items():
-        # Nothing is drawn where there is no error: zero has no place on a logarithmic axis.
+        # A logarithmic axis has no zero: blocks without error are left out.
         axes.plot(range(len(names)), [value(e) or None for e in found], marker=".", label=label)
     if any((e.relative_l2 or 0) > 0 for e in found):
         axes.set_yscale("log")
@@ -43,14 +43,14 @@ def block_errors(comparison: Comparison) -> bytes:
 
 
 def sensitivity(choice: Choice) -> bytes:
-    """What lowering each section alone costs, those that stay in float32 marked, and the budget as a line."""
+    """Plot the cost of lowering each section alone, mark sections that stay in float32, draw the budget as a line."""
     names, errors = list(choice.costs), [cost.relative_l2 for cost in choice.costs.values()]
     finite = [error for error in errors if 0 < error < float("inf")]
     top = 10 * max([*finite, choice.budget.relative_l2])
     figure, (axes,) = _figure(1, width=max(6.0, 0.22 * len(names)))
     for kept, label in ((False, f"in {choice.low}"), (True, "kept in float32")):
         places = [i for i, name in enumerate(names) if (name in choice.keep_fp32) == kept]
-        # What overflows has no height of its own: such bars go to the top.
+        # Bars of sections that overflow reach the top of the axis.
         axes.bar(places, [min(errors[i], top) for i in places], label=label)
     axes.axhline(choice.budget.relative_l2, color="grey", linestyle="--", label="budget of the whole")
     if finite:
@@ -65,9 +65,9 @@ def sensitivity(choice: Choice) -> bytes:
 
 
 def speed(records: Sequence[Record]) -> bytes:
-    """Latency by size (at the smallest batch) and throughput by batch (at the first size), a line a backend.
+    """Plot latency by size (smallest batch) and throughput by batch (first size), a line for each backend.
 
-    Of several workloads' names the panels show all; a panel whose axis has one value only shows points.
+    Panels show all workloads by name. A panel whose axis has a single value shows points.
     """
     good = [record for record in records if record.get("median_ms") is not None]
     if not good:
@@ -95,7 +95,7 @@ def speed(records: Sequence[Record]) -> bytes:
 
 
 def folders(records: Sequence[Record]) -> bytes:
-    """Megapixels a second of whole folders, and the shares of the network's thread where they are known."""
+    """Plot megapixels a second of whole folders, and the shares of the network's thread where known."""
     good = [record for record in records if record["error"] is None]
     if not good:
         raise RestortError("there is nothing to plot: no folder could be restored")
@@ -121,7 +121,7 @@ def folders(records: Sequence[Record]) -> bytes:
 
 
 def _curves(axes: Any, records: list[Record], x: Callable[[Record], float], y: str) -> None:
-    """One line per network, backend and precision."""
+    """Draw a line for each network, backend and precision."""
     several = len({record["model"] for record in records}) > 1
     names = list(dict.fromkeys(_label(record, several) for record in records))
     for name in names:
@@ -143,7 +143,7 @@ def _figure(panels: int, width: float) -> tuple[Any, list[Any]]:
 def _svg(figure: Any) -> bytes:
     matplotlib = need("matplotlib", "plotting")
     buffer = io.BytesIO()
-    # Text stays text, and the same data gives the same file.
+    # Keep text as text, and write equal bytes for equal data.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "restort"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

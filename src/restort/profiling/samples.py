@@ -17,7 +17,7 @@ from restort.profiling.synthetic import dead_leaves
 Array: TypeAlias = NDArray[Any]
 Size: TypeAlias = tuple[int, int, int]  # batch, height, width
 
-SIZE: Size = (1, 256, 256)  # where nothing else is said
+SIZE: Size = (1, 256, 256)  # default
 SEED = 0
 
 
@@ -55,10 +55,11 @@ def files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -> Iterator[Sample]:
-    """Yield the pictures `inputs` (see `files`), one sample each; a synthetic one where there are none.
+    """Yield the pictures `inputs` (see `files`), one sample each, or a synthetic sample without inputs.
 
-    With `size` a picture's middle is taken, or, for a batch, that many parts along its diagonal. Raises
-    UsageError where a picture is smaller, and for dual-pixel networks, whose input is two pictures.
+    With `size` the middle of each picture is taken or, for a batch, that many parts along its diagonal.
+
+    Raises UsageError for a picture smaller than `size`, and for dual-pixel networks, which take two pictures.
     """
     if not inputs:
         yield synthetic(spec, size or SIZE)
@@ -75,7 +76,7 @@ def samples(spec: Spec, inputs: Sequence[Path] = (), size: Size | None = None) -
 
 
 def _parts(x: Array, size: Size, path: Path) -> Array:
-    """(1 or 3, C, H, W) -> as many parts of (height, width) as the batch has, of each picture in x."""
+    """Cut `size` parts out of each picture of x (1 or 3, C, H, W): as many of (height, width) as the batch has."""
     batch, height, width = size
     spare_rows, spare_columns = x.shape[2] - height, x.shape[3] - width
     if min(spare_rows, spare_columns) < 0:

@@ -1,10 +1,10 @@
-"""Mixed precision by measurement: which sections of a network must stay in float32 to meet a budget, the fewest.
+"""Find the fewest sections of a network that must stay in float32 to meet an error budget (mixed precision).
 
-Each section alone is lowered in the reference network (restort.profiling.lowered) and the error of the output is
-measured, a forward pass per section and picture. The errors of several lowered sections add like independent
-noise, in squares, so the choice is greedy: the most sensitive sections are kept until the sum of the rest is within
-the budget. The choice itself is then measured, and sections are taken or given back until it is the smallest such
-set that meets the budget. No engine is built for any of this.
+Each section alone is lowered in the reference network (restort.profiling.lowered), and the error of the output is
+measured: a forward pass per section and picture. Errors of several lowered sections add in squares, like independent
+noise, so the choice is greedy: the most sensitive sections are kept until the sum of the others is within the budget.
+This choice is then measured itself, and sections are added or removed until the smallest set that meets the budget is
+found. No engine is built.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Notify = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Budget:
-    """What lowering may cost: relative L2 error of the output, and dB of PSNR where the clean picture is known."""
+    """The largest allowed cost: relative L2 error of the output, and loss of PSNR in dB against a clean picture."""
 
     relative_l2: float = 3e-4
     psnr_loss: float = 0.002
@@ -39,7 +39,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Cost:
-    """What lowering did to the output; infinite where it was not finite, `psnr_loss` None where no pair is clean."""
+    """The cost of lowering: infinite where the output was not finite; `psnr_loss` is None without clean pictures."""
 
     relative_l2: float
     psnr_loss: float | None
@@ -50,9 +50,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Choice:
-    """The sections to keep in float32 and how that was found; `costs` are of lowering each section alone.
+    """The sections to keep in float32, and the costs behind the choice.
 
-    predicted   from `costs`, `measured` of all that is lowered together; `lowest` of lowering everything.
+    costs       of lowering each section alone
+    predicted   of lowering all other sections together, from `costs`; `measured` is that cost, measured
+    lowest      of lowering every section
     """
 
     model: str
@@ -68,7 +70,7 @@ class Choice:
     about: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Valid JSON: what is infinite is None."""
+        """Return valid JSON; infinite numbers become None."""
         return {
             "format": FORMAT,
             "model": self.model,
@@ -96,7 +98,7 @@ class Choice:
         return text.getvalue()
 
     def table(self) -> str:
-        """Text: a line a section, the most sensitive first."""
+        """Return text: a line for each section, the most sensitive first."""
         width = max(len(name) for name in self.costs)
         lines = [f"{'section':{width}}  relative L2  PSNR loss (dB)"]
         for name, cost in sorted(self.costs.items(), key=lambda item: -item[1].relative_l2):
@@ -118,9 +120,9 @@ class Choice:
 
 
 class Search:
-    """The reference network of `weights` on `pairs`, and what lowering parts of it costs.
+    """The reference network of `weights` on `pairs`; measures the cost of lowering sections.
 
-    device  of PyTorch; default: the GPU where there is one.
+    device  of PyTorch; by default the GPU if there is one.
 
     Raises RestortError where PyTorch is not installed.
     """

@@ -1,9 +1,9 @@
-"""How fast backends are: latency, throughput, first call and peak memory over sizes, batches, precisions.
+"""Measure backends: latency, throughput, first call and peak memory over sizes, batches and precisions.
 
-Every case runs in a process of its own, so that none leaves memory, threads or settings behind for the next, and a
-case that fails (out of memory, a library that does not load) fails alone. Cases of one size and batch are peers:
-their processes are started and warmed up one after the other and then called in turn, round by round, so that
-whatever else the machine does falls on all of them alike.
+Every case runs in its own process (worker.py), so that memory, threads and settings do not reach the next case, and a
+case that fails (out of memory, a library that does not load) fails alone. Cases of one size and batch are peers: their
+processes start and warm up one after the other and are then called in turn, round by round, so that other load on the
+machine affects all of them alike.
 
 A backend takes part as it is. Its runner may bring a clock of its own (`timer(x)`, see worker), the name of
 its device (`device`) and that device's memory (`device_peak_bytes()`, which then is the record's peak_mib).
@@ -45,7 +45,13 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure. `weights` is the file; `name` is what records call the network."""
+    """What to measure.
+
+    weights  the file
+    name     of the network in records
+    seconds  of calls per case, at least; `limit`: seconds for all of a case
+    alone    measure cases one after the other, instead of in turn
+    """
 
     weights: Path
     name: str
@@ -61,7 +67,7 @@ class Settings:
     notify: Notify = field(default=lambda line: None)
 
     def check(self) -> None:
-        """Raises UsageError for a size that the network does not take."""
+        """Raise UsageError for a size that is no multiple of the network's."""
         multiple = self.spec.size_multiple
         for height, width in self.sizes:
             if height % multiple or width % multiple:
@@ -71,15 +77,15 @@ class Settings:
 
 
 def bench(settings: Settings) -> list[dict[str, Any]]:
-    """One record per case, in the order sizes, batches, backends; cases that fail have an "error".
+    """Measure every case; return a record for each, in the order sizes, batches, backends.
 
     Records: {workload, model, architecture, weights_sha256, backend, precision, batch, height, width, median_ms,
     p5_ms, p95_ms, images_per_second, peak_mib, host_peak_mib, create_ms, first_call_ms, calls, rounds, timer,
-    error, peers, input, device, machine, versions, command, date}. Times are of one call in ms; create_ms is
-    making the runner from weights in memory, first_call_ms the first call after that; peak_mib is the largest
-    resident memory of the case's process or, for backends on a device that says so, of the device.
+    error, peers, input, device, machine, versions, command, date}. Times are of one call in ms. create_ms is the time
+    to make the runner from weights in memory, first_call_ms that of the first call; peak_mib is the largest resident
+    memory of the case's process or, where the runner reports it, of the device. `error` is None unless the case failed.
 
-    Raises UsageError for a size that the network does not take.
+    Raises UsageError for a size that is no multiple of the network's.
     """
     settings.check()
     busy = machine()
@@ -99,7 +105,7 @@ def bench(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _measure_peers(cases: list[Case], settings: Settings) -> list[Measured]:
-    """Peers: all are made ready, then called in turn until each has its share."""
+    """Measure peers: prepare all, then call them in turn until each has its seconds and rounds."""
     with contextlib.ExitStack() as stack:
         children = []
         for case in cases:
@@ -150,7 +156,7 @@ def _record(measured: Measured, settings: Settings, about: dict[str, Any], peers
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
-    """Text: a line per case."""
+    """Return text: a line for each case."""
     rows = [list(HEADS)]
     for r in records:
         where = f"{r['batch']} x {r['height']}x{r['width']}"

@@ -1,4 +1,4 @@
-"""A picture to measure on where none is given: seeded, of any size, with the statistics of photographs."""
+"""Synthetic pictures for measurements: seeded, of any size, with the statistics of photographs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NOISE = 1.0 / 255
 
 
 def dead_leaves(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.float32]:
-    """(channels, height, width) float32 in [0, 1], 8-bit values: opaque discs that hide one another.
+    """Return a picture of opaque, overlapping discs: float32 (channels, height, width) in [0, 1], 8-bit values.
 
     The dead-leaves model with radii of density r^-3 has the edges, flat areas and 1/f spectrum of photographs
-    (A. B. Lee, D. Mumford, J. Huang, "Occlusion models for natural images", IJCV 41, 2001). White noise has not:
-    trained networks are ill-conditioned there, and errors on it say little. Discs are shaded a little, painted at
-    twice the size and averaged down, and noise of one step is added, as a camera would.
+    (A. B. Lee, D. Mumford, J. Huang, "Occlusion models for natural images", IJCV 41, 2001). White noise does not:
+    trained networks are ill-conditioned on it, so errors there mean little. Discs have a gentle slope of brightness and
+    are painted at twice the size and averaged down; noise of one 8-bit step is added, as by a camera.
     """
     random = np.random.default_rng([seed, height, width, channels])
     canvas_height, canvas_width = 2 * height, 2 * width
@@ -40,13 +40,13 @@ def dead_leaves(height: int, width: int, channels: int = 3, seed: int = 0) -> ND
 
 
 def _count(pixels: int, largest: float, smallest: float) -> int:
-    """Discs that cover each of `pixels` COVERAGE times; the mean area under a density r^-3 stands below."""
+    """Return how many discs cover each of `pixels` COVERAGE times, from the mean area under a density r^-3."""
     area = 2 * math.pi * math.log(largest / smallest) / (smallest**-2 - largest**-2)
     return int(COVERAGE * pixels / area) + 8
 
 
 def _colour(random: np.random.Generator, channels: int) -> NDArray[np.float32]:
-    """(channels, 1, 1): one brightness and, of less weight, a value per channel."""
+    """Draw a colour (channels, 1, 1): one brightness and, with less weight, a value per channel."""
     shade = 0.75 * random.random() + 0.25 * random.random(channels)
     return np.asarray(shade, np.float32)[:, None, None]
 

@@ -1,4 +1,4 @@
-"""How far one tensor is from another: absolute and relative error, as data."""
+"""Absolute and relative error of one tensor against another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one kind of error, over all elements of a tensor; percentiles with linear interpolation."""
+    """Statistics of one kind of error over all elements of a tensor; percentiles with linear interpolation."""
 
     max: float
     mean: float
@@ -29,7 +29,7 @@ class Spread:
 
     @staticmethod
     def of(values: NDArray[np.float64]) -> Spread:
-        """Of `values`, of any shape; sorts them in place."""
+        """Return the statistics of `values`, of any shape; sorts them in place."""
         flat = values.reshape(-1)
         median, p90, p99 = (float(v) for v in np.percentile(flat, PERCENTILES, overwrite_input=True))
         return Spread(float(flat.max()), float(flat.mean()), median, p90, p99)
@@ -56,7 +56,7 @@ class TensorError:
     psnr: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON knows it: an infinite PSNR becomes null, and `identical` tells it from an unknown one."""
+        """Return valid JSON: an infinite PSNR becomes null, and `identical` tells it from an unknown PSNR."""
         values = asdict(self)
         values["shape"] = list(self.shape)
         values["identical"] = self.absolute is not None and self.absolute.max == 0
@@ -66,7 +66,7 @@ class TensorError:
 
 
 def tensor_error(a: Array, b: Array, *, epsilon: float = EPSILON, peak: float | None = None) -> TensorError:
-    """The error of `a` against `b`, floating-point tensors of one shape; computed in float64.
+    """Return the error of `a` against `b`, floating-point tensors of one shape, computed in float64.
 
     Raises RestortError where the shapes differ or there are no elements.
     """
@@ -94,7 +94,7 @@ def tensor_error(a: Array, b: Array, *, epsilon: float = EPSILON, peak: float | 
 
 
 def definitions(epsilon: float) -> dict[str, str]:
-    """What the numbers are, in words."""
+    """Return the definition of every number, for records."""
     return {
         "absolute": "|a - b|, where b is the reference; of outputs white is 1, of blocks the network's own numbers",
         "relative": f"|a - b| / (|b| + {epsilon:g})",

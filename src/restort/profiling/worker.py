@@ -1,8 +1,8 @@
-"""One case of a benchmark in a process of its own: `python -m restort.profiling.worker`.
+"""The process of one benchmark case: `python -m restort.profiling.worker`.
 
-Speaks JSON, a line each way. First the case: {"weights", "backend", "precision", "batch", "height", "width",
-"threads", "warm"}; the answer is what became of loading and warming up. Then {"calls": N}, answered by the N times;
-the end of the input ends the process. An answer with "error" is the last.
+The protocol is a line of JSON each way. The first line is the case: {"weights", "backend", "precision", "batch",
+"height", "width", "threads", "warm"}; the answer has the times of loading and warming up. Every further line {"calls":
+N} is answered by N times. The end of the input ends the process, and so does an answer with "error".
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def main() -> int:
 
 
 def _prefer_as_oom_victim() -> None:
-    """Where memory runs out, Linux is to end this process and not the one that would tell of it."""
+    """Make Linux end this process, not its parent, where memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 class Meter:
-    """A runner made, called once, and warmed up; `about` is what that took."""
+    """A runner, made, called once and warmed up; `about` has the times of that."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         from restort.backends.registry import create
@@ -77,13 +77,13 @@ class Meter:
             self.about["device"] = self.runner.device
 
     def burst(self, calls: int) -> dict[str, Any]:
-        """The times of `calls` calls."""
+        """Return the times of `calls` calls, in milliseconds."""
         if calls > 1:  # short ones: the first finds the caches as other processes left them
             self.timer()
         return {"times": [self.timer() for _ in range(calls)]}
 
     def memory(self) -> dict[str, Any]:
-        """The largest so far: of this process and, where the runner knows it, of its device."""
+        """Return the peak memory so far: of this process and, where the runner reports it, of its device."""
         from restort.profiling.machine import peak_rss
 
         found: dict[str, Any] = {"host_peak_bytes": peak_rss()}

@@ -1,4 +1,4 @@
-"""The parent's end of one benchmark case: its process, what it answered, and the record made of that."""
+"""The parent's end of a benchmark case: its process, its answers, and the record of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BURST_S = 0.2  # calls shorter than this are made several at a time
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured."""
+    """A backend in a precision on one array shape."""
 
     backend: str
     precision: str
@@ -51,7 +51,7 @@ class Measured:
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """Its part of a record; numbers are None where the case failed."""
+        """Return the case's part of a record; numbers are None where the case failed."""
         case, times = self.case, self.times if self.error is None else []
         p5, median, p95 = np.percentile(times, (5, 50, 95)) if times else (None, None, None)
         memory = self.about.get("device_peak_bytes", self.about.get("host_peak_bytes"))
@@ -78,7 +78,7 @@ class Measured:
 
 
 class Child:
-    """The process of a case. Every answer has to come before the case's `limit` seconds are spent."""
+    """The process of a case. It fails when its answers take more than `limit` seconds in all."""
 
     def __init__(self, case: Case, weights: Path, threads: int | None, limit: float) -> None:
         self.measured = Measured(case)
@@ -105,7 +105,7 @@ class Child:
         self.measured.about = self._ask(self._job)
 
     def burst(self) -> None:
-        """One round: a few calls, or one where a call is long. Raises CaseError."""
+        """Measure one round: several calls, or one long call. Raises CaseError."""
         warm = max(self.measured.about["warm_ms"] / 1000, 1e-6)
         answer = self._ask({"calls": min(max(round(BURST_S / warm), 1), 500)})
         self.measured.times += answer.pop("times")
@@ -113,7 +113,7 @@ class Child:
         self.measured.about |= answer
 
     def has_time_for_another(self) -> bool:
-        """Whether one more round is likely to end within the limit."""
+        """Return whether one more round is likely to end within the limit."""
         rounds = self.measured.rounds
         return self._spent + sum(self.measured.times) / 1000 / max(rounds, 1) * 1.5 < self._limit
 
@@ -145,7 +145,7 @@ class Child:
         self._answers.put(b"")
 
     def _exit_reason(self) -> str:
-        """Why a process ended without an answer."""
+        """Return why the process ended without an answer."""
         try:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -158,6 +158,7 @@ class Child:
         return f"its process ended with status {status}{reason}"
 
     def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._errors):
@@ -175,7 +176,7 @@ class Child:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To five significant digits."""
+    """Round to five significant digits."""
     return None if value is None else float(f"{value:.5g}")
 
 

@@ -77,5 +77,5 @@ def processor_name() -> str:
 
 
 def native_bfloat16() -> bool:
-    """Whether the CPU has bfloat16 arithmetic; without it bfloat16 is emulated and slower than float32."""
+    """Return whether the CPU has bfloat16 arithmetic; without it bfloat16 is emulated and slower than float32."""
     return bool(_cpuinfo()[1] & {"avx512_bf16", "amx_bf16", "bf16"})

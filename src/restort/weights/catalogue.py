@@ -278,8 +278,7 @@ def _read_shipped(path: Path, size: int, changed: int) -> Entry:
     """Describe a shipped file by its metadata, the shapes in its header and its checksum.
 
     Metadata keys: `tasks` (or `task`), `default_for` (comma-separated tasks), `input` ("damaged", or absent) and
-    `note`. `changed` (time in ns) is
-    part of the cache's key only.
+    `note`. `changed` (time in ns) is only a part of the cache's key.
     """
     from types import SimpleNamespace
 

@@ -48,7 +48,7 @@ class BadPickle(RestortError):
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """An object or a callable of which only the name is kept."""
+    """The name of an object or a callable; nothing else of it is kept."""
 
     name: str
 
@@ -108,7 +108,7 @@ class ArrayRef:
 
 
 def is_dict_key(key: Any) -> bool:
-    """Whether a key is kept: a string, or an integer too small for many of them to share a hash value."""
+    """Return whether a key is kept: a string, or an integer too small for many of them to share a hash value."""
     return isinstance(key, str) or (isinstance(key, int) and -MAX_INTEGER_KEY < key < MAX_INTEGER_KEY)
 
 

@@ -65,7 +65,7 @@ def _width(kind: str | None) -> int | None:
 
 
 def is_array_ref(value: Any) -> bool:
-    """Whether `TorchFile.array` can read the value: a tensor, or a complete NumPy array of plain numbers."""
+    """Return whether `TorchFile.array` can read the value: a tensor, or a complete NumPy array of plain numbers."""
     if isinstance(value, ArrayRef):
         return value.dtype is not None and value.dtype.code in _ARRAY_CODES
     return isinstance(value, TensorRef)

@@ -53,7 +53,7 @@ def check_usable() -> Unavailable | None:
 
 
 def is_ready(weights: Weights, precision: str) -> bool:
-    """Whether an engine of these weights for this machine is in the cache, so that nothing need be built.
+    """Return whether an engine of these weights for this machine is in the cache, so that nothing need be built.
 
     Engines are known by their sidecars; no library is imported.
     """

@@ -260,7 +260,7 @@ def graph_precision(flavour: Flavour, precision: str, architecture: str) -> str:
 
 
 def wants_fixed_size(flavour: Flavour, architecture: str) -> bool:
-    """Whether every size should have its own engine, because a build for several sizes takes too long."""
+    """Return whether every size should have its own engine, because a build for several sizes takes too long."""
     return not flavour.capabilities.strongly_typed and WeakTyping.of(architecture).fixed_size
 
 

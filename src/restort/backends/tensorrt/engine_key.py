@@ -79,7 +79,7 @@ class EngineKey:
         return f"{slug(self.model)}-{self.precision}{fused}"
 
     def stands_for(self, kept: Mapping[str, Any], size: Size) -> bool:
-        """Whether an engine of the key `kept` (JSON) can replace one of this key for inputs of `size`.
+        """Return whether an engine of the key `kept` (JSON) can replace one of this key for inputs of `size`.
 
         Profile and builder settings may differ, targets may be a superset, and a version-compatible engine may be of
         an older version.
@@ -106,12 +106,12 @@ class EngineKey:
 
 
 def is_version_compatible(about: Mapping[str, Any]) -> bool:
-    """Whether the engine of a key or sidecar (JSON) runs in newer versions of its library, too."""
+    """Return whether the engine of a key or sidecar (JSON) runs in newer versions of its library, too."""
     return bool((about.get("flags") or {}).get("version_compatible"))
 
 
 def runs_with(about: Mapping[str, Any], built: str, installed: str) -> bool:
-    """Whether the engine of a key or sidecar (JSON), built by version `built`, runs in the one that is installed."""
+    """Return whether the engine of a key or sidecar (JSON), built by version `built`, runs in the installed version."""
     if built == installed or not is_version_compatible(about):
         return built == installed
     numbers = [[int(part) for part in re.findall(r"\d+", version)] for version in (built, installed)]

@@ -140,7 +140,7 @@ def check_major(flavour: Flavour, path: Path, opened: Any) -> None:
 
 
 def is_registered(flavour: Flavour) -> bool:
-    """Whether the plugin is registered with TensorRT."""
+    """Return whether the plugin is registered with TensorRT."""
     registry = flavour.module.get_plugin_registry()
     # 10 and 11 have get_creator, which finds IPluginV3; 8.6 has only the other, which 11 no longer has.
     find = registry.get_creator if hasattr(registry, "get_creator") else registry.get_plugin_creator
@@ -228,7 +228,7 @@ def tensorrt_headers(flavour: Flavour) -> Path:
 
 
 def fit(headers: str, library: str) -> bool:
-    """Whether a plugin compiled with headers of that version, such as '10.14', runs in that of the library, '10.16'.
+    """Return whether a plugin compiled with headers of a version, such as '10.14', runs in the library's, '10.16'.
 
     From TensorRT 10 on the interfaces of plugins are the same in all versions of a major number; a newer minor one may
     add to them.

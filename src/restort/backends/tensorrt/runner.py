@@ -95,7 +95,7 @@ class TensorrtRunner(Runner):
         return bool(self._options["kernels"] == "fused")
 
     def _check(self, by_environment: bool) -> None:
-        """Raise UsageError for options of which no engine can be built, before an array comes."""
+        """Raise UsageError for options with which no engine can be built, before the first array."""
         step = self.spec.size_multiple
         profile = self._profile or Profile.fixed(1, step, step)
         if self._options["kernels"] == "tensorrt":
@@ -267,7 +267,7 @@ class TensorrtRunner(Runner):
 
 
 def is_finite(y: Array) -> bool:
-    """Whether no element is NaN or infinite: one sum, and a test of every element only where it overflows."""
+    """Return whether no element is NaN or infinite: one sum, and a test of every element only where it overflows."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.add.reduce(y, axis=None))) or bool(np.isfinite(y).all())
 
