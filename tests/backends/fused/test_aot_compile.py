@@ -122,7 +122,7 @@ def test_damaged_files_are_refused_in_a_sentence(made: tuple[str, Weights, bytes
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     refused(bytes(flipped), "damaged")
-    for at, value, words in ((12, 2, "version"), (28, 1 << 30, "cannot be read"), (32, 0, "cannot|usable")):
+    for at, value, words in ((12, 3, "version"), (28, 1 << 30, "cannot be read"), (32, 0, "cannot|usable")):
         other = bytearray(data)
         struct.pack_into("<I", other, at, value)
         refused(summed(other), words)
