@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import pytest
 from restort.imaging.encode import write
 from restort.imaging.picture import Picture
 from tests.attack import SEED, count
+from tests.fakes.command_line import FAKE
 from tests.fakes.fake_backend import ELAN, write_weights
 
-FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
 PICTURES = 16
 STATUS = {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
 COMPLETE = 0

@@ -18,9 +18,8 @@ from restort.imaging.encode import write
 from restort.imaging.picture import Picture
 from restort.inference import attempts
 from restort.inference.attempts import DEATHS, Attempts, key_of
+from tests.fakes.command_line import FAKE
 from tests.fakes.fake_backend import ELAN, write_weights
-
-FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
 
 
 def died(folder: Path, *sources: Path) -> None:

@@ -26,10 +26,8 @@ from restort.inference.attempts import Attempts
 from restort.inference.batch import Options, restore_files
 from restort.inference.progress import Lines
 from restort.utils import interrupt
+from tests.fakes.command_line import FAKE
 from tests.fakes.fake_backend import ELAN, RESTORMER, write_weights
-
-FAKE = [sys.executable, str(Path(__file__).parents[1] / "fakes/fake_backend.py")]
-
 
 pytestmark = pytest.mark.usefixtures("fake_backend")
 
