@@ -75,6 +75,7 @@ class Dataset:
 
     @property
     def conditions(self) -> list[str]:
+        """The conditions of the cases, in order."""
         return list(dict.fromkeys(case.condition for case in self.cases))
 
 
@@ -173,10 +174,12 @@ class _Sources:
     crop: int | None
 
     def clean(self) -> list[Path]:
+        """Return the files of the clean pictures, at most `limit`."""
         high = self.folder / "HR"
         return pictures(high if high.is_dir() else self.folder)[: self.limit]
 
     def read(self, path: Path) -> Uint8:
+        """Read a picture as uint8 (H, W, channels)."""
         return read_8_bit(path, self.channels)
 
     def middle(self, image: Uint8, factor: int = 1) -> Uint8:
@@ -190,6 +193,8 @@ class _Sources:
         return image[top : top + sides[0] * factor, left : left + sides[1] * factor]
 
     def pair(self, degraded: Path, clean: Path) -> Callable[[], tuple[Array, Uint8]]:
+        """Return a loader of a (degraded, clean) pair of files; it raises RestortError where their sizes differ."""
+
         def load() -> tuple[Array, Uint8]:
             a, b = self.read(degraded), self.read(clean)
             if a.shape != b.shape:

@@ -80,6 +80,7 @@ class FileResult:
     model: str | None = None
 
     def to_json(self) -> dict[str, Any]:
+        """Return the outcome as a JSON object."""
         return {
             "source": str(self.source),
             "target": str(self.target),
@@ -114,6 +115,7 @@ class Summary:
     stages: Stages = field(default_factory=Stages)
 
     def count(self, status: Status) -> int:
+        """Return the number of files with this status."""
         return sum(result.status == status for result in self.files)
 
     @property
@@ -123,6 +125,7 @@ class Summary:
         return sum(size[0] * size[1] for size in sizes if size is not None) / 1e6
 
     def totals(self) -> dict[str, Any]:
+        """Return the totals as a JSON object."""
         return {
             "files": self.total,
             "done": self.count("done"),

@@ -1,15 +1,15 @@
-"""The record of an output folder, so that a second run makes only what is missing or has changed.
+"""The record of an output folder, by which a second run restores only what is missing or has changed.
 
 OUTPUT/.restort/manifest.jsonl has one JSON object a line, and runs only append to it: one line before a picture is
 written, one after. It survives kill -9 and several runs at once: every line is one write under a lock, reading skips a
-torn last line, and a picture with only its first line is known to be ours and is made again. Old lines are dropped when
-there are many.
+torn last line, and a picture that has only its first line was begun by a run and is restored again. Old lines are
+dropped when there are many.
 
 Runs that share a folder share the work. A run claims a picture (a lock that the system frees when its owner dies)
-before it makes it, and leaves pictures that another run has claimed.
+before it restores it, and skips pictures that another run has claimed.
 
-An output folder may come from somebody else: lines with wrong types are void, and links or special files at the names
-used here are refused.
+An output folder may come from an untrusted source: lines with wrong types are ignored, and links or special files at
+the names used here raise an error.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Fingerprint:
 
     @staticmethod
     def parse(value: Any) -> Fingerprint:
-        """Make one of its JSON object. Raises ValueError where a type or a key is wrong."""
+        """Parse a JSON object. Raises ValueError where a type or a key is wrong."""
         if not isinstance(value, dict) or set(value) != {"size", "mtime_ns", "sha256"}:
             raise ValueError("no fingerprint")
         size, mtime_ns, sha256 = value["size"], value["mtime_ns"], value["sha256"]
@@ -62,7 +62,7 @@ class Fingerprint:
 
     @staticmethod
     def of(path: Path) -> Fingerprint:
-        """Read a file. Raises OSError where it cannot be read."""
+        """Read a file and return its fingerprint. Raises OSError where it cannot be read."""
         status = path.stat()  # before the content, so that a later comparison notices a change while reading
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -101,6 +101,7 @@ class Record:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self) -> bytes:
+        """Return the line in the file."""
         return (json.dumps(asdict(self), separators=(",", ":"), default=str) + "\n").encode("ascii")
 
     @staticmethod
@@ -203,7 +204,7 @@ class Manifest:
         return record.details if record is not None else {}
 
     def known(self, source: Path, target: Path) -> Mapping[str, Any]:
-        """What was noted when `target` was made from the present content of `source`; empty where it was not."""
+        """Return the details of `target` if it was made from the present content of `source`; else {}."""
         record = self._records.get(self._key(target))
         return record.details if record is not None and record.content.matches(source) else {}
 
@@ -291,7 +292,7 @@ class Leftovers:
                     self._seen[path] = mark
 
     def clean(self) -> None:
-        """Remove what has not changed since the start; wait until that is two seconds ago."""
+        """Remove files that have not changed since the start; wait until the start is two seconds ago."""
         if not self._seen:
             return
         time.sleep(max(0.0, self._since + 2 - time.monotonic()))

@@ -161,10 +161,12 @@ class Model:
 
     @property
     def backend(self) -> str:
+        """Name of the backend."""
         return self._runner.name
 
     @property
     def precision(self) -> str:
+        """Precision of the backend."""
         return self._runner.precision
 
     def recipe(self, quality: int = QUALITY) -> dict[str, str | int | float]:

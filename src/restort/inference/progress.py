@@ -24,6 +24,7 @@ class Pace:
         self._start = time.monotonic()
 
     def end(self, result: FileResult) -> None:
+        """Count a finished file."""
         self.finished += 1
         self.worked += result.status != "skipped"
         if result.status == "done" and result.result_size is not None:
@@ -37,6 +38,7 @@ class Pace:
         return rate, self.megapixels / seconds, left
 
     def text(self) -> str:
+        """Return rate and remaining time as text."""
         rate, megapixels, left = self.rates()
         return f"{rate_text(rate)}, {megapixels:.1f} MP/s, left {time_text(left)}"
 
@@ -65,6 +67,7 @@ class Lines:
         pass
 
     def notify(self, line: str) -> None:
+        """Print a message."""
         to_stderr(line)
 
     def begin(self, source: Path) -> None:
@@ -112,6 +115,7 @@ class Bar(Lines):
             self._bar.close()
 
     def notify(self, line: str) -> None:
+        """Print a message above the bar."""
         with suppress(OSError, ValueError):
             self._bar.write(line, file=sys.stderr)
 
@@ -158,5 +162,6 @@ def failure(result: FileResult) -> str:
 
 
 def outcome(result: FileResult) -> str:
+    """Return a line on a finished file: source, target, seconds, size."""
     size = "" if result.result_size is None else f", {result.result_size[0]} x {result.result_size[1]}"
     return printable(f"{result.source} -> {result.target} ({result.seconds:.1f} s{size})")

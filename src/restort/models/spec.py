@@ -73,22 +73,27 @@ class ElanSpec:
 
     @property
     def groups(self) -> int:
+        """Number of groups of blocks that share scores."""
         return self.blocks // (self.n_share + 1)
 
     @property
     def in_channels(self) -> int:
+        """Channels of the input."""
         return self.colors
 
     @property
     def out_channels(self) -> int:
+        """Channels of the output."""
         return self.colors
 
     @property
     def size_multiple(self) -> int:
+        """Number of which heights and widths are multiples: the least common multiple of the windows."""
         return math.lcm(*self.window_sizes)
 
     @property
     def value_range(self) -> float:
+        """Largest value of the network's own range, [0, value_range]."""
         return self.rgb_range
 
 

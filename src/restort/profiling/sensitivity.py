@@ -45,6 +45,7 @@ class Cost:
     psnr_loss: float | None
 
     def within(self, budget: Budget) -> bool:
+        """Return whether the cost is within the budget; an unknown loss of PSNR counts as none."""
         return self.relative_l2 <= budget.relative_l2 and (self.psnr_loss or 0.0) <= budget.psnr_loss
 
 
@@ -90,6 +91,7 @@ class Choice:
         }
 
     def to_csv(self) -> str:
+        """Return CSV: a line for each section."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["section", "relative_l2", "psnr_loss_db", "kept_in_fp32"])
@@ -108,6 +110,7 @@ class Choice:
         return "\n".join([*lines, "", self.summary()])
 
     def summary(self) -> str:
+        """Return the choice as a sentence."""
         cost = self.measured
         loss = "" if cost.psnr_loss is None else f", {cost.psnr_loss:.4f} dB"
         found = f"relative L2 {cost.relative_l2:.1e}{loss}"
@@ -152,6 +155,7 @@ class Search:
         self.references = [self.run(pair.x) for pair in self.pairs]
 
     def run(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Run the network, as it is now, on x float32 (1, C, H, W) in [0, 1]."""
         torch, scale = self._torch, self.spec.value_range
         with torch.inference_mode():
             result = self.network(torch.from_numpy(x).to(self.device) * scale)
