@@ -76,12 +76,12 @@ $(BIN)/python:
 	done
 	@for it in $(LEAN); do \
 		name=tensorrt-lean-$${it%%:*} version=$${it##*:}; \
-		$(PIP) install --no-deps --target ".venv/tensorrt-lean/$$version" \
+		$(PIP) install --no-deps --only-binary :all: --target ".venv/tensorrt-lean/$$version" \
 			$$name-libs==$$version $$name-bindings==$$version 2>/dev/null || \
 			echo "$$name $$version is not for this Python or system; its tests are skipped"; \
 	done
-	@$(PIP) install --no-deps --target .venv/tensorrt-lean/8.6.0 tensorrt-lean==8.6.0 2>/dev/null || \
+	@$(PIP) install --no-deps --only-binary :all: --target .venv/tensorrt-lean/8.6.0 tensorrt-lean==8.6.0 2>/dev/null || \
 		echo "tensorrt-lean 8.6.0 is not for this Python or system; its tests are skipped"
-	@$(PIP) install --no-deps --target .venv/tensorrt-headers $(HEADERS) 2>/dev/null || \
+	@$(PIP) install --no-deps --only-binary :all: --target .venv/tensorrt-headers $(HEADERS) 2>/dev/null || \
 		echo "the headers of TensorRT cannot be installed; tests that compile its plugin are skipped"
 	@touch $@

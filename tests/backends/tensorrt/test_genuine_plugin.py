@@ -169,7 +169,7 @@ def test_it_is_loaded_from_python(made: Made) -> None:
 def test_it_is_compiled_with_older_headers_of_the_same_major_version(made: Made, tmp_path: Path) -> None:
     environment = {"RESTORT_CACHE": str(tmp_path), plugin.INCLUDE: str(made.headers)}
     found = in_genuine(made.version, LOAD, env=environment)
-    compiling = f"compiling the plugin RestortPass for TensorRT {made.version}, once"
+    compiling = f"compiling the plugin RestortPass for TensorRT {made.version} (lean), once"
     assert found["after"] and found["said"] == [compiling]
     (other,) = {*VERSIONS} - {made.version}
     found = in_genuine(other, LOAD, env=environment)
@@ -193,5 +193,5 @@ def test_a_library_that_is_no_plugin(made: Made, tmp_path: Path) -> None:
     )
     compiled(other, source, "-shared", "-fPIC")
     (said,) = in_genuine(made.version, LOAD, env=environment)["said"]
-    assert said.startswith(f"TensorRT {made.version} does not register the plugin")
+    assert said.startswith(f"TensorRT {made.version} (lean) does not register the plugin")
     assert "(it holds no RestortPass)" in said

@@ -61,13 +61,14 @@ inline std::shared_ptr<Packages const> packages_of(nvinfer1::PluginFieldCollecti
     throw Error(text("the node has no field \"%s\"", FIELD));
 }
 
-// The packages on the GPU. The clones of a plugin share one Loader, and so the weights while one of them is in use.
+// The packages on the GPU. The clones of a plugin share one Loader, and so the weights while one of them is in use; with
+// `hold` as long as there is a clone. Contexts may be made in several threads at once.
 class Loader {
 public:
     explicit Loader(std::shared_ptr<Packages const> packages)
         : packages_(std::move(packages)), loaded_(packages_->each.size()) {}
 
-    std::vector<std::shared_ptr<LoadedPackage>> get() {
+    std::vector<std::shared_ptr<LoadedPackage>> get(bool hold) {
         std::lock_guard<std::mutex> const lock(mutex_);
         std::vector<std::shared_ptr<LoadedPackage>> all;
         for (size_t i = 0; i < loaded_.size(); ++i) {
@@ -76,6 +77,7 @@ public:
                 loaded_[i] = found = std::make_shared<LoadedPackage>(packages_, i, i ? all[0] : nullptr);
             all.push_back(std::move(found));
         }
+        if (hold) held_ = all;
         return all;
     }
 
@@ -83,6 +85,7 @@ private:
     std::shared_ptr<Packages const> packages_;
     std::mutex mutex_;
     std::vector<std::weak_ptr<LoadedPackage>> loaded_;
+    std::vector<std::shared_ptr<LoadedPackage>> held_;
 };
 
 // The state of one plugin object. A copy has memory of its own for the passes, and shares the weights.
@@ -94,15 +97,15 @@ public:
         : packages_(other.packages_), loader_(other.loader_), kept_(other.kept_), passes_(packages_->each.size()) {}
 
     std::vector<char> const& file() const { return packages_->file; }
-    void keep() { kept_ = loader_->get(); }  // weights and machine code, until `drop`
+    void keep(bool hold = false) { kept_ = loader_->get(hold); }  // weights and machine code, until `drop`
     void drop() { release(), kept_.clear(); }
     void release() {  // the memory of the passes
         for (auto& pass : passes_) pass.reset();
     }
 
     // For a context: everything that is known before the shape of its input.
-    void attach() {
-        keep();
+    void attach(bool hold = false) {
+        keep(hold);
         if (passes_.size() == 1) prepare(0);
     }
     void prepare(size_t number) {

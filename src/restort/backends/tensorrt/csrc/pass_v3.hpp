@@ -54,9 +54,8 @@ public:
     }
     IPluginV3* attachToContext(IPluginResourceContext*) noexcept override {
         return guarded<IPluginV3*>(nullptr, [&] {
-            if (in_engine_) pass_.keep();  // for all contexts of the engine
             auto made = std::make_unique<RestortPass>(*this);
-            made->pass_.attach();
+            made->pass_.attach(in_engine_);
             return made.release();
         });
     }
@@ -75,7 +74,7 @@ public:
 
 private:
     Pass pass_;
-    bool in_engine_;  // deserialized from one: otherwise only the contexts of the builder hold the weights
+    bool in_engine_;  // deserialized from one, which holds the weights; in a build only its contexts do
     PluginField field_;
     PluginFieldCollection fields_{};
 };
