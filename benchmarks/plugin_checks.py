@@ -43,7 +43,7 @@ def runner_of(network: str, profile: Any, **options: Any) -> Any:
     from restort.backends.tensorrt.runner import TensorrtRunner
 
     runner = TensorrtRunner(weights_of(network), "fp16", profile=profile, options=options)
-    runner.say = runner.warn = lambda line: print(f"    {line}", file=sys.stderr, flush=True)
+    runner.notify = runner.warn = lambda line: print(f"    {line}", file=sys.stderr, flush=True)
     return runner
 
 
