@@ -70,6 +70,7 @@ $(BIN)/python:
 	@$(if $(TORCH),$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH) || $(PIP) install torch,true)
 	@$(PIP) install -e '.[dev]'
 	@$(PIP) install -e '.[formats]' || echo "HEIC, JPEG XL or raw cannot be read here; their tests are skipped"
+	@$(PIP) install -e '.[cluster]' || echo "Ray cannot be installed here; its test is skipped"
 	@for it in $(BINDINGS); do \
 		$(PIP) install --no-deps --target ".venv/tensorrt-bindings/$${it##*==}" $$it 2>/dev/null || \
 			echo "$$it is not for this Python or system; its test is skipped"; \

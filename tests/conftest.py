@@ -13,6 +13,10 @@ from restort.cli.main import main
 from tests.fakes.fake_backend import create
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pictures", type=int, help="pretended pictures of the test of a cluster run's memory")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of test data beside the checkout; tests that need it are skipped where it is absent."""

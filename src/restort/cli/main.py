@@ -16,6 +16,7 @@ from restort.cli import (
     bench,
     build,
     cache,
+    cluster,
     compare,
     completion,
     doctor,
@@ -30,7 +31,20 @@ from restort.utils import interrupt
 from restort.utils.text import printable, to_stderr
 from restort.version import __version__
 
-COMMANDS = (restore, models, export, build, inspect, evaluate, compare, bench, cache, doctor, completion)
+COMMANDS = (
+    restore,
+    cluster,
+    models,
+    export,
+    build,
+    inspect,
+    evaluate,
+    compare,
+    bench,
+    cache,
+    doctor,
+    completion,
+)
 """In the order of `restort --help`."""
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

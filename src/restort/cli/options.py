@@ -101,6 +101,29 @@ def add_tiles(parser: argparse.ArgumentParser, *, files: bool = True) -> None:
     )
 
 
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """Add --strength, --overwrite, --retry and --quality."""
+    parser.add_argument(
+        "--strength",
+        metavar="0..1",
+        type=share,
+        default=1.0,
+        help="share of the result in the output; the rest is the input, for upscale enlarged bicubically (default: 1)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace outputs that exist, and make all again"
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="try files again that were set aside because they ended a run"
+    )
+    parser.add_argument(
+        "--quality",
+        metavar="N",
+        type=quality,
+        help="1 to 100, of JPEG, WebP and AVIF; 100 is lossless in WebP and 8-bit AVIF (default: 95)",
+    )
+
+
 def add_results(parser: argparse.ArgumentParser, plot: str) -> None:
     """Add --output, --plot and --overwrite for measurements; `plot` is the help of --plot."""
     group = parser.add_argument_group("results")

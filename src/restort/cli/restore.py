@@ -76,25 +76,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_rest(parser: argparse.ArgumentParser) -> None:
     options.add_backend(parser)
     options.add_tiles(parser)
-    parser.add_argument(
-        "--strength",
-        metavar="0..1",
-        type=options.share,
-        default=1.0,
-        help="share of the result in the output; the rest is the input, for upscale enlarged bicubically (default: 1)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace outputs that exist, and make all again"
-    )
-    parser.add_argument(
-        "--retry", action="store_true", help="try files again that were set aside because they ended a run"
-    )
-    parser.add_argument(
-        "--quality",
-        metavar="N",
-        type=options.quality,
-        help="1 to 100, of JPEG, WebP and AVIF; 100 is lossless in WebP and 8-bit AVIF (default: 95)",
-    )
+    options.add_writing(parser)
     options.add_reporting(parser)
     options.add_help_all(parser, _ADVANCED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import os
 import sys
 from collections import Counter
@@ -15,6 +16,9 @@ from typing import Any
 from restort.errors import UsageError
 from restort.imaging import formats
 from restort.imaging.encode import check_output
+
+CHUNK = 1000
+"""Jobs in a list of `stream`, and a few more."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,35 @@ def collect(
     else:
         jobs = _named_apart(_pairs(sources, output, suffix, left_out))
     return _checked(jobs, sources)
+
+
+def stream(
+    folder: Path, output: Path, *, suffix: str | None = None, left_out: list[Path] | None = None
+) -> Iterator[list[Job]]:
+    """Yield the jobs of `collect` for one input folder in lists of about CHUNK, so that millions fit in memory.
+
+    A link to a picture is a picture of its own here. Raises UsageError as `collect` does, but not for an empty folder.
+    """
+    if suffix is not None:
+        check_output(Path("x" + suffix))
+    if _same(folder, output):
+        raise UsageError(f"the output {output} is the input folder itself; choose another folder")
+    for parent, paths in itertools.groupby(_walk(folder, output, left_out), key=lambda path: path.parent):
+        base = output / parent.relative_to(folder) if parent.is_relative_to(folder) else output
+        names = sorted((path.name for path in paths), key=lambda name: (_first(name), name))
+        jobs: list[Job] = []
+        # Results can share a name only where the inputs share their first part, as a.gif and a.gif.png do.
+        for _, alike in itertools.groupby(names, key=_first):
+            jobs += [Job(parent / name, _with_suffix(base / name, suffix)) for name in alike]
+            if len(jobs) >= CHUNK:
+                yield _checked(_named_apart(jobs), [folder])
+                jobs = []
+        if jobs:
+            yield _checked(_named_apart(jobs), [folder])
+
+
+def _first(name: str) -> str:
+    return name.partition(".")[0].casefold()
 
 
 # os.path.isdir and isfile return False behind a folder without permission; those of Path raise PermissionError.

@@ -57,6 +57,8 @@ class Attempts:
 
     def check(self, source: Path) -> None:
         """Raise RestortError for a file that killed earlier runs; read a suspect in its own process first."""
+        if not self._suspects:
+            return
         key = key_of(source)
         deaths = self._suspects.get(key, 0)
         if not deaths:
@@ -96,6 +98,11 @@ class Attempts:
         if finished and self._suspects.get(key, DEATHS) < DEATHS:
             del self._suspects[key]
             self._store()
+
+    def set_aside(self, source: Path) -> None:
+        """Let this run and later ones fail at `source` without trying it."""
+        self._suspects[key_of(source)] = DEATHS
+        self._store()
 
     def close(self) -> None:
         """Remove the record of this run."""

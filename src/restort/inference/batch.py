@@ -172,21 +172,47 @@ def restore_files(
     Raises RestortError only where the output folder cannot be used.
     """
     jobs = list(jobs)
+    if root is None:
+        return run_jobs(model, jobs, None, None, options, observer, damage)
+    manifest = Manifest(root)
+    leftovers = Leftovers({job.target.parent for job in jobs} | {root, root / FOLDER})
+    attempts = Attempts(root / FOLDER, retry=options.retry, notify=_log.warning)
+    try:
+        summary = run_jobs(model, jobs, manifest, attempts, options, observer, damage)
+        if not summary.interrupted:
+            start = time.perf_counter()
+            try:
+                leftovers.clean()
+            except KeyboardInterrupt:
+                summary.interrupted = True
+            summary.seconds += time.perf_counter() - start
+    finally:
+        attempts.close()
+    return summary
+
+
+def run_jobs(
+    model: Model,
+    jobs: list[Job],
+    manifest: Manifest | None,
+    attempts: Attempts | None,
+    options: Options,
+    observer: Observer,
+    damage: Mapping[Path, str | None] | None = None,
+) -> Summary:
+    """Make the target of every job with the records of the caller; the rest is as in `restore_files`.
+
+    manifest   knows which targets are up to date; None where each is made unless it exists
+    attempts   knows which files ended earlier runs; None to keep no record of them
+    """
     summary = Summary(total=len(jobs))
     start = time.perf_counter()
-    manifest = None if root is None else Manifest(root)
-    leftovers = (
-        None if root is None else Leftovers({job.target.parent for job in jobs} | {root, root / FOLDER})
-    )
-    attempts = None if root is None else Attempts(root / FOLDER, retry=options.retry, notify=_log.warning)
     run = _Run(model, manifest, attempts, options, observer, damage or {})
     summary.stages = run.stages
     try:
         for result in run.results(jobs):
             summary.files.append(result)
             observer.end(result)
-        if leftovers is not None:
-            leftovers.clean()
     except KeyboardInterrupt:
         summary.interrupted = True
         for result in run.written():  # what is being written is finished and counted
@@ -253,8 +279,6 @@ class _Run:
         for ready in self.open:
             ready.claim.close()
         self.open.clear()
-        if self.attempts is not None:
-            self.attempts.close()
 
     def results(self, jobs: list[Job]) -> Iterator[FileResult]:
         """Yield the result of every job, in order but for those that another run has claimed, which come last."""

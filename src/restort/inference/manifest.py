@@ -8,6 +8,9 @@ dropped when there are many.
 Runs that share a folder share the work. A run claims a picture (a lock that the system frees when its owner dies)
 before it restores it, and skips pictures that another run has claimed.
 
+Workers of a cluster run (restort.cluster) each append to a file of their own, OUTPUT/.restort/workers/NAME.jsonl, and
+hold its lock while they live. Whoever opens the folder next moves those lines into the manifest.
+
 An output folder may come from an untrusted source: lines with wrong types are ignored, and links or special files at
 the names used here raise an error.
 """
@@ -19,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 import time
 import zlib
@@ -34,6 +38,8 @@ from restort.errors import RestortError
 from restort.utils.files import check_no_link, write_bytes
 
 FOLDER = ".restort"
+WORKERS = "workers"
+CLUSTER_LOCK = "cluster.lock"
 CLAIMS = 64  # number of lock files; two pictures that share one only wait for each other
 LEFTOVER = re.compile(r"\.restort-[0-9a-f]{16}\.part")
 SETTLED_SECONDS = 60.0  # a temporary file unchanged for this long belongs to no running process
@@ -123,17 +129,19 @@ class Record:
 class Manifest:
     """The manifest of one output folder, which is created if it is missing.
 
+    records   the file of its lines; None for that of the folder
+
     Raises RestortError where the folder or its manifest cannot be written.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, records: Path | None = None) -> None:
         self.root = root
         self._folder = root / FOLDER
-        self._path = self._folder / "manifest.jsonl"
+        self._path = records or self._folder / "manifest.jsonl"
         self._records: dict[str, Record] = {}
         self._inode, self._offset, self._lines = -1, 0, 0
         self._claims: dict[int, FileLock] = {}
-        claims, lock = self._folder / "claims", self._folder / "manifest.lock"
+        claims, lock = self._folder / "claims", self._path.with_suffix(".lock")
         try:
             for folder in (self._folder, claims):
                 check_no_link(folder, folder=True)
@@ -142,6 +150,9 @@ class Manifest:
             check_no_link(self._path)
             self._lock = FileLock(lock, timeout=_LOCK_SECONDS, thread_local=False)
             self._mutex = threading.RLock()  # threads of one run write their results at the same time
+            if records is None:
+                _check_no_cluster(root)
+                absorb(root)
             self.refresh()
             if self._lines > 2 * len(self._records) + 1000:
                 self._compact()
@@ -271,7 +282,58 @@ class Manifest:
             write_bytes(self._path, lines, overwrite=True)
 
     def _key(self, target: Path) -> str:
-        return Path(os.path.relpath(target, self.root)).as_posix()
+        return key_of(self.root, target)
+
+
+def key_of(root: Path, target: Path) -> str:
+    """Return the name of a target in the manifest of the output folder `root`."""
+    return Path(os.path.relpath(target, root)).as_posix()
+
+
+def _check_no_cluster(root: Path) -> None:
+    """Raise RestortError while a cluster run works in the folder: its workers share pictures without claims."""
+    path = root / FOLDER / CLUSTER_LOCK
+    if not path.exists():
+        return
+    check_no_link(path)
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RestortError(
+            f"a cluster run works in {root}; wait for its end, or choose another folder"
+        ) from None
+    lock.release()
+
+
+def absorb(root: Path) -> None:
+    """Move the lines of ended workers into the manifest. Raises OSError or Timeout where it cannot be written.
+
+    A crash in between leaves a file whose lines the manifest has: moving them again changes nothing.
+    """
+    folder = root / FOLDER
+    for path in sorted((folder / WORKERS).glob("*.jsonl")):
+        check_no_link(path)
+        check_no_link(path.with_suffix(".lock"))
+        alive = FileLock(path.with_suffix(".lock"), thread_local=False)
+        try:
+            alive.acquire(timeout=0)
+        except Timeout:  # its worker lives
+            continue
+        try:
+            with FileLock(folder / "manifest.lock", timeout=_LOCK_SECONDS), path.open("rb") as lines:
+                manifest = folder / "manifest.jsonl"
+                check_no_link(manifest)
+                with manifest.open("ab") as file:
+                    file.write(b"\n")  # ends a line that a full disk has torn; an empty line is void
+                    shutil.copyfileobj(lines, file)
+                    file.write(b"\n")
+            path.unlink()
+        except FileNotFoundError:  # another run has moved it
+            pass
+        finally:
+            alive.release()
+            _remove(path.with_suffix(".lock"))
 
 
 class Leftovers:
