@@ -30,6 +30,13 @@ and every file of --weights: an upscaler on Set5 and Set14, a denoiser on Kodak2
 on photographs; into results/accuracy/accuracy_gpu.json. The reference is itself compared with float64 on the first
 picture. Asked: relative L2 below 2e-3 in fp16 and 1e-2 in bf16 everywhere, PSNR of fp16 within 0.01 dB; the status says
 whether. --device cpu with TRITON_INTERPRET=1 and a small --crop tries the script without a GPU.
+
+`quantize` scores the INT8 and FP8 files of `restort export` in ONNX Runtime: ELAN-light x4 on Set5 and Set14,
+restormer-small-denoise on Kodak24 with sigma 25, and the files of --weights; then it makes the known mistakes of INT8
+in PyTorch, on Set5. Into results/accuracy/quantization.json, on two cores by
+
+    python benchmarks/accuracy.py quantize --only elan
+    python benchmarks/accuracy.py quantize --only denoise --limit 8 --crop 192 --output ...quantization_denoise.json
 """
 
 from __future__ import annotations
@@ -353,10 +360,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("all", "inputs", "mixed", "aot", "run", "table", "models"))
+    parser.add_argument(
+        "step", choices=("all", "inputs", "mixed", "aot", "run", "table", "models", "quantize")
+    )
     parser.add_argument("--work", type=Path, default=Path("accuracy-work"), help="a folder for the steps")
     parser.add_argument("--runs", help=f"backend:precision,... (default: {RUNS})")
-    parser.add_argument("--only", default="", help="run: only the model whose name holds this, such as elan")
+    parser.add_argument(
+        "--only", default="", help="run, quantize: only the model whose name holds this, such as elan"
+    )
     parser.add_argument("--limit", type=int, help="pictures of Kodak24, or of each set of `models`")
     parser.add_argument("--budget", type=float, default=2e-4, help="relative L2 of mixed (default: 2e-4)")
     parser.add_argument("--level", type=int, help="of TensorRT's builder")
@@ -365,16 +376,23 @@ def main() -> int:
     parser.add_argument(
         "--elan", type=Path, default=SHARED / "weights" / "elan_light_x4_friedricelab.safetensors"
     )
-    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="models: more files")
+    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="models, quantize: more files")
     parser.add_argument("--no-shipped", action="store_true", help="models: only the files of --weights")
     parser.add_argument("--crop", type=int, help="models: only the middle, so many pixels of the input")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="of `models`")
+    parser.add_argument(
+        "--calibration", type=Path, help="quantize: a folder of pictures (default: training set)"
+    )
     parser.add_argument("--output", type=Path, help="the record")
     args = parser.parse_args()
     if args.step == "models":
         from model_errors import compare_models
 
         return compare_models(args)
+    if args.step == "quantize":
+        from quantization_errors import quantize
+
+        return quantize(args)
     output = args.output or RESULTS / "accuracy" / "accuracy_tensorrt.json"
     everything = args.step == "all"
     runs = args.runs or RUNS

@@ -132,21 +132,22 @@ def _graph(
     from restort.profiling.samples import files
 
     pictures = files(args.calibration or ())
-    quantization, names = calibrated(weights, cast("QuantType", precision), pictures)
+    found = calibrated(weights, cast("QuantType", precision), pictures)
+    layers, names = len(found.quantization.ranges), found.pictures
     rest: Precision = args.float_precision or "fp32"
     about = {
         "float_precision": rest,
-        "quantized_layers": len(quantization.ranges),
+        "quantized_layers": layers,
         "calibration": names or "the ranges of the training",
     }
     if not args.quiet:
         on = f"calibrated on {len(names)} pictures" if names else "with the ranges of the training"
-        choice.notify(f"{len(quantization.ranges)} layers quantized to {precision}, {on}; the rest is {rest}")
+        choice.notify(f"{layers} layers quantized to {precision}, {on}; the rest is {rest}")
         if names and not pictures:
             choice.notify(
                 "the pictures are synthetic; photographs such as yours give better ranges: --calibration FOLDER"
             )
-    return emit(weights, rest, opset=args.opset, quantization=quantization), about
+    return emit(found.weights, rest, opset=args.opset, quantization=found.quantization), about
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def emit(
     quantization    layers whose inputs and weights are rounded to INT8 or FP8, by explicit QuantizeLinear and
                 DequantizeLinear (restort.export.qdq); the rest has `precision`. Needs opset 20, the default then,
                 for FP8 and for fp16; with 17 the weights are stored as float, as TensorRT 8.6 wants them.
-    observe     add outputs with the largest absolute value of the input of every layer that can be quantised.
+    observe     add outputs with the largest absolute value of each input channel of every layer that can be quantised.
 
     Raises RestortError for an unknown precision, section, operator or layer, and where the opset lacks a type.
     """

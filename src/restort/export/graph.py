@@ -23,7 +23,7 @@ QUANTIZED_TYPES = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 STORED_QUANTIZED = (
     19  # from this opset on weights are stored quantised; TensorRT 8.6 wants float ones and a QuantizeLinear
 )
-RANGE = "range/"  # begins the name of an output with the largest absolute value of a layer's input
+RANGE = "range/"  # begins the name of an output with the largest absolute values of a layer's input
 KEPT = "stays float32"  # doc_string of a node that a weakly typed builder must keep in float32
 
 
@@ -37,7 +37,8 @@ class GraphBuilder:
     ports       type of input and output, by default `precision`. Nodes outside of sections have it, too; they carry
                 KEPT where it was given as fp32.
     quantization    the layers to quantise (`conv`).
-    observe     add an output RANGE + layer for every layer that can be quantised.
+    observe     add an output RANGE + layer for every layer that can be quantised: the largest absolute value of each
+                channel of its input, (1, C, 1, 1).
 
     Values pass from one section to the next through `enter`.
     """
@@ -194,7 +195,7 @@ class GraphBuilder:
         """
         k = weight.shape[-1]
         if layer and self.observe and layer not in self._observed:
-            largest = self.op("ReduceMax", self.op("Abs", x), keepdims=0)
+            largest = self.reduce("ReduceMax", self.op("Abs", x), 0, 2, 3)
             self._observed[layer] = self.call(largest, f"{RANGE}{layer}")
         if layer and self.quantization and layer in self.quantization.ranges:
             inputs = [
@@ -263,7 +264,7 @@ class GraphBuilder:
             return helper.make_tensor_value_info(port, kind, ["N", channels, f"H{suffix}", f"W{suffix}"])
 
         observed = [
-            helper.make_tensor_value_info(output, FLOAT_TYPES[self._made[output]], [])
+            helper.make_tensor_value_info(output, FLOAT_TYPES[self._made[output]], [1, None, 1, 1])
             for output in self._observed.values()
         ]
         graph = helper.make_graph(
