@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
 import torch
 
+from restort.weights.catalogue import WEIGHTS_FOLDER
 from train.config import read_config
+from train.data import photographs
 from train.loop import Trainer
+from train.qat import LEARNING_RATE, quantized
 from train.tasks import make_task
 
 
@@ -40,6 +44,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--start-from", help="safetensors whose parameters to begin with")
+    parser.add_argument(
+        "--qat",
+        nargs="?",
+        const="int8",
+        choices=("int8", "fp8"),
+        help="fine-tune the shipped weights of the configuration's name, or --start-from, as a quantised network",
+    )
     parser.add_argument("--limit", type=int, help="use only so many photographs (for trying things out)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plain", action="store_true", help="without compilation and fused training kernels")
@@ -57,13 +68,20 @@ def main() -> None:
         learning_rate=args.learning_rate,
         start_from=args.start_from,
     )
+    trained = None
+    if args.qat:
+        file = Path(args.start_from) if args.start_from else WEIGHTS_FOLDER / f"{config.name}.safetensors"
+        trained = quantized(file, args.qat, photographs(args.data, config.exclude)[0])
+        rate = args.learning_rate or LEARNING_RATE
+        last = min(config.final_learning_rate, rate)
+        config = dataclasses.replace(config, spec=trained.spec, learning_rate=rate, final_learning_rate=last)
     device = torch.device(args.device)
     task = make_task(config, args.data, device, args.limit)
     if args.eager_batches:
         task.make = None
-    out = args.out or Path("runs") / config.name
+    out = args.out or Path("runs") / (f"{config.name}-{args.qat}" if args.qat else config.name)
     fast = device.type == "cuda" and not args.plain
-    trainer = Trainer(config, task, out, device, fast=fast, fitted=args.fit is not None)
+    trainer = Trainer(config, task, out, device, fast=fast, fitted=args.fit is not None, quantized=trained)
     (out / "done").unlink(missing_ok=True)
     if fast:
         trainer.warm_up()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from restort.models.torch_network import build
 from train.config import Config
 from train.fast import forward, losses, speed_up
+from train.qat import Quantized
 from train.start import starting_weights
 from train.tasks import Task, seed_of
 
@@ -68,13 +69,18 @@ class Trainer:
         *,
         fast: bool,
         fitted: bool = False,
+        quantized: Quantized | None = None,
     ) -> None:
-        """`fitted`: the number of steps is found by `fit` when the run begins, and kept in its checkpoint."""
+        """`fitted`: the number of steps is found by `fit` when the run begins, and kept in its checkpoint.
+
+        `quantized`: the network to train instead of a new one of `config`.
+        """
         self.config, self.task, self.out, self.device, self.fitted = config, task, out, device, fitted
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
-        self.model = build(config.spec).to(device).train()
-        if config.start_from:
+        self.metadata = quantized.metadata if quantized else None
+        self.model = (quantized.model if quantized else build(config.spec)).to(device).train()
+        if config.start_from and not quantized:
             self.model.load_state_dict(starting_weights(Path(config.start_from), self.model, config.spec))
         self.dtype = {"bf16": torch.bfloat16, "fp32": None}[config.precision]
         self.ema = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -137,7 +143,8 @@ class Trainer:
         }
         torch.save(state, self.out / "checkpoint.tmp")
         (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
-        save_file({k: v.contiguous() for k, v in self.ema.items()}, self.out / "ema.tmp")
+        ema = {k: v.contiguous() for k, v in self.ema.items()}
+        save_file(ema, self.out / "ema.tmp", metadata=self.metadata)
         (self.out / "ema.tmp").replace(self.out / "ema.safetensors")
 
     def train_step(self) -> Tensor:
