@@ -212,6 +212,9 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
         compatible = replace(options, precision="fp32", version_compatible=True)
         graph = typed_graph(weights, "fp32", newer_operators=newer)
         assert builder.build(found, graph, compatible).report["flags"]["version_compatible"]
+        opened = engine.Engine(found, b"plan", host_code=True)
+        assert opened(np.zeros((1, 3, 64, 64), np.float32)).shape == (1, 3, 64, 64)
+        opened.close()
         done["compatible"] = [
             call[1][0] for call in module.calls if call[0].endswith(("set_flag", "host_code_allowed"))
         ]

@@ -288,7 +288,7 @@ def configure(flavour: Flavour, config: Any, options: BuildOptions, architecture
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
         flags["tactic_sources"] = [source.name for source in sources]
     sharing = getattr(getattr(module, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
-    if sharing is not None and not options.profile.is_fixed:
+    if sharing is not None and not options.profile.sizes:  # of single sizes each context has its own profile
         # Contexts of several shapes share one profile; from TensorRT 10 on they always may.
         config.set_preview_feature(sharing, True)
         flags["profile_sharing"] = True

@@ -50,10 +50,19 @@ class ShapeContext:
     graph       the CUDA graph captured of one computation, or None
     capturable  whether a capture may be tried
     users       calls under way
+    own_memory  the library allocates its scratch memory; `scratch_bytes` is 0
     """
 
-    def __init__(self, flavour: Flavour, engine: Any, config: Any, shape: Shape, stream: int) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        flavour: Flavour,
+        engine: Any,
+        config: Any,
+        shape: Shape,
+        stream: int,
+        own_memory: bool = False,
+    ) -> None:
+        self.shape, self.own_memory = shape, own_memory
         self.calls = self.users = 0
         self.capturable = True
         self.graph: cuda.Graph | None = None
@@ -62,7 +71,11 @@ class ShapeContext:
         self._free: queue.SimpleQueue[IOBuffers] = queue.SimpleQueue()
         self.input = self.output = cuda.Buffer(0)
         with flavour.logger.capture() as captured:
-            self.context = _create_context(flavour.module, engine, config)
+            self.context = (
+                engine.create_execution_context()
+                if own_memory
+                else _create_context(flavour.module, engine, config)
+            )
             if self.context is None:
                 raise captured.error("preparing the engine")
             # Before TensorRT 10 only the first context of an engine has a profile by default.
@@ -77,7 +90,7 @@ class ShapeContext:
                     f"({captured.error('setting it')})"
                 )
             self.output_shape = tuple(int(n) for n in self.context.get_tensor_shape(OUTPUT))
-            self.scratch_bytes = max(_scratch_bytes(engine, self.context), LEAST_SCRATCH)
+            self.scratch_bytes = 0 if own_memory else max(_scratch_bytes(engine, self.context), LEAST_SCRATCH)
 
     def allocate(self) -> None:
         """Allocate its buffers."""
@@ -91,6 +104,8 @@ class ShapeContext:
 
     def use_scratch(self, scratch: cuda.Buffer) -> None:
         """Set the memory for intermediate values; a graph captured with other memory is discarded."""
+        if self.own_memory:
+            return
         if self.graph is not None:
             self.graph.free()
             self.graph, self.calls = None, 0

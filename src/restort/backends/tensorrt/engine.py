@@ -48,7 +48,8 @@ class Engine:
     use_graphs  capture a CUDA graph for shapes that recur
     jit         for RTX, the runtime cache: kernels compiled on this machine before. `jit_cache()` returns them with
                 those compiled since.
-    host_code   the engine is version-compatible and brings a runtime of its own, which may run
+    host_code   the engine is version-compatible and brings a runtime of its own, which may run. That runtime may be
+                older than the functions for scratch memory, so each context has memory of its own.
 
     Raises EngineRefused where the engine cannot be opened.
     """
@@ -67,6 +68,7 @@ class Engine:
         self._contexts: OrderedDict[Shape, ShapeContext] = OrderedDict()
         self._free_before = self._least_free = cuda.free_memory()
         self._engine, self._runtime = self._open(plan, host_code)
+        self._own_memory = host_code
         self._config, self._jit = self._configure(jit)
         # RTX captures graphs itself, once its kernels for the shape are compiled; a graph of ours would keep the
         # general kernels of the first calls.
@@ -87,7 +89,7 @@ class Engine:
     def _configure(self, jit: bytes | None) -> tuple[Any, Any]:
         """Make the runtime config of contexts and the runtime cache, where the library has them."""
         module = self.flavour.module
-        if not hasattr(self._engine, "create_runtime_config"):
+        if self._own_memory or not hasattr(self._engine, "create_runtime_config"):
             return None, None
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(
@@ -269,7 +271,9 @@ class Engine:
         return context
 
     def _new_context(self, shape: Shape) -> ShapeContext:
-        context = ShapeContext(self.flavour, self._engine, self._config, shape, self._compute.number)
+        context = ShapeContext(
+            self.flavour, self._engine, self._config, shape, self._compute.number, self._own_memory
+        )
         try:
             if context.scratch_bytes > self._scratch.size:
                 self._compute.synchronize()
