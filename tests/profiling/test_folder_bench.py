@@ -121,16 +121,17 @@ def test_the_command_measures_the_pipeline_and_the_plain_loop(
 
 
 def test_the_plain_loop_computes_the_same_pictures(weights: Path, tmp_path: Path) -> None:
+    """Of sizes that need no padding: the loop pads otherwise, and ELAN's cyclic shift carries that everywhere."""
     pytest.importorskip("torch")
     from restort.profiling.eager_loop import run
 
-    folder = tmp_path / "pictures"
-    for i in range(COUNT):  # of a size without padding, which the loop does in another way
-        values = np.random.default_rng(i).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-        write(folder / f"{i}.png", Picture(values))
-    files = [[str(path), str(tmp_path / "eager" / path.name)] for path in sorted(folder.iterdir())]
+    files = []
+    for i in range(2):
+        values = np.random.default_rng(i).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+        write(tmp_path / f"{i}.png", Picture(values))
+        files.append([str(tmp_path / f"{i}.png"), str(tmp_path / f"eager/{i}.png")])
     answer = run({"weights": str(weights), "files": files, "quality": 95, "seconds": 60})
-    assert answer["files"] == COUNT
+    assert answer["files"] == len(files)
     with restort.load(weights, backend="torch", precision="fp32") as model:
         for source, target in files:
             ours, theirs = model(read(source).pixels), read(target).pixels
