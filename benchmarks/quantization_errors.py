@@ -261,6 +261,14 @@ class Tables:
         self.record["tables"] = [*others, {**named, "rows": []}]
         return self.record["tables"][-1]["rows"]  # type: ignore[no-any-return]
 
+    def find(self, model: str, dataset: str, settings: Record) -> float:
+        """The PSNR of `model` in fp32."""
+        for table in self.record["tables"]:
+            named = (table["table"], table["model"], table["dataset"], table["settings"])
+            if named == ("ptq", model, dataset, settings):
+                return float(table["rows"][0]["psnr"])
+        raise SystemExit(f"the record lacks {model} on {dataset} with {settings}; measure it first")
+
     def add(self, rows: list[Record], name: str, measure: Callable[[], float], base: float | None) -> float:
         """Measure the PSNR of `name` where it is not there; `base` is that of fp32."""
         for row in rows:
@@ -282,15 +290,23 @@ def quantize(args: argparse.Namespace) -> int:
     calibration = {"device": processor_name(), "calibration": [path.name for path in pictures]}
     tables = Tables(args.output or RESULTS / "accuracy" / "quantization.json", calibration)
     for path in (*(SHIPPED / f"{name}.safetensors" for name in MODELS), *args.weights):
-        if args.only in path.stem:
-            score_model(load_weights(path), tables, pictures, args)
+        weights = load_weights(path)
+        if args.only in label_of(weights):
+            score_model(weights, tables, pictures, args)
     return 0
+
+
+def label_of(weights: Weights) -> str:
+    """The name of a model in the record; of weights that were trained quantised it ends in -qat."""
+    trained = TRAINED_KIND in weights.metadata
+    return f"{weights.metadata.get('model', weights.path.stem)}-qat" if trained else weights.path.stem
 
 
 def score_model(weights: Weights, tables: Tables, pictures: list[Path], args: argparse.Namespace) -> None:
     settings: Record = {"crop": args.crop, "limit": args.limit}
     settings |= {"sigma": SIGMA} if weights.spec.scale == 1 else {}
-    named = {"model": weights.path.stem, "weights_sha256": weights.digest, "settings": settings}
+    label = label_of(weights)
+    named = {"model": label, "weights_sha256": weights.digest, "settings": settings}
     base: dict[str, float] = {}  # PSNR of fp32 by set
 
     def file_psnr(kind: str, dataset: str) -> float:
@@ -298,8 +314,12 @@ def score_model(weights: Weights, tables: Tables, pictures: list[Path], args: ar
 
     for dataset in SETS[task_of(weights)]:
         rows = tables.rows({"table": "ptq", "dataset": dataset, **named})
-        base[dataset] = tables.add(rows, "fp32", partial(file_psnr, "fp32", dataset), None)
-        kinds = (weights.metadata[TRAINED_KIND],) if TRAINED_KIND in weights.metadata else ("int8", "fp8")
+        kinds: tuple[str, ...] = ("int8", "fp8")
+        if TRAINED_KIND in weights.metadata:  # the loss is against the weights that the training began with
+            kinds = (weights.metadata[TRAINED_KIND],)
+            base[dataset] = tables.find(label.removesuffix("-qat"), dataset, settings)
+        else:
+            base[dataset] = tables.add(rows, "fp32", partial(file_psnr, "fp32", dataset), None)
         for kind in kinds:
             tables.add(rows, kind, partial(file_psnr, kind, dataset), base[dataset])
     if weights.spec.architecture != "elan" or weights.path in args.weights:

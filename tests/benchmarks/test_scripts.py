@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-MODULES = {"harness", "model_errors", "peers", "plugin_checks", "workloads"}
+MODULES = {"harness", "model_errors", "peers", "plugin_checks", "quantization_errors", "workloads"}
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem not in MODULES)
 LISTING = [name for name in SCRIPTS if name.startswith(("bench_", "build_", "profile_", "tune_"))]
 
