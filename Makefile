@@ -1,6 +1,7 @@
 # make demo   sets up .venv and restores the example photographs into demo/
 # make test   sets up .venv with everything the tests need, and runs them
 # make lint   style, types, and who may import whom (pyproject.toml: tool.importlinter)
+# make docs   builds the documentation site into build/site; warnings are errors
 # make wheel-check   builds the wheel, installs it into an empty environment, restores a picture there, checks sizes
 #
 # PYTHON   the interpreter to make .venv with (3.10 or newer)
@@ -28,7 +29,7 @@ HEADERS := kernel-lens==2.0.1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format wheel-check clean
+.PHONY: demo test lint format docs wheel-check clean
 
 demo: .venv/.core
 	$(BIN)/python examples/demo.py --output demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
@@ -46,6 +47,9 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.dev
+	$(BIN)/python docs/site/build.py
 
 wheel-check: $(BIN)/python
 	$(BIN)/python .ci/wheel_check.py
