@@ -93,6 +93,7 @@ MISTAKES = (
     Mistake("residual sums in INT8 by 99 % of the values", share=0.99, sums=True),
     Mistake("sums, head, tail, scores by 99.9 % of the values", False, 0.999, False, True, True, 0.0),
     Mistake("sums, head, tail, scores by 99 % of the values", False, 0.99, False, True, True, 0.0),
+    Mistake("[0, 1], and sums, head, tail, scores by 99 % of the values", False, 0.99, True, True, True, 0.0),
 )
 
 
