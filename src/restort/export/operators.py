@@ -87,7 +87,20 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     from onnx.inliner import inline_local_functions
 
-    return inline_local_functions(model)
+    made = inline_local_functions(model)
+    nodes = list(made.graph.node)
+    del made.graph.node[:]
+    for node in nodes:
+        if node.op_type == "Constant" and [entry.name for entry in node.attribute] == ["value"]:
+            tensor = made.graph.initializer.add()  # as `emit` writes shapes and axes
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = node.output[0]
+        else:
+            made.graph.node.append(node)
+    opsets = [entry for entry in made.opset_import if entry.domain != DOMAIN]
+    del made.opset_import[:]
+    made.opset_import.extend(opsets)
+    return made
 
 
 def _function(
