@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from restort.errors import OutOfMemory, RestortError, UsageError
 from restort.models.spec import Spec
+from restort.utils.array_types import Rows
 
 Array: TypeAlias = npt.NDArray[Any]
 Notify: TypeAlias = Callable[[str], object]
@@ -109,10 +110,11 @@ class Runner(ABC):
         return None
 
     def exact(
-        self, x: Array, *, memory_bytes: int, folder: Path, progress: Progress | None = None
+        self, x: Array | Rows, *, memory_bytes: int, folder: Path, progress: Progress | None = None
     ) -> Iterator[tuple[int, Array]]:
         """Yield (top, rows (N, C', rows, W)) of the whole-image result from top to bottom, computed strip by strip.
 
+        x may be read by rows (restort.utils.array_types.Rows): all of it twice, from top to bottom.
         Intermediate feature maps stay in memory up to `memory_bytes`, then in files in `folder`, which are removed when
         the iterator is closed.
         """
@@ -141,6 +143,14 @@ def checked(x: Array, spec: Spec) -> Array:
     """Return `x` as C-contiguous float32. Raises RestortError for a shape that the network does not take."""
     check_shape(tuple(x.shape), spec)
     return np.ascontiguousarray(x, np.float32)
+
+
+def checked_rows(x: Array | Rows, spec: Spec) -> Array | Rows:
+    """Like `checked`, also for a picture that is read by rows."""
+    if isinstance(x, np.ndarray):
+        return checked(x, spec)
+    check_shape(tuple(x.shape), spec)
+    return x
 
 
 def check_shape(shape: tuple[int, ...], spec: Spec) -> None:

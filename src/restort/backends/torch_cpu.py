@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from restort.errors import UsageError
-from restort.runner import Array, Progress, Runner, checked, closed
+from restort.runner import Array, Progress, Runner, checked, checked_rows, closed
+from restort.utils.array_types import Rows
 from restort.utils.cpu import default_threads
 from restort.weights.checkpoint import Weights
 
@@ -50,18 +51,20 @@ class TorchRunner(Runner):
         return np.ascontiguousarray(result.numpy(), np.float32)
 
     def exact(
-        self, x: Array, *, memory_bytes: int, folder: Path, progress: Progress | None = None
+        self, x: Array | Rows, *, memory_bytes: int, folder: Path, progress: Progress | None = None
     ) -> Iterator[tuple[int, Array]]:
         """Compute the whole-image result by restort.backends.strips, in float32."""
         from restort.backends.strips.network import StripNetwork
 
         if not self.spec.whole_image:
             raise UsageError("--tile exact is for Restormer only; run ELAN with --tile auto or none")
-        x = checked(x, self.spec)
+        x = checked_rows(x, self.spec)
         model = self._model
         if model is None:
             raise closed(self.name)
-        return StripNetwork(model).stream(x, memory_bytes=memory_bytes, folder=folder, progress=progress)
+        return StripNetwork(model).stream(
+            x, memory_bytes=memory_bytes, folder=folder, progress=progress, say=self.say
+        )
 
     def close(self) -> None:
         self._model = None

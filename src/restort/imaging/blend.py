@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from restort.utils.array_types import Array, Float32
+from restort.tiling.rows import take_rows
+from restort.utils.array_types import Array, Float32, Rows
 
 _ROWS = 256  # blended at a time, to keep the copies small
 
@@ -18,7 +19,7 @@ def blend(result: Float32, x: Float32, strength: float) -> Float32:
 
 
 def blended_bands(
-    bands: Iterable[tuple[int, Float32]], x: Float32, scale: int, strength: float
+    bands: Iterable[tuple[int, Float32]], x: Float32 | Rows, scale: int, strength: float
 ) -> Iterator[tuple[int, Float32]]:
     """Bands (top, rows of the result) of the input x (N, C, H, W) in [0, 1], each blended with the input there.
 
@@ -32,18 +33,20 @@ def blended_bands(
             yield top + start, original + np.float32(strength) * (rows - original)
 
 
-def enlarged_rows(x: Float32, scale: int, top: int, count: int) -> Float32:
+def enlarged_rows(x: Float32 | Rows, scale: int, top: int, count: int) -> Float32:
     """Rows `top` to `top + count` of x (N, C, H, W) enlarged `scale` times: (N, C, count, W * scale).
 
     Cubic convolution with a = -0.5 and borders repeated by half-sample symmetry, as MATLAB's imresize enlarges; not
     clipped. For scale 1 the rows as they are.
     """
     if scale == 1:
-        return x[:, :, top : top + count]
+        return take_rows(x, np.arange(top, top + count))
     index, weight = _taps(x.shape[2], scale, np.arange(top, top + count))
+    rows = np.unique(index)
+    near, places = take_rows(x, rows), np.searchsorted(rows, index)
     columns = np.zeros((*x.shape[:2], count, x.shape[3]), np.float32)
     for k in range(4):
-        columns += weight[:, k, None] * x[:, :, index[:, k]]
+        columns += weight[:, k, None] * near[:, :, places[:, k]]
     index, weight = _taps(x.shape[3], scale, np.arange(x.shape[3] * scale))
     enlarged = np.zeros((*x.shape[:2], count, x.shape[3] * scale), np.float32)
     for k in range(4):

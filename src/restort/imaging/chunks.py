@@ -10,6 +10,8 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
+from restort.utils.files import Content
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"tIME")
 XMP_KEYWORD = b"XML:com.adobe.xmp\0"
@@ -21,7 +23,7 @@ Chunk = tuple[bytes, bytes]
 """The type of a PNG chunk, four letters, and its data."""
 
 
-def png_chunks(data: bytes) -> Iterator[Chunk]:
+def png_chunks(data: Content) -> Iterator[Chunk]:
     """Yield the chunks of a PNG file in order, IDAT without its data."""
     place = len(PNG_SIGNATURE)
     while place + 12 <= len(data):
@@ -47,6 +49,14 @@ def without_png_text(data: bytes) -> bytes:
     return data if not begin else b"".join((*kept, data[begin:]))
 
 
+def has_compressed_text(data: Content) -> bool:
+    """Whether a PNG file has text that libvips would decompress, however much it is."""
+    return any(
+        kind == b"zTXt" or (kind == b"iTXt" and body[body.find(b"\0") + 1 :][:1] == b"\1")
+        for kind, body in png_chunks(data)
+    )
+
+
 def first_webp_frame(data: bytes) -> tuple[bytes, int]:
     """Return the WebP file without the frames after the first, and their number (1 for a still picture).
 
@@ -67,7 +77,7 @@ def first_webp_frame(data: bytes) -> tuple[bytes, int]:
     return b"RIFF" + struct.pack("<I", len(body)) + body, frames
 
 
-def apng_frames(data: bytes) -> int:
+def apng_frames(data: Content) -> int:
     """The number of frames that a PNG file announces before its pixels; 0 for a still picture."""
     for kind, body in png_chunks(data):
         if kind == b"acTL" and len(body) == 8:
@@ -139,7 +149,7 @@ def comment_chunk(comment: bytes) -> Chunk:
     return (b"iTXt", b"Comment\0\0\0\0\0" + comment) if international else (b"tEXt", b"Comment\0" + comment)
 
 
-def jpeg_segments(data: bytes) -> Iterator[Chunk]:
+def jpeg_segments(data: Content) -> Iterator[Chunk]:
     """Yield (marker, data) of the segments between the start of a JPEG file and its first scan."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
@@ -154,7 +164,7 @@ def jpeg_segments(data: bytes) -> Iterator[Chunk]:
         place += 2 + length
 
 
-def lacks_jpeg_end(data: bytes) -> bool:
+def lacks_jpeg_end(data: Content) -> bool:
     """Return whether a baseline JPEG file has no end marker; a progressive one may lack whole scans."""
     segments = list(jpeg_segments(data))
     scan = data.find(

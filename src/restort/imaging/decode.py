@@ -6,8 +6,11 @@ again), too large (raise the limit).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,19 @@ from restort.imaging import chunks, colour, extra_formats, formats, limits, meta
 from restort.imaging.animation import ANIMATED, MAX_FRAMES, MOST_PIXELS, Animation, Unreadable, read_animation
 from restort.imaging.bmp import DamagedBmp, UnsupportedBmp, bmp_profile, bmp_size, read_bmp
 from restort.imaging.picture import Picture
-from restort.imaging.vips import reason, to_array, vips
+from restort.imaging.row_reader import RowPicture, turn_image, with_alpha_range
+from restort.imaging.vips import DTYPES, reason, to_array, vips
 from restort.utils.array_types import Array
 from restort.utils.extras import install_command
-from restort.utils.files import read_bytes
+from restort.utils.files import Content, read_bytes
 
 MAX_PIXELS = 500_000_000
 """Default limit of pixels; a colour picture of this size with 16 bit takes 3 GB."""
 
+BY_ROWS = ("png", "jpeg", "tiff")
+"""Formats that are read and written by rows."""
+MOST_PNG_EDGE = 1_000_000
+"""libpng, through which rows reach the encoders, takes no larger edge."""
 _LOADERS = {
     "png": "pngload_buffer",
     "jpeg": "jpegload_buffer",
@@ -183,6 +191,43 @@ def _bmp(source: _Source, data: bytes, max_pixels: int | None) -> Picture:
 def _through_vips(source: _Source, data: bytes, max_pixels: int | None, all_frames: bool) -> Picture:
     pyvips = vips()
     image, frames, lab = _open_lazily(source, data, max_pixels)
+    found = _metadata(source, data, image, frames)
+    try:
+        image = _supported(source, _lab(image) if lab else image)
+        pixels = to_array(image)
+    except pyvips.Error as error:
+        raise source.failed(reason(error)) from None
+    if source.format == "avif" and _is_gray_avif(data):
+        pixels = np.delete(pixels, (1, 2), axis=2)
+    colours, alpha = _split(_upright(pixels, found.orientation))
+    animation, note = None, found.note
+    if note is not None:
+        if all_frames and source.format in ANIMATED:
+            animation, note = _animation(
+                source, data, colours, found.pages, found.orientation, max_pixels, note
+            )
+        source.notes += [] if note is None else [note]
+    return dataclasses.replace(_described(source, image, found, colours, alpha), animation=animation)
+
+
+@dataclass
+class _Metadata:
+    """What a file says beside its pixels.
+
+    blocks        EXIF, XMP, IPTC and ICC by libvips' names of them
+    note          that only the first of `pages` pages or frames is read; None where there is only one
+    """
+
+    blocks: dict[str, bytes | None]
+    text: tuple[chunks.Chunk, ...]
+    comments: tuple[bytes, ...]
+    orientation: int
+    pages: int
+    note: str | None
+
+
+def _metadata(source: _Source, data: Content, image: Any, frames: int) -> _Metadata:
+    """Read the metadata of a file that libvips has opened."""
     fields = set(image.get_fields())
     blocks = {
         key: _block(image, fields, key) for key in ("exif-data", "xmp-data", "iptc-data", "icc-profile-data")
@@ -192,45 +237,93 @@ def _through_vips(source: _Source, data: bytes, max_pixels: int | None, all_fram
     if source.format == "png" and blocks["exif-data"] is not None:
         orientation = metadata.exif_orientation(blocks["exif-data"])
     pages = max(frames, image.get("n-pages") if "n-pages" in fields else 1)
+    if source.format == "tiff" and pages > 1:
+        pages -= tiff_tags.reduced_pages(data)
     note = _only_the_first(source, pages, data)
     _note_losses(source, data, blocks)
-    try:
-        image = _supported(source, _lab(image) if lab else image)
-        pixels = to_array(image)
-    except pyvips.Error as error:
-        raise source.failed(reason(error)) from None
-    if source.format == "avif" and _is_gray_avif(data):
-        pixels = np.delete(pixels, (1, 2), axis=2)
-    colours, alpha = _split(_upright(pixels, orientation))
-    animation = None
-    if note is not None:
-        if all_frames and source.format in ANIMATED:
-            animation, note = _animation(source, data, colours, pages, orientation, max_pixels, note)
-        source.notes += [] if note is None else [note]
-    exif, xmp = blocks["exif-data"], blocks["xmp-data"]
+    return _Metadata(blocks, text, comments, orientation, pages, note)
+
+
+def _described(source: _Source, image: Any, found: _Metadata, colours: Array, alpha: Array | None) -> Picture:
+    """Make the Picture of upright pixels, with the metadata of its file."""
+    exif, xmp = found.blocks["exif-data"], found.blocks["xmp-data"]
     if any("to sRGB" in note for note in source.notes):
         icc: bytes | None = colour.srgb_profile()
     else:
-        profile = blocks["icc-profile-data"] if image.interpretation in _PROFILED else None
+        profile = found.blocks["icc-profile-data"] if image.interpretation in _PROFILED else None
         icc = _profile(source, profile, colours.shape[2])
         if profile is None and colours.shape[2] == 3 and exif is not None and metadata.is_adobe_rgb(exif):
             icc = colour.adobe_rgb_profile()
             source.notes.append("EXIF says Adobe RGB: a profile of it was added")
-    reoriented = orientation != 1
+    reoriented = found.orientation != 1
     return Picture(
         colours,
         alpha,
         icc=icc,
         exif=None if exif is None else metadata.upright_exif(exif),
         xmp=metadata.upright_xmp(xmp) if reoriented and xmp is not None else xmp,
-        iptc=blocks["iptc-data"],
+        iptc=found.blocks["iptc-data"],
         resolution=_resolution(image),
-        text=text,
-        comments=comments,
+        text=found.text,
+        comments=found.comments,
         format=source.format,
         notes=tuple(source.notes),
-        animation=animation,
     )
+
+
+def open_rows(
+    path: Path, large: Callable[[int, int, int], bool], *, max_pixels: int | None = MAX_PIXELS
+) -> RowPicture | None:
+    """Open a picture to read it by rows; None where it is not large, or `read` needs all of it.
+
+    large   whether a picture of (width, height, bytes a pixel) is to be read by rows
+
+    It needs all of other formats than PNG, JPEG and TIFF, of animations, of 8-bit Lab, and of files that it repairs or
+    refuses. Raises RestortError as `read` does.
+    """
+    source = _recognized(path, read_bytes(path, _most_bytes(max_pixels), first=formats.HEAD))
+    if source.format not in BY_ROWS:
+        return None
+    pyvips = vips()
+    load = partial(getattr(pyvips.Image, f"{source.format}load"), str(path), fail_on="error")
+    try:
+        image = load(access="sequential")
+        if not large(image.width, image.height, image.bands * DTYPES[image.format].itemsize):
+            return None
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            if _needs_all(source, data):
+                return None
+            limits.check_count(str(path), image.width, image.height, max_pixels)
+            found = _metadata(source, data, image, 1)
+        supported = _supported(source, image)
+    except (pyvips.Error, OSError, KeyError, ValueError):
+        return None  # `read` reports what is wrong
+    source.notes += [] if found.note is None else [found.note]
+    turned = supported.width, supported.height
+    width, height = turned[::-1] if found.orientation in (5, 6, 7, 8) else turned
+    colours = 1 if supported.bands < 3 else 3
+    shape = height, width, colours + (supported.bands > colours)
+    pixels = np.broadcast_to(np.zeros(1, DTYPES[supported.format]), shape)
+    head = _described(
+        source, supported, found, pixels[:, :, :colours], pixels[:, :, 0] if shape[2] > colours else None
+    )
+    in_order = found.orientation in (1, 2)
+
+    def open_again() -> Any:
+        image = _supported(_Source(path, source.format), load(access="sequential" if in_order else "random"))
+        return turn_image(image, found.orientation)
+
+    return with_alpha_range(RowPicture(head, None, open_again, source.failed))
+
+
+def _needs_all(source: _Source, data: Content) -> bool:
+    """Whether a file has something that only `read` handles."""
+    if source.format == "tiff":
+        _check_tiff(source, data)
+        return tiff_tags.lab_as_rgb(data) is not None
+    if source.format == "jpeg":
+        return chunks.lacks_jpeg_end(data)
+    return chunks.apng_frames(data) > 0 or chunks.has_compressed_text(data)
 
 
 def open_lazily(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> Any:
@@ -270,7 +363,7 @@ def _open_lazily(source: _Source, data: bytes, max_pixels: int | None) -> tuple[
     return image, frames, lab is not None
 
 
-def _check_tiff(source: _Source, data: bytes) -> None:
+def _check_tiff(source: _Source, data: Content) -> None:
     """Refuse old-style JPEG, which libvips decodes to transparent black if it is tiled."""
     found = tiff_tags.read_directory(data)
     if found is not None and found[1].number(tiff_tags.COMPRESSION, found[0]) == _OLD_JPEG:
@@ -294,7 +387,7 @@ def _block(image: Any, fields: set[str], key: str) -> bytes | None:
 
 
 def _beside_vips(
-    source: _Source, data: bytes, blocks: dict[str, bytes | None]
+    source: _Source, data: Content, blocks: dict[str, bytes | None]
 ) -> tuple[tuple[chunks.Chunk, ...], tuple[bytes, ...]]:
     """Read metadata that libvips does not: return PNG text and JPEG comments, and complete `blocks`."""
     if source.format == "png":
@@ -314,7 +407,7 @@ def _beside_vips(
     return (), ()
 
 
-def _only_the_first(source: _Source, pages: int, data: bytes) -> str | None:
+def _only_the_first(source: _Source, pages: int, data: Content) -> str | None:
     """Return the note on frames or pages that are not read; None where there is only one."""
     if (source.format == "png" and chunks.apng_frames(data)) or (
         source.format == "avif" and data[8:12] == b"avis"
@@ -356,7 +449,7 @@ def _animation(
     return None, note if count > 1 or animation.start else None
 
 
-def _note_losses(source: _Source, data: bytes, blocks: dict[str, bytes | None]) -> None:
+def _note_losses(source: _Source, data: Content, blocks: dict[str, bytes | None]) -> None:
     """Note gain maps and further pictures that are not read."""
     segments = list(chunks.jpeg_segments(data)) if source.format == "jpeg" else []
     application = [body for marker, body in segments if marker == b"\xe2"]

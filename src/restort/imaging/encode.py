@@ -92,15 +92,15 @@ def encode(path: Path, picture: Picture, quality: int = QUALITY) -> tuple[bytes,
         raise UsageError(f"a quality of {quality} is out of range; use --quality 1 to 100")
     check_fits(path, picture.width, picture.height)
     notes: list[str] = []
-    pixels = _prepared(picture, name, notes)
+    pixels = prepared(picture, name, notes)
     if name == "bmp":
         data = write_bmp(pixels, picture.resolution)
     else:
-        data = _with_metadata(_encoded(path, pixels, picture, name, quality, notes), picture, name)
-    return data, (*notes, *_lost(picture, name))
+        data = with_metadata(_encoded(path, pixels, picture, name, quality, notes), picture, name)
+    return data, (*notes, *lost_metadata(picture, name))
 
 
-def _lost(picture: Picture, name: str) -> list[str]:
+def lost_metadata(picture: Picture, name: str) -> list[str]:
     """Note the metadata that the format cannot hold."""
     kinds = {kind for kind, _ in picture.text}
     has = {
@@ -120,7 +120,7 @@ def _lost(picture: Picture, name: str) -> list[str]:
     ]
 
 
-def _with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
+def with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
     """Insert the metadata that libvips does not write, or not as it was."""
     exif = None
     if picture.exif is not None:
@@ -146,7 +146,7 @@ def _with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
     return data
 
 
-def _prepared(picture: Picture, name: str, notes: list[str]) -> Array:
+def prepared(picture: Picture, name: str, notes: list[str]) -> Array:
     """Convert to the bit depth and channels that the format holds: (H, W, 1 to 4), alpha last."""
     pixels, alpha = picture.pixels, picture.alpha
     if (
@@ -188,7 +188,25 @@ def _over_white(pixels: Array, alpha: Array) -> Array:
 def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: int, notes: list[str]) -> bytes:
     """Encode with libvips; a profile that the encoder refuses is left out, with a note."""
     pyvips = vips()
-    image = to_vips(pixels)
+    image = with_blocks(to_vips(pixels), picture, name)
+    saver, options = _saver(name, pixels, quality)
+    options["keep"] = kept(picture, name)
+    try:
+        return bytes(getattr(image, saver)(**options))
+    except pyvips.Error as error:
+        if picture.icc is not None:
+            bare = dataclasses.replace(picture, icc=None)
+            data = _encoded(path, pixels, bare, name, quality, notes)
+            notes.append(f"the colour profile was dropped: the encoder of {formats.NAMES[name]} refuses it")
+            return data
+        raise RestortError(
+            f"cannot write {path}: the encoder failed ({reason(error)}); use another format, such as .png"
+        ) from None
+
+
+def with_blocks(image: Any, picture: Picture, name: str) -> Any:
+    """Give a libvips image the resolution and the metadata that libvips writes."""
+    pyvips = vips()
     if picture.resolution is not None:
         image = image.copy(xres=picture.resolution[0], yres=picture.resolution[1])
     else:
@@ -204,21 +222,14 @@ def _encoded(path: Path, pixels: Array, picture: Picture, name: str, quality: in
         if block is not None:
             image.set_type(pyvips.GValue.blob_type, key, block)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)
-    saver, options = _saver(name, pixels, quality)
+    return image
+
+
+def kept(picture: Picture, name: str) -> int:
+    """The metadata that libvips is to write, as its flags."""
     # Without this libvips would invent an EXIF block; JPEG needs one for the resolution.
     keep_exif = picture.exif is not None or (name == "jpeg" and picture.resolution is not None)
-    options["keep"] = _KEEP_OTHERS | (_KEEP_EXIF if keep_exif else 0)
-    try:
-        return bytes(getattr(image, saver)(**options))
-    except pyvips.Error as error:
-        if picture.icc is not None:
-            bare = dataclasses.replace(picture, icc=None)
-            data = _encoded(path, pixels, bare, name, quality, notes)
-            notes.append(f"the colour profile was dropped: the encoder of {formats.NAMES[name]} refuses it")
-            return data
-        raise RestortError(
-            f"cannot write {path}: the encoder failed ({reason(error)}); use another format, such as .png"
-        ) from None
+    return _KEEP_OTHERS | (_KEEP_EXIF if keep_exif else 0)
 
 
 def _saver(name: str, pixels: Array, quality: int) -> tuple[str, dict[str, Any]]:

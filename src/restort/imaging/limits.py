@@ -18,15 +18,20 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int | None, sam
     max_pixels    None for no limit; memory is not looked at either then
     sample_bytes  bytes that one pixel takes as it is stored
     """
+    check_count(name, width, height, max_pixels)
     if max_pixels is None:
         return
-    if width * height > max_pixels:
+    # the decoder's buffer and a copy of it, and the network's input: three channels of float32
+    check_memory(f"cannot read {name}: {width} x {height} pixels", width * height * (2 * sample_bytes + 12))
+
+
+def check_count(name: str, width: int, height: int, max_pixels: int | None) -> None:
+    """Raise RestortError for a picture beyond the limit of pixels."""
+    if max_pixels is not None and width * height > max_pixels:
         raise RestortError(
             f"cannot read {name}: it claims {width} x {height} pixels, more than the limit of "
             f"{max_pixels / 1e6:g} million; raise --max-pixels if you trust the file"
         )
-    # the decoder's buffer and a copy of it, and the network's input: three channels of float32
-    check_memory(f"cannot read {name}: {width} x {height} pixels", width * height * (2 * sample_bytes + 12))
 
 
 def check_memory(what: str, needed: int) -> None:

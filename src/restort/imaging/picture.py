@@ -13,7 +13,7 @@ To a network and back:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -152,18 +152,23 @@ class Picture:
 def _assembled(bands: Bands, pixels: Array) -> Array:
     """Fill `pixels` (H, W, C) from top to bottom with the quantised bands, and return it."""
     filled = 0
-    for top, band in bands:
-        for start in range(0, band.shape[2], 256):  # a few rows at a time, to keep the copies small
-            values = _quantised(band[:, :, start : start + 256], pixels.shape[2], pixels.dtype)
-            rows = np.moveaxis(values, 0, 2)
-            place = pixels[top + start : top + start + len(rows)]
-            if rows.shape != place.shape or top + start != filled:
-                raise ValueError(f"rows {rows.shape} at {top + start} do not fit a picture {pixels.shape}")
-            np.copyto(place, rows, casting="unsafe")
-            filled += len(rows)
+    for top, rows in quantised_rows(bands, pixels.shape[2], pixels.dtype):
+        place = pixels[top : top + len(rows)]
+        if rows.shape != place.shape or top != filled:
+            raise ValueError(f"rows {rows.shape} at {top} do not fit a picture {pixels.shape}")
+        np.copyto(place, rows, casting="unsafe")
+        filled += len(rows)
     if filled != len(pixels):
         raise ValueError(f"{filled} rows for a picture of {len(pixels)}")
     return pixels
+
+
+def quantised_rows(bands: Bands, channels: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, Float32]]:
+    """Yield (top, rows (rows, W, channels)) of bands: whole numbers in the range of `dtype`, as float32."""
+    for top, band in bands:
+        for start in range(0, band.shape[2], 256):  # a few rows at a time, to keep the copies small
+            values = _quantised(band[:, :, start : start + 256], channels, dtype)
+            yield top + start, np.moveaxis(values, 0, 2)
 
 
 def _quantised(rows: Float32, channels: int, dtype: np.dtype[Any]) -> Float32:

@@ -7,11 +7,16 @@ file, for any output format; `insert_tags` writes the tags of an EXIF block, and
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+from restort.utils.files import Content
 
 DESCRIPTION = {269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)}
 """Tags of the first directory that describe the picture: title, camera, software, date, author, rating, copyright."""
-BITS, COMPRESSION, PHOTOMETRIC, IPTC, PHOTOSHOP = 258, 259, 262, 33723, 34377
+SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, IPTC, PHOTOSHOP = 254, 258, 259, 262, 33723, 34377
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 34665, 34853, 40965
 WIDTH, HEIGHT = 0xA002, 0xA003
 _SUBDIRECTORIES = (EXIF_IFD, GPS_IFD, INTEROP_IFD)
@@ -52,11 +57,11 @@ class _Layout:
     order: str
     big: bool = False
 
-    def unpack(self, code: str, data: bytes, place: int) -> int:
+    def unpack(self, code: str, data: Content, place: int) -> int:
         return int(struct.unpack_from(self.order + code, data, place)[0])
 
 
-def read_directory(data: bytes, *, most: int = 16 << 20) -> tuple[str, Directory] | None:
+def read_directory(data: Content, *, most: int = 16 << 20) -> tuple[str, Directory] | None:
     """Parse the first directory of a TIFF file or EXIF block (without "Exif\\0\\0"): byte order and directory.
 
     None if `data` has no such structure. Values that lie outside of it are left out, and those that exceed `most` bytes
@@ -73,7 +78,7 @@ def read_directory(data: bytes, *, most: int = 16 << 20) -> tuple[str, Directory
         return None
 
 
-def _read(layout: _Layout, data: bytes, place: int, room: list[int], depth: int) -> Directory:
+def _read(layout: _Layout, data: Content, place: int, room: list[int], depth: int) -> Directory:
     """Parse the directory at byte `place`; `room[0]` is how many bytes of values may still be read."""
     big = layout.big
     count = layout.unpack("Q" if big else "H", data, place)
@@ -104,7 +109,38 @@ def _read(layout: _Layout, data: bytes, place: int, room: list[int], depth: int)
     return found
 
 
-def lab_as_rgb(data: bytes) -> bytes | None:
+def _directories(data: Content) -> Iterator[tuple[_Layout, int, int]]:
+    """Yield (layout, place, entries) of the pages of a TIFF file, at most _MOST_ENTRIES of them."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return
+    layout = _Layout(order, data[2:4] in (b"+\0", b"\0+"))
+    link, (head, step) = 8 if layout.big else 4, (8, 20) if layout.big else (2, 12)
+    for _ in range(_MOST_ENTRIES):
+        try:
+            place = layout.unpack("Q" if layout.big else "I", data, link)
+            if not place:
+                return
+            count = layout.unpack("Q" if layout.big else "H", data, place)
+            link = place + head + step * count
+        except (struct.error, OverflowError):
+            return
+        yield layout, place, count
+
+
+def reduced_pages(data: Content) -> int:
+    """Count the pages of a TIFF file that show the picture in a smaller size, as pyramids have them."""
+    found = 0
+    for layout, place, count in _directories(data):
+        start, step, inline = (place + 8, 20, 8) if layout.big else (place + 2, 12, 4)
+        for entry in range(start, min(start + step * count, len(data) - step + 1), step):
+            if layout.unpack("H", data, entry) == SUBFILE:
+                found += layout.unpack("I", data, entry + step - inline) & 1
+                break
+    return found
+
+
+def lab_as_rgb(data: Content) -> bytes | None:
     """Return an 8-bit CIELab file that calls itself RGB, since libvips refuses it otherwise; None for other files."""
     found = read_directory(data)
     if found is None or data[2:4] in (b"+\0", b"\0+"):
@@ -133,8 +169,11 @@ def exif_of_tiff(order: str, directory: Directory) -> bytes | None:
     return head + _packed(_Layout(order), kept, 8)
 
 
-def _packed(layout: _Layout, directory: Directory, place: int) -> bytes:
-    """Serialise a directory that starts at byte `place`, its values and its children behind it."""
+def _packed(layout: _Layout, directory: Directory, place: int, further: int = 0) -> bytes:
+    """Serialise a directory that starts at byte `place`, its values and its children behind it.
+
+    further   place of the directory of the next page; 0 without one
+    """
     big, order = layout.big, layout.order
     tags = sorted({*directory.values, *directory.children})
     step, inline = (20, 8) if big else (12, 4)
@@ -155,7 +194,7 @@ def _packed(layout: _Layout, directory: Directory, place: int) -> bytes:
             inline, b"\0"
         )
     head = struct.pack(order + ("Q" if big else "H"), len(tags))
-    return head + entries + bytes(8 if big else 4) + behind
+    return head + entries + struct.pack(order + ("Q" if big else "I"), further) + behind
 
 
 def _even(data: bytes) -> bytes:
@@ -168,11 +207,38 @@ def insert_tags(tiff: bytes, exif: bytes | None, iptc: bytes | None, width: int,
     A new first directory goes to the end of the file; the pixels stay where they are. The pixel dimensions in the EXIF
     directory become `width` and `height`. A malformed EXIF block is left out.
     """
-    source = None if exif is None else read_directory(exif.removeprefix(b"Exif\0\0"))
-    target = read_directory(tiff, most=len(tiff))
-    if target is None or (source is None and iptc is None):
+    added = _added(tiff, len(tiff), exif, iptc, width, height)
+    if added is None:
         return tiff
-    layout = _Layout(target[0], tiff[2:4] in (b"+\0", b"\0+"))
+    body = bytearray(_even(tiff))
+    _, link, directory = added
+    body[link[0] : link[0] + len(link[1])] = link[1]
+    return bytes(body + directory)
+
+
+def insert_tags_into(path: Path, exif: bytes | None, iptc: bytes | None, width: int, height: int) -> None:
+    """Like `insert_tags`, in a file that stays on the disk. Raises OSError."""
+    with path.open("r+b") as file:
+        with mmap(file.fileno(), 0, access=ACCESS_READ) as tiff:
+            added = _added(tiff, len(tiff), exif, iptc, width, height)
+        if added is not None:
+            place, link, directory = added
+            file.seek(place)
+            file.write(directory)
+            file.flush()  # before the header points there
+            file.seek(link[0])
+            file.write(link[1])
+
+
+def _added(
+    tiff: Content, size: int, exif: bytes | None, iptc: bytes | None, width: int, height: int
+) -> tuple[int, tuple[int, bytes], bytes] | None:
+    """Return where a new first directory goes, (the place of the pointer to it, its value), and the directory."""
+    source = None if exif is None else read_directory(exif.removeprefix(b"Exif\0\0"))
+    target = read_directory(tiff, most=size)
+    if target is None or (source is None and iptc is None):
+        return None
+    layout, first, count = next(_directories(tiff))
     added = Directory({}, {}) if source is None else _in_order(source[1], source[0], target[0])
     merged = target[1]
     merged.values.update({tag: value for tag, value in added.values.items() if tag in DESCRIPTION})
@@ -184,15 +250,12 @@ def insert_tags(tiff: bytes, exif: bytes | None, iptc: bytes | None, width: int,
                 details[tag] = Value(4, 1, struct.pack(layout.order + "I", length))
     if iptc is not None:
         merged.values[IPTC] = Value(7, len(iptc), iptc)
-    body = bytearray(_even(tiff))
-    place = len(body)
-    if layout.big:
-        struct.pack_into(layout.order + "Q", body, 8, place)
-    elif place < 4_000_000_000:
-        struct.pack_into(layout.order + "I", body, 4, place)
-    else:
-        return tiff
-    return bytes(body + _packed(layout, merged, place))
+    place, code = size + size % 2, layout.order + ("Q" if layout.big else "I")
+    if not layout.big and place >= 4_000_000_000:
+        return None
+    further = first + (8 + 20 * count if layout.big else 2 + 12 * count)  # of a pyramid, say
+    directory = _packed(layout, merged, place, layout.unpack("Q" if layout.big else "I", tiff, further))
+    return place, (8 if layout.big else 4, struct.pack(code, place)), directory
 
 
 def _in_order(directory: Directory, order: str, wanted: str) -> Directory:

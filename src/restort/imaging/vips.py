@@ -13,6 +13,7 @@ from restort.utils.array_types import Array
 
 _GLIB_LEVELS = 8 | 16 | 32 | 64 | 128  # critical, warning, message, info, debug
 FORMATS = {"uint8": "uchar", "uint16": "ushort"}
+DTYPES = {name: np.dtype(key) for key, name in FORMATS.items()}
 
 
 @functools.cache
@@ -64,6 +65,5 @@ def to_vips(pixels: Array) -> Any:
 
 def to_array(image: Any) -> Array:
     """Decode a libvips image of 8 or 16 bit unsigned samples: (H, W, C)."""
-    dtype = {name: np.dtype(key) for key, name in FORMATS.items()}[image.format]
-    flat = np.frombuffer(image.write_to_memory(), dtype)
+    flat = np.frombuffer(image.write_to_memory(), DTYPES[image.format])
     return flat.reshape(image.height, image.width, image.bands)

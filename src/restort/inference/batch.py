@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from restort.errors import RestortError
-from restort.imaging.decode import MAX_PIXELS, read
+from restort.imaging.decode import MAX_PIXELS
 from restort.imaging.encode import QUALITY
 from restort.imaging.picture import Picture
+from restort.imaging.row_reader import RowPicture
 from restort.inference.attempts import Attempts
 from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
@@ -239,7 +240,7 @@ class _Ready:
     replace: bool
     claim: ExitStack
     bytes: int = 0
-    content: Future[tuple[Picture, Fingerprint | None]] | None = None
+    content: Future[tuple[Picture | RowPicture, Fingerprint | None]] | None = None
     writing: Future[FileResult] | None = None
 
 
@@ -412,10 +413,10 @@ class _Run:
         if size <= READ_AHEAD_BYTES:
             ready.content = self.reader.submit(self._read, ready.job)
 
-    def _read(self, job: Job) -> tuple[Picture, Fingerprint | None]:
+    def _read(self, job: Job) -> tuple[Picture | RowPicture, Fingerprint | None]:
         with self.stages.time("decode"):
             before = job.source.stat().st_mtime_ns if job.source.is_file() else None
-            picture = read(job.source, max_pixels=self.options.max_pixels, all_frames=True)
+            picture = self.model.open(job.source, job.target, max_pixels=self.options.max_pixels)
             if self.manifest is None:
                 return picture, None
             content = Fingerprint.of(job.source)
@@ -440,6 +441,8 @@ class _Run:
                     quality=self.options.quality,
                     progress=self._tile,
                 )
+            if isinstance(picture, RowPicture) and content is not None:
+                self._check_unchanged(job, computed, content)
         except Exception as error:
             self._release(ready)
             return failed(job, error, time.perf_counter() - start)
@@ -447,6 +450,13 @@ class _Run:
         seconds = time.perf_counter() - start
         ready.writing = self.writer.submit(self._write, ready, content, computed, picture.notes, seconds)
         return ready
+
+    def _check_unchanged(self, job: Job, computed: Computed, content: Fingerprint) -> None:
+        """Discard the result of a picture that changed while it was read by rows."""
+        if job.source.stat().st_mtime_ns != content.mtime_ns:
+            if computed.written is not None:
+                computed.written.unlink(missing_ok=True)
+            raise RestortError(f"{job.source} changed while it was read; run again when it is complete")
 
     def _tile(self, done: int, total: int) -> None:
         interrupt.check()

@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 from restort.errors import RestortError, UsageError
 from restort.tiling.padding import pad_to_multiple
+from restort.tiling.rows import PaddedRows
+from restort.utils.array_types import Rows
+from restort.utils.integers import round_up
 from restort.utils.memory import available_memory
 
 if TYPE_CHECKING:
@@ -61,7 +64,7 @@ def resolve_backend(spec: Spec, backend: str, precision: str, overlap: int | Non
 
 
 def stream_exact(
-    runner: Runner, x: Float32, progress: Progress | None = None
+    runner: Runner, x: Float32 | Rows, progress: Progress | None = None
 ) -> Generator[tuple[int, Float32], None, None]:
     """Yield (top, finished rows (N, C', rows, W)) of the network over x (N, C, H, W) in [0, 1], of any size.
 
@@ -71,7 +74,12 @@ def stream_exact(
 
     height, width = x.shape[2:]
     try:
-        padded = pad_to_multiple(x, runner.spec.size_multiple)
+        multiple = runner.spec.size_multiple
+        padded: Float32 | Rows
+        if isinstance(x, np.ndarray):
+            padded = pad_to_multiple(x, multiple)
+        else:
+            padded = PaddedRows(x, round_up(height, multiple), round_up(width, multiple))
         bands = runner.exact(
             padded, memory_bytes=available_memory() // 2, folder=temporary_folder(), progress=progress
         )

@@ -28,13 +28,16 @@ from restort.imaging.encode import QUALITY, check_fits, check_output, write
 from restort.imaging.formats import NAMES
 from restort.imaging.limits import check_memory
 from restort.imaging.picture import Bands, Picture
+from restort.imaging.row_reader import RowPicture, UnitRows
 from restort.inference.animated import RestoredFrames
 from restort.inference.exact import resolve_backend, run_exact, stream_exact
 from restort.inference.pillow_images import is_pillow, pillow_through
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
+from restort.inference.streaming import open_streamed, restore_rows
 from restort.tiling.halving import LEAST_EDGE, Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
-from restort.utils.files import write_bytes
+from restort.utils.array_types import Rows
+from restort.utils.files import check_free, publish, write_bytes
 from restort.utils.integers import cdiv, round_up
 from restort.utils.text import to_stderr
 
@@ -85,16 +88,18 @@ class Computed:
     picture   the result; of an animation its last frame
     about     what is known before it is written, with notes on computing
     encoded   the file, of an animation, whose frames are encoded one by one
+    written   the file, of a picture larger than the memory, complete under a temporary name; `picture` has no pixels
     """
 
     picture: Picture
     about: Restored
     encoded: bytes | None = None
+    written: Path | None = None
 
     @property
     def nbytes(self) -> int:
         """Size in memory."""
-        return self.picture.pixels.nbytes + len(self.encoded or b"")
+        return 0 if self.written else self.picture.pixels.nbytes + len(self.encoded or b"")
 
 
 class Model:
@@ -334,7 +339,7 @@ class Model:
         overlap = None if self.overlap is None else min(self.overlap, edge // 2 // multiple * multiple)
         return tile_layout(cut.rows.size, cut.columns.size, self.spec, edge, overlap)
 
-    def _blended(self, bands: Bands, x: npt.NDArray[np.float32]) -> Bands:
+    def _blended(self, bands: Bands, x: npt.NDArray[np.float32] | Rows) -> Bands:
         return bands if self.strength == 1 else blended_bands(bands, x, self.scale, self.strength)
 
     def restore_file(
@@ -363,11 +368,19 @@ class Model:
             raise UsageError(f"max_pixels must be a number or None, not {max_pixels!r}")
         if picture is None:
             self._check_target(source, target)
-            picture = read(source, max_pixels=max_pixels, all_frames=True)
+            check_free(target, overwrite)
+        opened = picture or self.open(source, target, max_pixels=max_pixels)
         computed = self.compute(
-            source, target, picture, max_pixels=max_pixels, quality=quality, progress=progress
+            source, target, opened, max_pixels=max_pixels, quality=quality, progress=progress
         )
-        return self.store(computed, picture.notes, overwrite=overwrite, quality=quality)
+        return self.store(computed, opened.notes, overwrite=overwrite, quality=quality)
+
+    def open(
+        self, source: Path, target: Path, *, max_pixels: int | None = MAX_PIXELS
+    ) -> Picture | RowPicture:
+        """Read `source`, or, where it or its result is too large for that, open it for `compute` to read by rows."""
+        rows = None if self.tile is None else open_streamed(source, target, self.scale, max_pixels)
+        return rows or read(source, max_pixels=max_pixels, all_frames=True)
 
     def _check_target(self, source: Path, target: Path) -> None:
         check_output(target)
@@ -380,7 +393,7 @@ class Model:
         self,
         source: Path,
         target: Path,
-        picture: Picture,
+        picture: Picture | RowPicture,
         *,
         max_pixels: int | None = MAX_PIXELS,
         quality: int = QUALITY,
@@ -393,6 +406,8 @@ class Model:
         Raises RestortError, before computing where the target is not one that can be written.
         """
         self._check_target(source, target)
+        if isinstance(picture, RowPicture):
+            return self._by_rows(source, target, picture, quality, progress)
         size = picture.width * self.scale, picture.height * self.scale
         check_fits(target, *size)
         if max_pixels is not None:  # the result and its encoder's copy
@@ -418,6 +433,29 @@ class Model:
         about = Restored(source, target, before, size, tile, notes, runner.name, runner.precision)
         return Computed(result, about, encoded)
 
+    def _by_rows(
+        self, source: Path, target: Path, picture: RowPicture, quality: int, progress: TileProgress | None
+    ) -> Computed:
+        head = picture.head
+        runner = self._runner_for(head.bits)
+        x = UnitRows(picture, self.spec.in_channels)
+        cut = None if self.tile == "exact" else self._layout(runner, head.height, head.width, x.shape[0])
+
+        def through(counted: TileProgress) -> Bands:
+            if cut is None:
+                bands: Bands = stream_exact(runner, x, counted)
+            else:
+                bands = stream_tiled(self._network(runner), x, cut, counted)
+            return self._blended(bands, UnitRows(picture, self.spec.in_channels))
+
+        result, written, notes = restore_rows(picture, target, self.scale, quality, through, progress)
+        tile = (
+            "exact" if cut is None else "whole" if cut.whole else f"{cut.tile_shape[1]}x{cut.tile_shape[0]}"
+        )
+        sizes = (head.width, head.height), (result.width, result.height)
+        about = Restored(source, target, *sizes, tile, notes, runner.name, runner.precision)
+        return Computed(result, about, written=written)
+
     def store(
         self,
         computed: Computed,
@@ -431,7 +469,9 @@ class Model:
         notes   on reading; notes on computing and writing are appended
         """
         about, lost = computed.about, tuple[str, ...]()
-        if computed.encoded is None:
+        if computed.written is not None:
+            publish(computed.written, about.target, overwrite)
+        elif computed.encoded is None:
             lost = write(about.target, computed.picture, overwrite=overwrite, quality=quality)
         else:
             write_bytes(about.target, computed.encoded, overwrite=overwrite)

@@ -23,7 +23,8 @@ from restort.errors import RestortError, UsageError
 from restort.models.memory_estimate import bytes_per_pixel
 from restort.models.spec import Spec
 from restort.tiling.padding import reflect_index
-from restort.utils.array_types import Array, Float32
+from restort.tiling.rows import take, take_rows
+from restort.utils.array_types import Array, Float32, Rows
 from restort.utils.integers import cdiv, round_up
 from restort.utils.memory import available_memory
 
@@ -232,10 +233,10 @@ def run_tiled(network: Network, x: Float32, layout: TileLayout, progress: Progre
 
 
 def stream_tiled(
-    network: Network, x: Float32, layout: TileLayout, progress: Progress | None = None
+    network: Network, x: Float32 | Rows, layout: TileLayout, progress: Progress | None = None
 ) -> Iterator[tuple[int, Float32]]:
     """Like `run_tiled`, but yield (top, band) from top to bottom; a band is (N, C', rows, W * scale) and finished."""
-    if x.ndim != 4 or x.shape[2:] != (layout.rows.size, layout.columns.size):
+    if len(x.shape) != 4 or x.shape[2:] != (layout.rows.size, layout.columns.size):
         raise ValueError(
             f"an array of shape {x.shape} for a layout of {layout.rows.size} x {layout.columns.size} pixels"
         )
@@ -243,12 +244,12 @@ def stream_tiled(
         yield from _bands(results, x.shape, layout, progress)
 
 
-def _tiles(x: Float32, layout: TileLayout) -> Iterator[Float32]:
+def _tiles(x: Float32 | Rows, layout: TileLayout) -> Iterator[Float32]:
     """Yield all tiles, row by row: (N, C, tile height, tile width), contiguous."""
     for i in range(len(layout.rows.starts)):
-        band = _take(x, layout.rows.index(i), axis=2)
+        band = take_rows(x, layout.rows.index(i))
         for j in range(len(layout.columns.starts)):
-            yield np.ascontiguousarray(_take(band, layout.columns.index(j), axis=3))
+            yield np.ascontiguousarray(take(band, layout.columns.index(j), axis=3))
 
 
 def _results(network: Network, tiles: Iterator[Float32]) -> Generator[Float32, None, None]:
@@ -327,14 +328,6 @@ def _part(axis: Axis, i: int, scale: int) -> tuple[int, int]:
     begin = axis.seams[i - 1][0] if i else 0
     end = axis.seams[i][1] if i < len(axis.seams) else axis.padded
     return begin * scale, end * scale
-
-
-def _take(x: Array, index: Array, axis: int) -> Array:
-    """x.take(index, axis), as a view if the index is a range without gaps."""
-    first, last = int(index[0]), int(index[-1])
-    if last - first + 1 == len(index) and np.array_equal(index, np.arange(first, last + 1)):
-        return x[(slice(None),) * axis + (slice(first, last + 1),)]
-    return x.take(index, axis=axis)
 
 
 def _ramp(length: int) -> Float32:

@@ -6,10 +6,16 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
+from typing import TypeAlias
 
 from restort.errors import RestortError
 
+Content: TypeAlias = bytes | mmap
+"""The content of a file, read or mapped into memory."""
 TEMPORARY_PREFIX = ".restort-"
 """How temporary names begin; restort.inference.manifest removes those that a killed run has left."""
 
@@ -60,12 +66,10 @@ def write_bytes(
     Raises RestortError if the file cannot be written.
     """
     check_free(path, overwrite)
-    temporary = path.parent / f"{prefix}{secrets.token_hex(8)}.part"
     try:
         make_folder(path.parent, private=private)
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-        )
+        temporary = _temporary_name(path, prefix)
+        descriptor = _create(temporary)
         try:
             with open(descriptor, "wb") as file:
                 if file.write(data) != len(data):
@@ -76,6 +80,43 @@ def write_bytes(
             _rename(temporary, path, overwrite)
         finally:
             temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise RestortError(f"cannot write {path}: {_why(error, path)}") from None
+
+
+def _temporary_name(path: Path, prefix: str = TEMPORARY_PREFIX) -> Path:
+    return path.parent / f"{prefix}{secrets.token_hex(8)}.part"
+
+
+def _create(temporary: Path) -> int:
+    """Create a file that does not exist yet and return its descriptor. Raises OSError."""
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def create_temporary(path: Path) -> Path:
+    """Create an empty temporary file beside `path`, for `publish`; the folder is made if it is missing."""
+    with writing(path):
+        make_folder(path.parent)
+        temporary = _temporary_name(path)
+        os.close(_create(temporary))
+    return temporary
+
+
+def publish(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Rename a complete temporary file to `path`, and remove it where that fails, as `write_bytes` does."""
+    try:
+        check_free(path, overwrite)
+        with writing(path):
+            _rename(temporary, path, overwrite)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise the RestortError of writing `path` for an OSError within the context."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise RestortError(f"cannot write {path}: {_why(error, path)}") from None
 

@@ -17,7 +17,8 @@ from restort.backends.fused.pixels import padded_shape
 from restort.backends.precision_fallback import PRECISION_FALLBACK, FallbackWarning, run_with_fallback
 from restort.errors import OutOfMemory, RestortError, UsageError, not_finite
 from restort.kernels import nvrtc
-from restort.runner import Array, Runner, check_shape, checked, closed
+from restort.runner import Array, Runner, check_shape, checked, checked_rows, closed
+from restort.utils.array_types import Rows
 from restort.weights.checkpoint import Weights
 
 Tensor = Any
@@ -214,7 +215,7 @@ class FusedRunner(Runner):
 
     def exact(
         self,
-        x: Array,
+        x: Array | Rows,
         *,
         memory_bytes: int,
         folder: Path,
@@ -228,7 +229,7 @@ class FusedRunner(Runner):
 
         if not self.spec.whole_image:
             raise UsageError("strips are for Restormer; run an ELAN on the whole image or on tiles")
-        x = checked(x, self.spec)
+        x = checked_rows(x, self.spec)
         dtype = torch.float16 if self.precision == "fp16" else torch.float32
         strips = StripNetwork(self._guarded(lambda: self._plain(dtype)).model)
         for network in list(self._networks.values()):
@@ -247,6 +248,7 @@ class FusedRunner(Runner):
                 cell_bytes=cell,
                 device_bytes=room,
                 progress=progress,
+                say=self.say,
             )
 
     def _plain(self, dtype: Any) -> PlainNetwork:

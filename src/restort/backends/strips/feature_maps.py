@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from restort.errors import RestortError
+from restort.runner import Say
 
 Tensor: TypeAlias = Any  # torch.Tensor; PyTorch is not followed by mypy
 Shape: TypeAlias = tuple[int, int, int, int]
@@ -66,17 +67,12 @@ class FileMap:
         self._dtype, self._device, self._folder = dtype, device, folder
         self._row = shape[2] * shape[3] * dtype.itemsize  # bytes
         needed = shape[0] * shape[1] * self._row
+        check_space(folder, needed)
         try:
-            free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise RestortError(
-                    f"not enough space for a temporary file of --tile exact: {folder} has {_gib(free)} GiB left of "
-                    f"{_gib(needed)} GiB needed; free some space, or set TMPDIR to another folder"
-                )
             # With buffering=0 it is a raw file; the annotation of tempfile says otherwise.
             self._file: Any = tempfile.TemporaryFile(prefix="restort-", dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise self._failure(error) from None
+            raise _failure(folder, error) from None
 
     def read(self, a: int, b: int) -> Tensor:
         n, height, width, channels = self.shape
@@ -91,7 +87,7 @@ class FileMap:
                         raise OSError("the file ends too early")
                     view = view[count:]
             except OSError as error:
-                raise self._failure(error) from None
+                raise _failure(self._folder, error) from None
         return rows.to(self._device)
 
     def write(self, a: int, rows: Tensor) -> None:
@@ -103,16 +99,34 @@ class FileMap:
                 while len(view):  # a raw file writes at most 2 GiB at once
                     view = view[self._file.write(view) :]
             except OSError as error:
-                raise self._failure(error) from None
+                raise _failure(self._folder, error) from None
 
     def close(self) -> None:
         self._file.close()
 
-    def _failure(self, error: OSError) -> RestortError:
-        return RestortError(
-            f"a temporary file in {self._folder} failed: {error.strerror or error}; free some space there, or set "
-            "TMPDIR to another folder"
+
+def check_space(folder: Path, needed: int, say: Say | None = None) -> None:
+    """Raise RestortError where `folder` lacks space for files of so many bytes; otherwise `say` how much they take."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise _failure(folder, error) from None
+    if free < needed:
+        raise RestortError(
+            f"not enough space for the temporary files of --tile exact: {folder} has {_gib(free)} GiB left of "
+            f"{_gib(needed)} GiB needed; free some space, or set TMPDIR to another folder"
         )
+    if say is not None:
+        say(
+            f"--tile exact keeps up to {_gib(needed)} GiB in temporary files in {folder} ({_gib(free)} GiB free)"
+        )
+
+
+def _failure(folder: Path, error: OSError) -> RestortError:
+    return RestortError(
+        f"a temporary file in {folder} failed: {error.strerror or error}; free some space there, or set "
+        "TMPDIR to another folder"
+    )
 
 
 class Store:

@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from restort.backends.strips.feature_maps import FeatureMap, Store, Tensor
+from restort.backends.strips.feature_maps import FeatureMap, Store, Tensor, check_space
 from restort.backends.strips.operations import BlockOperations, Halo, Sums, convolve, crop, shuffle
 from restort.backends.strips.workers import Workers
 from restort.models.restormer import Restormer
 from restort.models.spec import RestormerSpec
-from restort.runner import Array
+from restort.runner import Array, Say
+from restort.tiling.rows import take_rows
+from restort.utils.array_types import Rows
 from restort.utils.integers import cdiv, round_up
 
 Progress = Callable[[int, int], None]
@@ -133,7 +135,7 @@ class StripNetwork:
 
     def stream(
         self,
-        x: Array,
+        x: Array | Rows,
         *,
         memory_bytes: int,
         folder: Path,
@@ -141,6 +143,7 @@ class StripNetwork:
         cell_bytes: int | None = None,
         device_bytes: int = 0,
         progress: Progress | None = None,
+        say: Say | None = None,
     ) -> Iterator[tuple[int, Array]]:
         """Yield (top, rows of the result) from top to bottom: (N, C', rows, W), not clipped.
 
@@ -151,8 +154,9 @@ class StripNetwork:
         rows          height of the strips; None chooses it.
         cell_bytes    size of the widest tensor of a cell; None for CELL_BYTES or GPU_CELL_BYTES.
         progress      called as progress(done, total) after each strip of each pass.
+        say           receives a sentence on the size of the files.
 
-        Raises RestortError where the disk is full.
+        Raises RestortError, before anything is computed, where the disk has not enough space for the files.
         """
         n, _, height, width = x.shape
         on_cpu = self._device.type == "cpu"
@@ -162,6 +166,8 @@ class StripNetwork:
         size = stored_bytes(self.spec, n, height, width, self._dtype.itemsize)
         kept = self._device if not on_cpu and size <= device_bytes else torch.device("cpu")
         inside = kept is self._device or size <= memory_bytes
+        if not inside:
+            check_space(folder, size, say)
         store = Store(self._dtype, self._device, None if inside else folder, kept)
         run = _Run(self._model, self._blocks, store, Workers(threads), x, cuts, progress)
         # The decorator leaves the mode while the generator waits; a `with` around `yield` would not.
@@ -178,7 +184,7 @@ class _Run:
         blocks: dict[str, list[BlockOperations]],
         store: Store,
         workers: Workers,
-        image: Array,
+        image: Array | Rows,
         cuts: list[Cut],
         progress: Progress | None,
     ) -> None:
@@ -220,11 +226,11 @@ class _Run:
 
     def _new(self, level: int, channels: int) -> FeatureMap:
         cut = self._cuts[level]
-        return self._store.new((len(self._image), cut.height, cut.width, channels))
+        return self._store.new((self._image.shape[0], cut.height, cut.width, channels))
 
     def _image_rows(self, a: int, b: int) -> Tensor:
         """Return rows a to b of the input, (N, b - a, W, C)."""
-        rows = np.ascontiguousarray(self._image[:, :, a:b].transpose(0, 2, 3, 1))
+        rows = np.ascontiguousarray(take_rows(self._image, np.arange(a, b)).transpose(0, 2, 3, 1))
         return torch.from_numpy(rows).to(self._device, self._dtype)
 
     def _embedded(self, a: int, b: int) -> Tensor:
