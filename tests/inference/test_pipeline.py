@@ -81,7 +81,7 @@ def test_results_come_in_order_however_long_each_takes(
     monkeypatch.setattr(
         model_module, "write", Gauge(write, lambda path: 0.06 if number(path) % 4 == 0 else 0)
     )
-    monkeypatch.setattr(batch, "read", Gauge(read, lambda path: 0.03 if number(path) % 3 == 0 else 0))
+    monkeypatch.setattr(model_module, "read", Gauge(read, lambda path: 0.03 if number(path) % 3 == 0 else 0))
     summary = run()
     assert [number(result.source) for result in summary.files] == list(range(COUNT))
     assert summary.count("done") == COUNT
@@ -96,7 +96,7 @@ def test_the_stages_overlap_within_their_numbers(
 ) -> None:
     writing, reading = Gauge(write, lambda path: 0, together=4), Gauge(read, lambda path: 0, together=3)
     monkeypatch.setattr(model_module, "write", writing)
-    monkeypatch.setattr(batch, "read", reading)
+    monkeypatch.setattr(model_module, "read", reading)
     assert run().count("done") == COUNT
     assert (writing.most, reading.most) == (4, 3)
 
@@ -108,7 +108,7 @@ def test_memory_bounds_what_is_in_flight(
     monkeypatch.setattr(batch, "available_memory", lambda: 0)
     writing, reading = Gauge(write, lambda path: 0.02), Gauge(read, lambda path: 0.02)
     monkeypatch.setattr(model_module, "write", writing)
-    monkeypatch.setattr(batch, "read", reading)
+    monkeypatch.setattr(model_module, "read", reading)
     assert run().count("done") == COUNT
     assert writing.most == 1 and reading.most == 1
 

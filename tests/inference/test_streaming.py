@@ -167,7 +167,7 @@ def test_exact_goes_by_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(tmp_path / "in.png", picture(dtype=np.uint16))
     monkeypatch.setattr("restort.inference.exact.available_memory", lambda: 0)  # maps in files
     said: list[str] = []
-    with restort.load(weights, tile="exact", backend="torch", say=said.append) as model:
+    with restort.load(weights, tile="exact", backend="torch", notify=said.append) as model:
         model.restore_file(tmp_path / "in.png", tmp_path / "memory.png")
         monkeypatch.setattr(streaming, "STREAM_PIXELS", 1)
         about = model.restore_file(tmp_path / "in.png", tmp_path / "rows.png")

@@ -63,7 +63,7 @@ class TorchRunner(Runner):
         if model is None:
             raise closed(self.name)
         return StripNetwork(model).stream(
-            x, memory_bytes=memory_bytes, folder=folder, progress=progress, say=self.say
+            x, memory_bytes=memory_bytes, folder=folder, progress=progress, notify=self.notify
         )
 
     def close(self) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from restort.errors import UsageError
-from restort.inference.model import Model, Restored, load
+from restort.inference.model import Model, load
 from restort.inference.pillow_images import is_pillow
+from restort.inference.results import Restored
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -22,7 +22,8 @@ from restort.imaging.row_reader import RowPicture
 from restort.inference.attempts import Attempts
 from restort.inference.damage import VERSION as DAMAGE_VERSION
 from restort.inference.manifest import FOLDER, Fingerprint, Leftovers, Manifest, Record, State
-from restort.inference.model import Computed, Model, Restored
+from restort.inference.model import Model
+from restort.inference.results import Computed, Restored
 from restort.inference.stages import Stages
 from restort.utils import interrupt
 from restort.utils.cpu import default_threads

@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -33,6 +32,7 @@ from restort.inference.animated import RestoredFrames
 from restort.inference.exact import resolve_backend, run_exact, stream_exact
 from restort.inference.pillow_images import is_pillow, pillow_through
 from restort.inference.resolve import ResolvedModel, RunOptions, declared_tasks, resolve_model
+from restort.inference.results import Computed, Restored
 from restort.inference.streaming import open_streamed, restore_rows
 from restort.tiling.halving import LEAST_EDGE, Halving
 from restort.tiling.tiles import Network, TileLayout, TileOption, run_tiled, stream_tiled, tile_layout
@@ -59,47 +59,6 @@ PIXELS_VERSION = 5
 that folders are made again."""
 
 _log = logging.getLogger("restort")
-
-
-@dataclass(frozen=True)
-class Restored:
-    """The outcome of one file.
-
-    size, result_size    (width, height) in pixels of the input and the output
-    tile                 'whole', 'exact' or the tiles' 'WIDTHxHEIGHT'
-    notes                sentences for the user, such as metadata that the format cannot hold
-    backend, precision   that computed it
-    """
-
-    source: Path
-    target: Path
-    size: tuple[int, int]
-    result_size: tuple[int, int]
-    tile: str
-    notes: tuple[str, ...] = ()
-    backend: str = ""
-    precision: str = ""
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A result in memory, for Model.store.
-
-    picture   the result; of an animation its last frame
-    about     what is known before it is written, with notes on computing
-    encoded   the file, of an animation, whose frames are encoded one by one
-    written   the file, of a picture larger than the memory, complete under a temporary name; `picture` has no pixels
-    """
-
-    picture: Picture
-    about: Restored
-    encoded: bytes | None = None
-    written: Path | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return 0 if self.written else self.picture.pixels.nbytes + len(self.encoded or b"")
 
 
 class Model:

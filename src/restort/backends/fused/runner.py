@@ -248,7 +248,7 @@ class FusedRunner(Runner):
                 cell_bytes=cell,
                 device_bytes=room,
                 progress=progress,
-                say=self.say,
+                notify=self.notify,
             )
 
     def _plain(self, dtype: Any) -> PlainNetwork:

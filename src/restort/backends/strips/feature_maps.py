@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from restort.errors import RestortError
-from restort.runner import Say
+from restort.runner import Notify
 
 Tensor: TypeAlias = Any  # torch.Tensor; PyTorch is not followed by mypy
 Shape: TypeAlias = tuple[int, int, int, int]
@@ -105,8 +105,8 @@ class FileMap:
         self._file.close()
 
 
-def check_space(folder: Path, needed: int, say: Say | None = None) -> None:
-    """Raise RestortError where `folder` lacks space for files of so many bytes; otherwise `say` how much they take."""
+def check_space(folder: Path, needed: int, notify: Notify | None = None) -> None:
+    """Raise RestortError where `folder` lacks space for files of so many bytes; otherwise report their size."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
@@ -116,8 +116,8 @@ def check_space(folder: Path, needed: int, say: Say | None = None) -> None:
             f"not enough space for the temporary files of --tile exact: {folder} has {_gib(free)} GiB left of "
             f"{_gib(needed)} GiB needed; free some space, or set TMPDIR to another folder"
         )
-    if say is not None:
-        say(
+    if notify is not None:
+        notify(
             f"--tile exact keeps up to {_gib(needed)} GiB in temporary files in {folder} ({_gib(free)} GiB free)"
         )
 

@@ -28,7 +28,7 @@ from restort.backends.strips.operations import BlockOperations, Halo, Sums, conv
 from restort.backends.strips.workers import Workers
 from restort.models.restormer import Restormer
 from restort.models.spec import RestormerSpec
-from restort.runner import Array, Say
+from restort.runner import Array, Notify
 from restort.tiling.rows import take_rows
 from restort.utils.array_types import Rows
 from restort.utils.integers import cdiv, round_up
@@ -143,7 +143,7 @@ class StripNetwork:
         cell_bytes: int | None = None,
         device_bytes: int = 0,
         progress: Progress | None = None,
-        say: Say | None = None,
+        notify: Notify | None = None,
     ) -> Iterator[tuple[int, Array]]:
         """Yield (top, rows of the result) from top to bottom: (N, C', rows, W), not clipped.
 
@@ -154,7 +154,7 @@ class StripNetwork:
         rows          height of the strips; None chooses it.
         cell_bytes    size of the widest tensor of a cell; None for CELL_BYTES or GPU_CELL_BYTES.
         progress      called as progress(done, total) after each strip of each pass.
-        say           receives a sentence on the size of the files.
+        notify        receives a sentence on the size of the files.
 
         Raises RestortError, before anything is computed, where the disk has not enough space for the files.
         """
@@ -167,7 +167,7 @@ class StripNetwork:
         kept = self._device if not on_cpu and size <= device_bytes else torch.device("cpu")
         inside = kept is self._device or size <= memory_bytes
         if not inside:
-            check_space(folder, size, say)
+            check_space(folder, size, notify)
         store = Store(self._dtype, self._device, None if inside else folder, kept)
         run = _Run(self._model, self._blocks, store, Workers(threads), x, cuts, progress)
         # The decorator leaves the mode while the generator waits; a `with` around `yield` would not.
