@@ -3,6 +3,7 @@
 # make lint   style, types, and who may import whom (pyproject.toml: tool.importlinter)
 # make docs   builds the documentation site into build/site; warnings are errors
 # make wheel-check   builds the wheel, installs it into an empty environment, restores a picture there, checks sizes
+# make image-check   builds docker/Dockerfile with buildah and restores a picture in the image (root; minutes; Debian)
 #
 # PYTHON   the interpreter to make .venv with (3.10 or newer)
 # TORCH    what pip installs as PyTorch for the tests. The default is a build for CPU where pip's sources offer one,
@@ -29,7 +30,7 @@ HEADERS := kernel-lens==2.0.1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format docs wheel-check clean
+.PHONY: demo test lint format docs wheel-check image-check clean
 
 demo: .venv/.core
 	$(BIN)/python examples/demo.py --output demo $(if $(WEIGHTS),--weights "$(WEIGHTS)")
@@ -53,6 +54,9 @@ docs: .venv/.dev
 
 wheel-check: $(BIN)/python
 	$(BIN)/python .ci/wheel_check.py
+
+image-check: $(BIN)/python
+	$(BIN)/python .ci/image_check.py
 
 clean:
 	rm -rf .venv demo

@@ -1,0 +1,122 @@
+"""Build docker/Dockerfile with buildah and restore a picture in the image; no registry and no daemon are needed.
+
+    python .ci/image_check.py [--dockerfile FILE] [--extras LIST] [--folder FOLDER]
+
+The base is a Debian made by debootstrap. Needs root, buildah and debootstrap (apt-get install buildah debootstrap), two
+GB below --folder, and a few minutes. Skips with a reason, and status 0, where they are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = ROOT / "examples/coffee_noisy.jpg"
+SUITE = "bookworm"
+MIRROR = "http://deb.debian.org/debian"
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+GB_FREE = 6
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dockerfile", type=Path, default=ROOT / "docker/Dockerfile")
+    parser.add_argument("--extras", help="instead of those of the Dockerfile")
+    parser.add_argument("--folder", type=Path, help="work below it (default: the folder for temporary files)")
+    args = parser.parse_args()
+    reason = missing(args.folder)
+    if reason is not None:
+        print(f"image check skipped: {reason}")
+        return 0
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="restort-image-") as folder:
+        store = Store(Path(folder))
+        try:
+            return check(store, Path(folder), args.dockerfile, args.extras)
+        finally:
+            store.buildah("rm", "--all")
+            store.buildah("rmi", "--all", "--force")
+
+
+def missing(folder: Path | None) -> str | None:
+    """Return why the check cannot be made here, None where it can."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return "it needs root, for debootstrap and for the image's own users"
+    for tool in ("buildah", "debootstrap"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed; apt-get install buildah debootstrap"
+    free = shutil.disk_usage(folder or tempfile.gettempdir()).free / 1e9
+    return None if free > GB_FREE else f"it needs {GB_FREE} GB, and {free:.1f} are free"
+
+
+class Store:
+    """Images and containers below a folder, apart from any others of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._options = ["--storage-driver", "vfs", "--root", folder / "images", "--runroot", folder / "run"]
+
+    def buildah(self, *arguments: str | Path) -> str:
+        return run("buildah", *self._options, *arguments)
+
+    def in_image(self, container: str, data: Path, *arguments: str | Path) -> str:
+        """Run the entrypoint of the image as its own user, with `data` at /data."""
+        config = json.loads(self.buildah("inspect", "--type", "container", container))["Docker"]["config"]
+        mount = f"{data}:/data"
+        # A check of the image without its caches of certificates or accounts of the host.
+        return self.buildah(
+            "run", "--isolation", "chroot", "--user", config["User"], "--volume", mount, container, "--",
+            *config["Entrypoint"], *arguments,
+        )  # fmt: skip
+
+
+def check(store: Store, folder: Path, dockerfile: Path, extras: str | None) -> int:
+    base = folder / "base"
+    run("debootstrap", "--variant=minbase", SUITE, base, MIRROR)
+    container = store.buildah("from", "scratch").strip()
+    store.buildah("add", "--quiet", container, base, "/")
+    store.buildah("commit", "--quiet", "--rm", container, "restort-base")
+    shutil.rmtree(base)
+    trusted = [f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"] if Path(CERTIFICATES).exists() else []
+    chosen = [] if extras is None else [f"--build-arg=EXTRAS={extras}"]
+    store.buildah(
+        "build", "--isolation", "chroot", "--format", "docker", "--build-arg=BASE=localhost/restort-base",
+        *chosen, *trusted, "--file", dockerfile, "--tag", "restort", ROOT,
+    )  # fmt: skip
+    image = json.loads(store.buildah("inspect", "--type", "image", "restort"))["Docker"]
+    config = image["config"]
+    assert config["User"] == "10001:10001" and config["Entrypoint"] == ["restort"], config
+    assert config["Healthcheck"]["Test"] == ["CMD", "restort", "--version"], config
+    assert not config.get("Volumes"), config
+
+    container = store.buildah("from", "restort").strip()
+    data = folder / "data"
+    data.mkdir()
+    shutil.copy(PICTURE, data / "in.jpg")
+    data.chmod(0o777)
+    print(store.in_image(container, data, "--version").strip())
+    doctor = store.in_image(container, data, "doctor", "--json")
+    print(f"doctor: {len(json.loads(doctor))} parts of a report")
+    print(store.in_image(container, data, "upscale", "in.jpg", "-o", "out.png", "--offline"), end="")
+    made = (data / "out.png").stat()
+    assert made.st_uid == 10001, f"out.png belongs to {made.st_uid}"
+    packages = run("du", "-sm", Path(store.buildah("mount", container).strip(), "opt/restort")).split()[0]
+    print(f"out.png: {made.st_size:,} bytes; the programs: {packages} MB; ok")
+    return 0
+
+
+def run(*command: str | Path) -> str:
+    """Run a command and return what it prints; exit with its error where it fails."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
