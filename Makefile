@@ -27,6 +27,9 @@ BINDINGS := tensorrt-bindings==8.6.1 tensorrt-cu13-bindings==10.16.1.11 tensorrt
 LEAN := cu12:10.16.1.11 cu13:11.4.0.106
 HEADERS := kernel-lens==2.0.1
 
+# The configuration's message of Triton Inference Server; its other dependencies are old, so it stays apart.
+TRITONCLIENT := tritonclient==2.73.0
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
@@ -91,6 +94,8 @@ $(BIN)/python:
 	done
 	@$(PIP) install --no-deps --only-binary :all: --target .venv/tensorrt-lean/8.6.0 tensorrt-lean==8.6.0 2>/dev/null || \
 		echo "tensorrt-lean 8.6.0 is not for this Python or system; its tests are skipped"
+	@$(PIP) install --no-deps --target .venv/tritonclient $(TRITONCLIENT) 2>/dev/null || \
+		echo "tritonclient cannot be installed; the tests that read a server's configuration are skipped"
 	@$(PIP) install --no-deps --only-binary :all: --target .venv/tensorrt-headers $(HEADERS) 2>/dev/null || \
 		echo "the headers of TensorRT cannot be installed; tests that compile its plugin are skipped"
 	@touch $@

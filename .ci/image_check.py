@@ -37,11 +37,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="restort-image-") as folder:
         store = Store(Path(folder))
-        try:
-            return check(store, Path(folder), args.dockerfile, args.extras)
-        finally:
-            store.buildah("rm", "--all")
-            store.buildah("rmi", "--all", "--force")
+        return check(store, Path(folder), args.dockerfile, args.extras)
 
 
 def missing(folder: Path | None) -> str | None:
@@ -51,6 +47,8 @@ def missing(folder: Path | None) -> str | None:
     for tool in ("buildah", "debootstrap"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed; apt-get install buildah debootstrap"
+    if not Path(CERTIFICATES).exists():
+        return f"{CERTIFICATES} is missing; apt-get install ca-certificates"
     free = shutil.disk_usage(folder or tempfile.gettempdir()).free / 1e9
     return None if free > GB_FREE else f"it needs {GB_FREE} GB, and {free:.1f} are free"
 
@@ -68,7 +66,6 @@ class Store:
         """Run the entrypoint of the image as its own user, with `data` at /data."""
         config = json.loads(self.buildah("inspect", "--type", "container", container))["Docker"]["config"]
         mount = f"{data}:/data"
-        # A check of the image without its caches of certificates or accounts of the host.
         return self.buildah(
             "run", "--isolation", "chroot", "--user", config["User"], "--volume", mount, container, "--",
             *config["Entrypoint"], *arguments,
@@ -82,7 +79,9 @@ def check(store: Store, folder: Path, dockerfile: Path, extras: str | None) -> i
     store.buildah("add", "--quiet", container, base, "/")
     store.buildah("commit", "--quiet", "--rm", container, "restort-base")
     shutil.rmtree(base)
-    trusted = [f"--volume={CERTIFICATES}:{CERTIFICATES}:ro"] if Path(CERTIFICATES).exists() else []
+    # For machines whose package index has a certificate or an address of their own.
+    (folder / "pip.conf").write_text(f"[global]\ncert = /host.crt\n{index_url()}")
+    trusted = [f"--volume={CERTIFICATES}:/host.crt:ro", f"--volume={folder / 'pip.conf'}:/etc/pip.conf:ro"]
     chosen = [] if extras is None else [f"--build-arg=EXTRAS={extras}"]
     store.buildah(
         "build", "--isolation", "chroot", "--format", "docker", "--build-arg=BASE=localhost/restort-base",
@@ -108,6 +107,13 @@ def check(store: Store, folder: Path, dockerfile: Path, extras: str | None) -> i
     packages = run("du", "-sm", Path(store.buildah("mount", container).strip(), "opt/restort")).split()[0]
     print(f"out.png: {made.st_size:,} bytes; the programs: {packages} MB; ok")
     return 0
+
+
+def index_url() -> str:
+    """Return a line of pip's configuration with the package index of this machine; '' for the usual one."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return "" if found.returncode else f"index-url = {found.stdout.strip()}\n"
 
 
 def run(*command: str | Path) -> str:

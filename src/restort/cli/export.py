@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from restort.cli import choice, export_aot, options
+from restort.cli import choice, export_aot, export_triton, options
 from restort.cli.engine_options import names
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from restort.weights.checkpoint import Weights
 
 QUANTIZED = ("int8", "fp8")
+FLOAT16 = 10
+"""The number of the type in ONNX."""
 
 
 def add(subparsers: options.Subparsers) -> None:
@@ -73,6 +75,7 @@ def add(subparsers: options.Subparsers) -> None:
         help="operators to write as one node each, whose body is a function: lfe,gmsa (ELAN) or mdta,gdfn (Restormer)",
     )
     export_aot.add(parser)
+    export_triton.add(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     options.add_reporting(parser)
 
@@ -82,6 +85,9 @@ def run(args: argparse.Namespace) -> int:
     from restort.utils.files import check_free, write_bytes
 
     _check_quantization(args)
+    export_triton.check(args)
+    if args.triton is not None:
+        return _serve(args)
     if args.format == "aot":
         return export_aot.run(args)
     _check(args)
@@ -117,6 +123,20 @@ def run(args: argparse.Namespace) -> int:
             f"{name} -> {args.output}: {len(model.graph.node)} nodes, {len(data) / 1e6:.1f} MB, {precision}, "
             f"{seconds:.1f} s"
         )
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Write a repository for a server instead of a file."""
+    weights, entry = choice.choose(args)
+    name = entry.name if entry is not None else weights.path.stem
+    graph, dtype = None, "FP32"  # ports of an engine
+    if args.engine is None:
+        _check_precision(args)
+        model, _ = _graph(args, weights, args.precision or "fp32")
+        graph = model.SerializeToString()
+        dtype = "FP16" if model.graph.input[0].type.tensor_type.elem_type == FLOAT16 else "FP32"
+    export_triton.write(args, weights, name, graph, dtype)
     return 0
 
 
@@ -160,6 +180,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--shape and --compute-capability are only for --format aot: an ONNX file takes all sizes, on all machines"
         )
+    _check_precision(args)
+
+
+def _check_precision(args: argparse.Namespace) -> None:
+    from restort.errors import UsageError
+
     if args.precision == "bf16":
         raise UsageError("an ONNX file is written in fp32 or fp16, not bf16; choose one with --precision")
 
