@@ -15,6 +15,10 @@ class UsageError(RestortError):
     """The request itself is wrong (an option, a name, a combination): exit status 2."""
 
 
+class TooLarge(RestortError):
+    """A picture beyond a limit: pixels that a file claims, or memory that it would take."""
+
+
 class OutOfMemory(RestortError, MemoryError):
     """A backend has not the memory for an array of this size; a smaller one may fit (restort.tiling.tiles)."""
 

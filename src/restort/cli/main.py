@@ -25,6 +25,7 @@ from restort.cli import (
     inspect,
     models,
     restore,
+    serve,
 )
 from restort.errors import RestortError, UsageError
 from restort.utils import interrupt
@@ -34,6 +35,7 @@ from restort.version import __version__
 COMMANDS = (
     restore,
     cluster,
+    serve,
     models,
     export,
     build,

@@ -148,6 +148,18 @@ def not_negative(text: str) -> int:
     return _number(text, 0)
 
 
+def count(text: str) -> int:
+    """A number such as 2e9, at least 1."""
+    return int(number(text, "a number such as 2e9", lambda value: 1 <= value < 1e18))
+
+
+def port(text: str) -> int:
+    value = _number(text, 0)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return value
+
+
 def tile(text: str) -> int | str | None:
     """Parse 'auto', 'exact', 'none' (as None) or a number."""
     if text in ("auto", "exact", "none"):

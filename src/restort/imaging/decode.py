@@ -336,6 +336,26 @@ def open_lazily(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> Any:
     return _open_lazily(source, data, max_pixels)[0] if source.format in _LOADERS else None
 
 
+def size_of(path: Path, *, max_pixels: int | None = MAX_PIXELS) -> tuple[int, int] | None:
+    """Return (width, height) from the header of a picture, before its orientation is applied.
+
+    None for HEIC, JPEG XL and camera raw, whose size their decoders tell. Raises as `read` does, without decoding.
+    """
+    data = read_bytes(path, _most_bytes(max_pixels))
+    source = _recognized(path, data[: formats.HEAD])
+    if source.format == "bmp":
+        try:
+            size = bmp_size(data)
+        except DamagedBmp as error:
+            raise source.failed(str(error)) from None
+        limits.check_pixels(str(path), *size, max_pixels, 4)
+        return size
+    if source.format not in _LOADERS:
+        return None
+    image, _, _ = _open_lazily(source, data, max_pixels)
+    return image.width, image.height
+
+
 def _open_lazily(source: _Source, data: bytes, max_pixels: int | None) -> tuple[Any, int, bool]:
     """Return the image whose pixels are not decoded yet, the number of frames, and whether its RGB is 8-bit Lab."""
     pyvips = vips()

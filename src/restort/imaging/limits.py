@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from restort.errors import RestortError
+from restort.errors import TooLarge
 from restort.utils.memory import available_memory
 
 _FREE_PIXELS = 1 << 24
@@ -12,7 +12,7 @@ _GIF_PIXELS_PER_BYTE = 2_800
 
 
 def check_pixels(name: str, width: int, height: int, max_pixels: int | None, sample_bytes: int) -> None:
-    """Raise RestortError for a picture beyond the limit of pixels, or beyond the free memory.
+    """Raise TooLarge for a picture beyond the limit of pixels, or beyond the free memory.
 
     name          of the file
     max_pixels    None for no limit; memory is not looked at either then
@@ -26,19 +26,19 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int | None, sam
 
 
 def check_count(name: str, width: int, height: int, max_pixels: int | None) -> None:
-    """Raise RestortError for a picture beyond the limit of pixels."""
+    """Raise TooLarge for a picture beyond the limit of pixels."""
     if max_pixels is not None and width * height > max_pixels:
-        raise RestortError(
+        raise TooLarge(
             f"cannot read {name}: it claims {width} x {height} pixels, more than the limit of "
             f"{max_pixels / 1e6:g} million; raise --max-pixels if you trust the file"
         )
 
 
 def check_memory(what: str, needed: int) -> None:
-    """Raise RestortError where `what` needs more bytes than can be had now."""
+    """Raise TooLarge where `what` needs more bytes than can be had now."""
     free = available_memory()
     if needed > free:
-        raise RestortError(
+        raise TooLarge(
             f"{what} need about {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close other "
             "programs, or use a machine with more (--max-pixels none tries it all the same)"
         )

@@ -73,7 +73,7 @@ def restore(
     of_file = {key: options.pop(key) for key in _FILE_OPTIONS & options.keys()}
     _check_target(image, target, of_file)
     if model is None:
-        model = _suited(image, scale)
+        model = suited_model(image, scale)
     elif scale is not None:
         raise UsageError("restore() takes either a model or a scale; leave one out")
     if not isinstance(model, Model):
@@ -109,8 +109,8 @@ def _restore(
     return model(image)
 
 
-def _suited(image: Array | Image | str | Path, scale: int | None) -> str:
-    """Return the name of the weights for this image: those for damaged pictures where damage is found."""
+def suited_model(image: Array | Image | str | Path, scale: int | None) -> str:
+    """Return the name of the weights that enlarge this image best: those for damaged pictures where it is damaged."""
     from restort.imaging.picture import Picture
     from restort.inference.damage import damage_of
     from restort.weights.catalogue import default_for, default_for_damaged

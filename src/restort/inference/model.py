@@ -7,6 +7,7 @@ model.restore_file("small.jpg", "large.png")   # files, with profile, EXIF and a
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import threading
@@ -95,8 +96,21 @@ class Model:
         self._asked = asked or (runner.name, runner.precision)
         self.strength = strength
         self._make_float32 = float32 if self._asked[1] == "auto" and runner.precision != "fp32" else None
-        self._float32: Runner | None = None
+        self._float32: list[Runner] = []  # none or one; shared with the copies of `with_options`
         self._lock = threading.Lock()  # held while the float32 runner is made
+
+    def with_options(self, *, tile: TileOption = "auto", strength: float = 1.0) -> Model:
+        """Return the same model with another tile and strength. It shares what is loaded: close only the original.
+
+        Raises UsageError for options that `load` refuses.
+        """
+        options = RunOptions(*self._asked, tile, self.overlap, strength)
+        tile_layout(4096, 4096, self.spec, tile, self.overlap, 1 << 30)
+        if options.tile == "exact":
+            resolve_backend(self.spec, self.backend, self.precision, self.overlap)
+        other = copy.copy(self)
+        other.tile, other.strength = tile, strength
+        return other
 
     @property
     def spec(self) -> Spec:
@@ -176,9 +190,9 @@ class Model:
         if bits <= 8 or self._make_float32 is None:
             return self._runner
         with self._lock:
-            if self._float32 is None:
-                self._float32 = self._make_float32() or self._runner
-            return self._float32
+            if not self._float32:
+                self._float32.append(self._make_float32() or self._runner)
+            return self._float32[0]
 
     def _network(self, runner: Runner) -> Network:
         """Return the network for tiles: the runner, or one that halves tiles which are too large for its memory."""
@@ -463,8 +477,8 @@ class Model:
         """Free the memory of the backends."""
         self._runner.close()
         with self._lock:
-            if self._float32 is not None:
-                self._float32.close()
+            for runner in self._float32:
+                runner.close()
 
     def __enter__(self) -> Model:
         return self

@@ -17,8 +17,16 @@ _PACKAGES = {
     "scipy": "scipy",
     "matplotlib": "matplotlib",
     "shtab": "shtab",
+    "fastapi": "FastAPI",
+    "uvicorn": "Uvicorn",
+    "multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
 }
-_EXTRAS = {"matplotlib": "plots", "shtab": "completion"}  # the others are in `evaluate`
+_EXTRAS = {
+    "matplotlib": "plots",
+    "shtab": "completion",
+    **dict.fromkeys(("fastapi", "uvicorn", "multipart", "prometheus_client"), "server"),
+}  # the others are in `evaluate`
 
 
 @cache
