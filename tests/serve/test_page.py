@@ -66,7 +66,7 @@ def page(request: pytest.FixtureRequest, address: str) -> Iterator[Page]:
             locale=request.param, viewport={"width": 1000, "height": 900}, accept_downloads=True
         )
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         wrong: list[str] = []
         page.on(
             "console", lambda line: wrong.append(line.text) if line.type in ("error", "warning") else None
