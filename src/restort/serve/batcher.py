@@ -21,7 +21,7 @@ from restort.errors import RestortError, TooLarge
 from restort.imaging.decode import read, size_of
 from restort.imaging.picture import Picture
 from restort.inference.batch import error_line, pool_sizes
-from restort.inference.model import Restored
+from restort.inference.results import Restored
 from restort.serve.model_pool import ModelPool
 from restort.serve.request import Request
 from restort.utils.cpu import default_threads
