@@ -211,7 +211,8 @@ def test_the_core_needs_only_what_it_names() -> None:
         "starlette",
         "uvicorn",
         "prometheus_client",
-    , "ray"}
+        "ray",
+    }
     for path in (root / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = []
