@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,43 @@ def test_damaged_lines_are_skipped(tmp_path: Path, source: Path, damage: bytes) 
         seen.refresh()
         assert seen.state(source, out / "a.png", RECIPE) == "done"
         assert seen.state(source, out / "b.png", RECIPE) == "done"
+
+
+@pytest.mark.parametrize("fields", [{"content": 5}, {"recipe": []}, {"made": {}}, {"unknown": 1}])
+def test_a_damaged_line_does_not_hide_an_older_one(
+    tmp_path: Path, source: Path, fields: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    make(Manifest(out), source, out / "a.png")
+    make(Manifest(out), source, out / "ü.png")
+    path = out / ".restort" / "manifest.jsonl"
+    last = [line for line in path.read_bytes().splitlines() if b"a.png" in line][-1]
+    damaged = json.dumps(json.loads(last) | fields, separators=(",", ":")).encode()
+    path.write_bytes(path.read_bytes() + damaged + b"\n")
+    manifest = Manifest(out)
+    for name in ("a.png", "ü.png", "a.png"):
+        assert manifest.state(source, out / name, RECIPE) == "done"
+    make(manifest, source, out / "b.png")
+    assert manifest.state(source, out / "b.png", RECIPE) == "done"
+
+
+def test_memory_of_many_records(tmp_path: Path, source: Path) -> None:
+    out, count = tmp_path / "out", 20_000
+    make(Manifest(out), source, out / "a.png")
+    path = out / ".restort" / "manifest.jsonl"
+    line = path.read_bytes().splitlines()[-1]
+    path.write_bytes(b"".join(line.replace(b"a.png", b"%d.png" % i) + b"\n" for i in range(count)))
+    tracemalloc.start()
+    try:
+        manifest = Manifest(out)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 250 * count
+    (out / "777.png").write_bytes(b"made")
+    assert manifest.state(source, out / "777.png", RECIPE) == "done"
+    assert manifest.state(source, out / "778.png", RECIPE) == "new"
+    assert manifest.maker(out / "19999.png") == str(source)
 
 
 def test_any_cut_leaves_a_manifest(tmp_path: Path, source: Path) -> None:

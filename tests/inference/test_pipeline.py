@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from restort.imaging.picture import Picture
 from restort.inference import batch
 from restort.inference import model as model_module
 from restort.inference.batch import Options, Summary, pool_sizes, restore_files
+from restort.inference.manifest import Manifest
 from restort.inference.progress import Lines
 from tests.fakes.fake_backend import ELAN, create, write_weights
 
@@ -158,3 +160,12 @@ def test_pools(cores: int, pools: tuple[int, int]) -> None:
 )
 def test_pools_beside_a_gpu(cores: int, pools: tuple[int, int]) -> None:
     assert pool_sizes(cores, on_gpu=True) == pools
+
+
+def test_a_picture_that_is_done_needs_no_claim(run: Callable[..., Summary], tmp_path: Path) -> None:
+    assert run().count("done") == COUNT
+    other = Manifest(tmp_path / "out")
+    with ExitStack() as claims:
+        for i in range(COUNT):
+            assert claims.enter_context(other.claim(tmp_path / f"out/{i:02}.png"))
+        assert run().count("skipped") == COUNT

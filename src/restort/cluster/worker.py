@@ -13,7 +13,7 @@ from pathlib import Path
 from restort.cluster.shards import Setup, Shard
 from restort.errors import RestortError
 from restort.inference.batch import FileResult, run_jobs
-from restort.inference.manifest import FOLDER, WORKERS, Manifest, Record
+from restort.inference.manifest import FOLDER, WORKERS, Manifest, Record, key_of
 from restort.inference.model import load
 from restort.utils.files import check_no_link
 from restort.version import __version__
@@ -31,6 +31,7 @@ class WorkerManifest(Manifest):
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path = folder / f"{name}.jsonl"
+        self._records: dict[str, Record] = {}
         super().__init__(root, self.path)
         self._lock.acquire()
 
@@ -46,6 +47,9 @@ class WorkerManifest(Manifest):
         """Know these lines, and nothing else."""
         records = filter(None, map(Record.parse, lines))
         self._records = {record.target: record for record in records}
+
+    def _record(self, target: Path) -> Record | None:
+        return self._records.get(key_of(self.root, target))
 
     def close(self) -> None:
         self._lock.release()

@@ -21,7 +21,7 @@ CHUNK = 1000
 """Jobs in a list of `stream`, and a few more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One picture to read and the file to write; `problem` says why it cannot be done, None where it can."""
 
@@ -154,6 +154,7 @@ def _is_folder(output: str | Path, sources: list[Path]) -> bool:
 def _pairs(sources: list[Path], output: Path, suffix: str | None, left_out: list[Path] | None) -> list[Job]:
     """Pair each picture with its target, every file once; two targets may still have one name."""
     jobs: dict[str, Job] = {}
+    real = _RealPaths()
     for source in sources:
         if os.path.isdir(source):
             if _same(source, output):
@@ -165,7 +166,7 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None, left_out: list
         else:
             found = [(source, output / source.name)]
         for path, target in found:
-            jobs.setdefault(os.path.realpath(path), Job(path, _with_suffix(target, suffix)))
+            jobs.setdefault(real(path), Job(path, _with_suffix(target, suffix)))
     return list(jobs.values())
 
 
@@ -212,6 +213,8 @@ def _with_suffix(target: Path, suffix: str | None) -> Path:
     if suffix is None:
         suffix = target.suffix if formats.output_format(target) else formats.result_suffix(target)
     # `shot 1.5` has no suffix to replace, although with_suffix takes `.5` for one.
+    if suffix == target.suffix:
+        return target
     known = target.suffix.lower() in formats.read_suffixes()
     return target.with_suffix(suffix) if known else target.with_name(target.name + suffix)
 
@@ -224,15 +227,31 @@ def _key(path: Path) -> str:
 
 def _named_apart(jobs: list[Job]) -> list[Job]:
     """Give jobs with one target different names, by the suffix of their sources."""
-    wanted = Counter(_key(job.target) for job in jobs)
+    keys = [_key(job.target) for job in jobs]
+    wanted = Counter(keys)
     result = []
-    for job in jobs:
+    for job, key in zip(jobs, keys, strict=True):
         changed = job.source.suffix.lower() != job.target.suffix.lower()
-        if wanted[_key(job.target)] > 1 and changed:
+        if wanted[key] > 1 and changed:
             name = job.source.name + job.target.suffix
             job = Job(job.source, job.target.with_name(name))
         result.append(job)
     return result
+
+
+class _RealPaths:
+    """os.path.realpath, which follows the links of every folder above a file, for many files in few folders."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: Path) -> str:
+        folder, name = os.path.split(path)
+        if os.name != "posix" or name in ("", ".", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -250,12 +269,13 @@ def _checked(jobs: list[Job], sources: list[Path]) -> list[Job]:
         names = " and ".join(str(path) for path in sources)
         raise UsageError(f"there is no picture in {names}; these are read: {formats.READ_LIST}")
     # By path for inputs that are not there, and by device and inode for the many names that one file can have.
-    read: dict[Any, Path] = {os.path.realpath(job.source): job.source for job in jobs}
+    real = _RealPaths()
+    read: dict[Any, Path] = {real(job.source): job.source for job in jobs}
     read |= {found: job.source for job in jobs if (found := _identity(job.source)) is not None}
     targets: dict[str, Path] = {}
     result = []
     for job in jobs:
-        overwritten = read.get(os.path.realpath(job.target)) or read.get(_identity(job.target))
+        overwritten = read.get(real(job.target)) or read.get(_identity(job.target))
         if overwritten is not None:
             raise UsageError(
                 f"the output {job.target} would overwrite the input {overwritten}; choose another output"

@@ -35,7 +35,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from restort.errors import RestortError
-from restort.utils.files import check_no_link, write_bytes
+from restort.inference.record_index import RecordIndex
+from restort.utils.files import check_no_link, create_temporary, publish
 
 FOLDER = ".restort"
 WORKERS = "workers"
@@ -44,6 +45,7 @@ CLAIMS = 64  # number of lock files; two pictures that share one only wait for e
 LEFTOVER = re.compile(r"\.restort-[0-9a-f]{16}\.part")
 SETTLED_SECONDS = 60.0  # a temporary file unchanged for this long belongs to no running process
 _LOCK_SECONDS = 30.0
+_BLOCK = 64 << 10  # bytes of lines that are read at once
 
 State = Literal["new", "unknown", "foreign", "changed", "done"]
 
@@ -138,8 +140,10 @@ class Manifest:
         self.root = root
         self._folder = root / FOLDER
         self._path = records or self._folder / "manifest.jsonl"
-        self._records: dict[str, Record] = {}
-        self._inode, self._offset, self._lines = -1, 0, 0
+        self._index = RecordIndex(_target_of)
+        self._inode = -1
+        self._block = 0, b""  # a part of the file, and where it begins
+        self._last: tuple[str, int, Record] | None = None  # (key, place, record) of the last lookup
         self._claims: dict[int, FileLock] = {}
         claims, lock = self._folder / "claims", self._path.with_suffix(".lock")
         try:
@@ -154,7 +158,7 @@ class Manifest:
                 _check_no_cluster(root)
                 absorb(root)
             self.refresh()
-            if self._lines > 2 * len(self._records) + 1000:
+            if self._index.lines > 2 * len(self._index) + 1000:
                 self._compact()
             self._path.open("ab").close()
         except (OSError, Timeout) as error:
@@ -167,21 +171,57 @@ class Manifest:
 
     def _refresh(self) -> None:
         try:
+            status = self._path.stat()
+            if status.st_ino == self._inode and status.st_size == self._index.end:
+                return
             with self._path.open("rb") as file:
                 inode = os.fstat(file.fileno()).st_ino
                 if inode != self._inode:  # the first time, or another run has dropped old lines
-                    self._records, self._inode, self._offset, self._lines = {}, inode, 0, 0
-                file.seek(self._offset)
-                news = file.read()
+                    self._index, self._inode = RecordIndex(_target_of), inode
+                    self._last, self._block = None, (0, b"")
+                self._index.read_on(file)
         except FileNotFoundError:
             return
-        whole = news[: news.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            self._lines += 1
-            record = Record.parse(line)
-            if record is not None:
-                self._records[record.target] = record
+
+    def _record(self, target: Path) -> Record | None:
+        """Return the newest sound record of a target."""
+        with self._mutex:
+            key = self._key(target)
+            record = self._looked_up(key)
+            if record is None and self._index.find(key) is not None and not self._index.strict:
+                self._index.parse_all(self._path)  # a damaged line hides an older one
+                record = self._looked_up(key)
+            return record
+
+    def _looked_up(self, key: str) -> Record | None:
+        if self._last is not None and self._last[:2] == (key, self._index.find(key)):
+            return self._last[2]
+        for _ in range(3):  # another run may drop old lines meanwhile
+            place = self._index.find(key)
+            if place is None:
+                return None
+            line = self._line(place)
+            if line is not None:
+                record = Record.parse(line)
+                if record is None or record.target != key:
+                    return None
+                self._last = key, place, record
+                return record
+            self._refresh()
+        return None
+
+    def _line(self, place: int) -> bytes | None:
+        """Read the line at `place`, and keep those behind it, which are asked for next; None in another file."""
+        start, block = self._block
+        if start <= place and (end := block.find(b"\n", place - start)) >= 0:
+            return block[place - start : end]
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            if os.fstat(file.fileno()).st_ino == self._inode:
+                file.seek(place)
+                self._block = place, file.read(_BLOCK)
+                end = self._block[1].find(b"\n")
+                return self._block[1][:end] if end >= 0 else self._block[1] + file.readline()
+        return None
 
     def state(self, source: Path, target: Path, recipe: Mapping[str, Any]) -> State:
         """Return the state of `target`.
@@ -192,7 +232,7 @@ class Manifest:
         'unknown'  it exists and no run made it
         'foreign'  it was made from other content of another source
         """
-        record = self._records.get(self._key(target))
+        record = self._record(target)
         exists = os.path.lexists(target)
         if record is None:
             return "unknown" if exists else "new"
@@ -207,16 +247,17 @@ class Manifest:
 
     def maker(self, target: Path) -> str:
         """Return the path of the source that `target` was made from."""
-        return self._records[self._key(target)].source
+        record = self._record(target)
+        return "an unknown source" if record is None else record.source
 
     def details(self, target: Path) -> Mapping[str, Any]:
         """Return the details of the last record of `target`."""
-        record = self._records.get(self._key(target))
+        record = self._record(target)
         return record.details if record is not None else {}
 
     def known(self, source: Path, target: Path) -> Mapping[str, Any]:
         """Return the details of `target` if it was made from the present content of `source`; else {}."""
-        record = self._records.get(self._key(target))
+        record = self._record(target)
         return record.details if record is not None and record.content.matches(source) else {}
 
     def begin(self, source: Path, target: Path, content: Fingerprint, recipe: Mapping[str, Any]) -> Record:
@@ -262,9 +303,9 @@ class Manifest:
                 with self._path.open("ab", buffering=0) as file:
                     if file.write(data) != len(data):  # the disk is full; the torn line is void
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._refresh()
         except (OSError, Timeout) as error:
             raise _unwritable(self.root, error) from None
-        self._records[record.target] = record
 
     def _ends_torn(self) -> bool:
         """Return whether the last line has no end, after a full disk or a power failure."""
@@ -276,10 +317,19 @@ class Manifest:
             return False
 
     def _compact(self) -> None:
+        """Drop all lines but the newest sound one about each target."""
         with self._lock:
-            self.refresh()
-            lines = b"".join(record.line() for record in self._records.values())
-            write_bytes(self._path, lines, overwrite=True)
+            self._index.parse_all(self._path)
+            temporary = create_temporary(self._path)
+            try:
+                with self._path.open("rb") as old, temporary.open("wb") as new:
+                    for place in self._index.places():
+                        old.seek(place)
+                        new.write(old.readline())
+                publish(temporary, self._path, overwrite=True)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._refresh()
 
     def _key(self, target: Path) -> str:
         return key_of(self.root, target)
@@ -287,6 +337,9 @@ class Manifest:
 
 def key_of(root: Path, target: Path) -> str:
     """Return the name of a target in the manifest of the output folder `root`."""
+    text, prefix = os.fspath(target), f"{root}{os.sep}"
+    if text.startswith(prefix) and ".." not in text and os.sep == "/":
+        return text[len(prefix) :]  # relpath takes 10 us
     return Path(os.path.relpath(target, root)).as_posix()
 
 
@@ -334,6 +387,11 @@ def absorb(root: Path) -> None:
         finally:
             alive.release()
             _remove(path.with_suffix(".lock"))
+
+
+def _target_of(line: bytes) -> str | None:
+    record = Record.parse(line)
+    return None if record is None else record.target
 
 
 class Leftovers:
