@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +52,7 @@ def both(
 ) -> tuple[Picture, Picture, Any, Any]:
     """Restore in memory and by rows: both results as they are read again, and what was reported."""
     folder = source.parent
-    with restort.load(weights, tile=64, **options) as model:
+    with restort.load(weights, **({"tile": 64} | options)) as model:
         about = model.restore_file(source, folder / f"memory{suffix}")
         monkeypatch.setattr(streaming, "STREAM_PIXELS", 1)
         assert isinstance(model.open(source, folder / f"rows{suffix}"), RowPicture)
@@ -256,3 +260,39 @@ def test_an_existing_target_is_kept(tmp_path: Path, by_rows: None) -> None:
         model.restore_file(tmp_path / "in.png", tmp_path / "out.png", overwrite=True)
     assert read(tmp_path / "out.png").width == WIDTH
     assert not list(tmp_path.glob(".restort-*"))
+
+
+@pytest.mark.skipif(not os.environ.get("RESTORT_LARGE"), reason="takes minutes; set RESTORT_LARGE=1")
+@pytest.mark.timeout(1800)
+def test_30000_by_20000_below_2_gib(tmp_path: Path) -> None:
+    """Peak memory of the command line with a stand-in network, which inverts; prints seconds and MiB."""
+    resource = pytest.importorskip("resource")
+    large_tiff(tmp_path / "in.tif", 30_000, 20_000)
+    weights = write_weights(tmp_path / "w.safetensors", RESTORMER)
+    options = ["--weights", weights, "--tile", "512", "--max-pixels", "none"]
+    command = [sys.executable, fake_backend.__file__, "run", tmp_path / "in.tif", "-o", tmp_path / "out.tif"]
+    start = time.perf_counter()
+    subprocess.run([*map(str, (*command, *options))], check=True, cwd=Path(__file__).parents[2])
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(f"{time.perf_counter() - start:.1f} s, {peak:.0f} MiB")
+    assert peak < 2048
+    corner = vips().Image.new_from_file(str(tmp_path / "out.tif")).crop(29_000, 19_000, 1000, 1000)
+    original = vips().Image.new_from_file(str(tmp_path / "in.tif")).crop(29_000, 19_000, 1000, 1000)
+    np.testing.assert_array_equal(corner.numpy(), 255 - original.numpy())
+
+
+@pytest.mark.skipif(not os.environ.get("RESTORT_LARGE"), reason="takes minutes; set RESTORT_LARGE=1")
+def test_6000_by_4000_equals_the_result_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large_tiff(tmp_path / "in.tif", 6000, 4000)
+    weights = write_weights(tmp_path / "w.safetensors", RESTORMER)
+    check_equal(*both(weights, tmp_path / "in.tif", ".tif", monkeypatch, tile=512))
+
+
+def large_tiff(path: Path, width: int, height: int) -> None:
+    """Write a tiled TIFF of noise over gradients, without holding it."""
+    pyvips = vips()
+    noise = pyvips.Image.gaussnoise(width, height, sigma=8, mean=0)
+    place = pyvips.Image.xyz(width, height)
+    bands = [(place[0] * 0.01 + noise), (place[1] * 0.02 + noise), ((place[0] + place[1]) * 0.004 - noise)]
+    image = bands[0].bandjoin(bands[1:]).cast("uchar").copy(interpretation="srgb")
+    image.tiffsave(str(path), tile=True, tile_width=256, tile_height=256, compression="deflate", bigtiff=True)

@@ -160,9 +160,10 @@ def _pairs(sources: list[Path], output: Path, suffix: str | None, left_out: list
             if _same(source, output):
                 raise UsageError(f"the output {output} is the input folder itself; choose another folder")
             base = output / source.resolve().name if len(sources) > 1 else output
-            found = [
-                (path, base / path.relative_to(source)) for path in sorted(_walk(source, output, left_out))
-            ]
+            # Paths compare ten times as slowly as their texts; Windows ignores case, which only paths know.
+            order = (lambda path: os.fspath(path).split(os.sep)) if os.name == "posix" else None
+            paths = sorted(_walk(source, output, left_out), key=order)
+            found = [(path, base / path.relative_to(source)) for path in paths]
         else:
             found = [(source, output / source.name)]
         for path, target in found:
@@ -174,6 +175,7 @@ def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[P
     """Yield the pictures below `folder`, except hidden ones and those below `output`; enter no folder twice."""
     entered: set[tuple[int, int]] = set()
     output_identity = _identity(output)
+    readable = formats.read_suffixes()
     unreadable: list[Path] = []
     walk = os.walk(folder, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename)))
     for root, folders, files in walk:
@@ -190,7 +192,7 @@ def _walk(folder: Path, output: Path, left_out: list[Path] | None) -> Iterator[P
             suffix = path.suffix.lower()
             if name.startswith(".") or not os.path.isfile(path):
                 continue
-            if suffix in formats.read_suffixes():
+            if suffix in readable:
                 yield path
             elif left_out is not None and suffix in formats.KNOWN_SUFFIXES:
                 left_out.append(path)
@@ -229,6 +231,8 @@ def _named_apart(jobs: list[Job]) -> list[Job]:
     """Give jobs with one target different names, by the suffix of their sources."""
     keys = [_key(job.target) for job in jobs]
     wanted = Counter(keys)
+    if len(wanted) == len(jobs):
+        return jobs
     result = []
     for job, key in zip(jobs, keys, strict=True):
         changed = job.source.suffix.lower() != job.target.suffix.lower()
