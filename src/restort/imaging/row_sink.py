@@ -40,6 +40,8 @@ from restort.utils.files import create_temporary, writing
 
 PIPE_BYTES = 64 << 20
 """Encoded later than this, rows wait."""
+_CHUNK_BYTES = 4 << 20
+"""Size of the pieces that rows are packed in."""
 TILE = 256  # edge of the tiles of a TIFF
 _BIG_TIFF = 2_500_000_000
 """Bytes of pixels from which a TIFF has 8-byte offsets: with its pyramid, a third more, it may pass 4 GB."""
@@ -218,8 +220,9 @@ class _PngPacker:
 
     def pack(self, rows: Array) -> Iterator[bytes]:
         """Pack rows (rows, W, C), a few at a time, to keep the copies small."""
-        for start in range(0, len(rows), 64):
-            part = rows[start : start + 64]
+        step = max(1, _CHUNK_BYTES // rows[0].nbytes)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
             flat = np.ascontiguousarray(part.astype(part.dtype.newbyteorder(">"))).reshape(len(part), -1)
             lines = np.zeros((len(part), 1 + flat.shape[1] * part.dtype.itemsize), np.uint8)  # filter: none
             lines[:, 1:] = flat.view(np.uint8)
