@@ -15,6 +15,7 @@ import pytest
 
 from restort.cluster import run as cluster
 from restort.cluster.driver import FIRST_SHARD, FRUITLESS_STARTS
+from restort.cluster.ray_workers import layout
 from restort.cluster.shards import Died, Event, Finished, Setup, Shard, Started
 from restort.cluster.worker import Worker, WorkerManifest
 from restort.errors import RestortError, UsageError
@@ -207,6 +208,28 @@ def test_workers_that_cannot_start(restore: Any) -> None:
         RestortError, match=f"{FRUITLESS_STARTS} workers died before they had loaded the model"
     ):
         restore(stillborn=True)
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "expected"),
+    [
+        ([{"CPU": 128, "GPU": 8}], None, (8, 1, 16)),
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 8}], None, (8, 1, 1)),  # the first has no GPU: its cores do not help
+        ([{"CPU": 64, "GPU": 4}, {"CPU": 32, "GPU": 4}], 3, (3, 1, 8)),
+        ([{"CPU": 16}, {"CPU": 8}, {"memory": 1.0}], None, (2, 0, 8)),
+        ([{"CPU": 16}, {"CPU": 16}], 5, (5, 0, 5)),
+        ([{"CPU": 2}], 4, (4, 0, 1)),
+    ],
+)
+def test_workers_fit_their_machines(
+    machines: Any, workers: int | None, expected: tuple[int, int, int]
+) -> None:
+    assert layout(machines, workers) == expected
+
+
+def test_more_workers_than_gpus() -> None:
+    with pytest.raises(UsageError, match="--workers 3 is more than the 2 GPUs"):
+        layout([{"CPU": 4, "GPU": 2}], 3)
 
 
 def test_one_driver_at_a_time(restore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

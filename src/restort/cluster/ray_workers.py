@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from restort.cluster.shards import Died, Event, Finished, Setup, Shard, Started
 from restort.cluster.worker import Worker
-from restort.errors import RestortError
+from restort.errors import RestortError, UsageError
+from restort.utils.integers import cdiv
 
 DEFAULT_PORT = 6379
 _STORE_BYTES = 80 << 20  # of a local Ray: pictures never go through it
@@ -40,17 +42,27 @@ def connect(address: str, workers: int | None) -> tuple[int, int, int]:
             f"no Ray cluster answers at --address {address}: {first[:200]}; start one with `ray start --head`, or use "
             "--address local"
         ) from None
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    return layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+
+
+def layout(machines: Sequence[Mapping[str, float]], workers: int | None) -> tuple[int, int, int]:
+    """Return what `connect` returns for machines with these numbers of 'GPU' and 'CPU'.
+
+    The CPUs of a worker are such that every machine has room for its share of the workers.
+    """
+    gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
     if gpus:
-        count = workers or gpus
-        if count > gpus:
-            raise RestortError(f"--workers {count} is more than the {gpus} GPUs of the cluster")
-        return count, 1, max(1, cpus // gpus)
-    if workers is None:
-        return len(nodes), 0, max(1, cpus // len(nodes))
-    return workers, 0, max(1, cpus // workers)
+        if workers is not None and workers > gpus:
+            raise UsageError(f"--workers {workers} is more than the {gpus} GPUs of the cluster")
+        shares = (machine.get("CPU", 0) // machine["GPU"] for machine in machines if machine.get("GPU"))
+        return workers or gpus, 1, max(1, int(min(shares)))
+    cores = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
+    if not cores:
+        raise RestortError(
+            "the Ray cluster has neither GPUs nor CPUs; start its machines without --num-cpus=0"
+        )
+    count = workers or len(cores)
+    return count, 0, max(1, min(cores) // cdiv(count, len(cores)))
 
 
 class RayWorkers:
