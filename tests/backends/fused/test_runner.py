@@ -186,6 +186,7 @@ def test_auto_takes_the_gpu(machine: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_auto_goes_on_without_a_gpu_that_fails(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(driver=Driver())
+    monkeypatch.setattr(registry, "installed", lambda name: name in ("onnxruntime", "fused"))
 
     def make(name: str, precision: str, weights: Any, threads: Any) -> Any:
         if name == "fused":
