@@ -178,6 +178,8 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
 
     from restort.backends.tensorrt import builder, cuda, engine, inspector, library, provider
     from restort.backends.tensorrt.options import BuildOptions, Profile
+    from restort.export.emit import emit
+    from restort.export.qdq import Quantization, quantizable_layers
     from restort.export.typed import typed_graph
     from restort.utils import gpu
     from tests.export.test_graphs import FORMS, weights_of
@@ -219,6 +221,12 @@ def rehearse(bindings: str, libraries: str = "") -> dict[str, Any]:
             call[1][0] for call in module.calls if call[0].endswith(("set_flag", "host_code_allowed"))
         ]
         done["fused"] = fused(module, found, weights)
+    module.calls.clear()
+    ranges = dict.fromkeys(quantizable_layers(weights.spec), 1.0)
+    graph = emit(weights, opset=None if newer else 17, quantization=Quantization("int8", ranges))
+    report = builder.build(found, graph, replace(options, precision="fp32")).report
+    done["int8"] = [call[1][0] for call in module.calls if call[0] == "IBuilderConfig.set_flag"]
+    assert report["flags"]["quantization"] == "int8"
     done["names"] = sorted({call[0] for call in module.calls})
     if found.capabilities.timing_cache:
         assert provider.timing_cache_combiner(found)(b"a", b"b") == b"plan"

@@ -25,6 +25,7 @@ from restort.backends.tensorrt.inspector import describe
 from restort.backends.tensorrt.options import BuildOptions, Built, Profile
 from restort.errors import RestortError, UsageError
 from restort.export.emit import emit
+from restort.export.qdq import Quantization, QuantType, quantizable_layers
 from restort.export.typed import typed_graph
 from restort.utils.gpu import Gpu
 from restort.weights.catalogue import entries
@@ -223,3 +224,27 @@ def test_a_16_bit_export_gets_float32_ports(rtx: library.Flavour) -> None:
         "dtype": "float32",
         "shape": ["N", 3, "H", "W"],
     }
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantised_graphs(rtx: library.Flavour, kind: QuantType) -> None:
+    weights = weights_of(elan())
+    quantization = Quantization(kind, dict.fromkeys(quantizable_layers(weights.spec), 100.0))
+    built = build(
+        rtx, emit(weights, "fp16", quantization=quantization), BuildOptions(SIZES, "fp16", ("8.9",))
+    )
+    assert built.report["flags"]["quantization"] == kind and len(built.plan) > 100_000
+
+
+def test_what_tensorrt_8_6_does_not_read_of_quantised_graphs_is_told(rtx: library.Flavour) -> None:
+    weights = weights_of(elan())
+    ranges = dict.fromkeys(quantizable_layers(weights.spec), 100.0)
+    options = BuildOptions(SIZES, "fp32", ("8.9",))
+    older = replace(rtx, capabilities=replace(rtx.capabilities, newer_operators=False))
+    kinds: tuple[tuple[QuantType, str], ...] = (
+        ("fp8", "does not support FP8"),
+        ("int8", "no opset newer than 17"),
+    )
+    for kind, expected in kinds:
+        with pytest.raises(UsageError, match=f"{expected}.*export .* --precision int8 --opset 17"):
+            build(older, emit(weights, quantization=Quantization(kind, ranges)), options)

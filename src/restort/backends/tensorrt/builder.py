@@ -91,8 +91,13 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
         model = with_fixed_input(model, (options.profile.opt[0], shape[1], *options.profile.opt[1:]))
     data: bytes = model.SerializeToString(deterministic=True)
 
+    quantized = _quantized_type(flavour, model)
+
     def hold_layers(network: Any, config: Any) -> dict[str, Any]:
-        return _hold_layers(flavour, network, config, model, architecture, by_layers) if is_weak else {}
+        held = _hold_layers(flavour, network, config, model, architecture, by_layers) if is_weak else {}
+        if quantized and not flavour.capabilities.strongly_typed:
+            config.set_flag(flavour.module.BuilderFlag.INT8)
+        return held | ({"quantization": quantized} if quantized else {})
 
     outcome = run_builder(flavour, data, options, shape[1], architecture, hold_layers)
     gpu = find_gpu()
@@ -113,6 +118,32 @@ def build(flavour: Flavour, graph: onnx.ModelProto | bytes, options: BuildOption
             )
             report["layers"] = {"source": "engine"} | inspector.output_types(opened)
     return Built(outcome.plan, report, outcome.timing_cache)
+
+
+def _quantized_type(flavour: Flavour, model: onnx.ModelProto) -> str:
+    """Return 'int8' or 'fp8' of a graph with QuantizeLinear or DequantizeLinear, '' of another.
+
+    Raises UsageError where the library cannot build it.
+    """
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    operators = {node.op_type for node in model.graph.node}
+    if not operators & {"QuantizeLinear", "DequantizeLinear"}:
+        return ""
+    eight_bit = {onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2}
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    kind = metadata.get("restort.quantization") or ("fp8" if kinds & eight_bit else "int8")
+    if not flavour.capabilities.newer_operators:
+        opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        if kind == "fp8":
+            raise UsageError(
+                f"{flavour.title} does not support FP8; export the graph with --precision int8 --opset 17"
+            )
+        if opset > 17:
+            raise UsageError(
+                f"{flavour.title} reads no opset newer than 17, and the quantized graph has {opset}; "
+                "export it with --precision int8 --opset 17"
+            )
+    return kind
 
 
 def check_options(flavour: Flavour, options: BuildOptions) -> None:
