@@ -12,9 +12,12 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,12 +81,17 @@ class Store:
 
     def in_image(self, container: str, data: Path, *arguments: str | Path) -> str:
         """Run the entrypoint of the image as its own user, with `data` at /data."""
+        return run(*self.command(container, data, *arguments))
+
+    def command(self, container: str, data: Path, *arguments: str | Path) -> list[str]:
+        """Return the command line that does so."""
         config = json.loads(self.buildah("inspect", "--type", "container", container))["Docker"]["config"]
         mount = f"{data}:/data"
-        return self.buildah(
-            "run", "--isolation", "chroot", "--user", config["User"], "--volume", mount, container, "--",
-            *config["Entrypoint"], *arguments,
-        )  # fmt: skip
+        command = [
+            "buildah", *self._options, "run", "--isolation", "chroot", "--user", config["User"], "--volume", mount,
+            container, "--", *config["Entrypoint"], *arguments,
+        ]  # fmt: skip
+        return list(map(str, command))
 
 
 def check(store: Store, folder: Path, dockerfile: Path, extras: str | None) -> int:
@@ -111,7 +119,8 @@ def check(store: Store, folder: Path, dockerfile: Path, extras: str | None) -> i
     image = json.loads(store.buildah("inspect", "--type", "image", "restort"))["Docker"]
     config = image["config"]
     assert config["User"] == "10001:10001" and config["Entrypoint"] == ["restort"], config
-    assert config["Healthcheck"]["Test"] == ["CMD", "restort", "--version"], config
+    shell, healthy = config["Healthcheck"]["Test"]
+    assert shell == "CMD-SHELL" and "/healthz" in healthy, config
     assert not config.get("Volumes"), config
 
     container = store.buildah("from", "restort").strip()
@@ -125,9 +134,35 @@ def check(store: Store, folder: Path, dockerfile: Path, extras: str | None) -> i
     print(store.in_image(container, data, "upscale", "in.jpg", "-o", "out.png", "--offline"), end="")
     made = (data / "out.png").stat()
     assert made.st_uid == 10001, f"out.png belongs to {made.st_uid}"
+    if extras is None:
+        print(served(store, container, data))
     packages = run("du", "-sm", Path(store.buildah("mount", container).strip(), "opt/restort")).split()[0]
     print(f"out.png: {made.st_size:,} bytes; the programs: {packages} MB; ok")
     return 0
+
+
+def served(store: Store, container: str, data: Path) -> str:
+    """Start `restort serve` in the container, send it a picture, and stop it."""
+    port = "8777"
+    command = store.command(container, data, "serve", "--port", port, "--model", "elan-light-x4", "--offline")
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as server:
+        try:
+            for _ in range(120):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
+                    break
+                except OSError:
+                    time.sleep(1)
+            headers = {"Content-Type": "image/jpeg"}
+            address = f"http://127.0.0.1:{port}/v1/restore?task=upscale&model=elan-light-x4"
+            request = urllib.request.Request(address, PICTURE.read_bytes(), headers, method="POST")
+            answer = urllib.request.urlopen(request, timeout=300).read()
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+    assert answer.startswith(b"\x89PNG"), answer[:100]
+    return f"serve: {len(answer):,} bytes of PNG"
 
 
 def index_url() -> str:
