@@ -150,7 +150,19 @@ def errors() -> None:
     save("errors")
 
 
+def quantisation() -> None:
+    """Decibels lost by each way to quantise, under its name in the record."""
+    tables = [table for table in record("accuracy/quantization")["tables"] if table["table"] == "causes"]
+    rows = [row for table in tables for row in table["rows"]]
+    _, axes = plt.subplots(figsize=(7, 0.6 + 0.2 * len(rows)))
+    axes.barh([row["name"] for row in rows], [row["loss_db"] for row in rows], color=BLUE)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("dB")
+    save("quantisation")
+
+
 if __name__ == "__main__":
     with plt.rc_context(STYLE):
-        for draw in (networks, baseline, layers, timeline, errors):
+        for draw in (networks, baseline, layers, timeline, errors, quantisation):
             draw()
