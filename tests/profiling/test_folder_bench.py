@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -166,3 +167,13 @@ def test_wrong_options_get_one_sentence(
     assert main(["bench", "--weights", str(weights), "--quiet", *given]) in (1, 2)
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_error_of_the_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Traceback ...\ntorch.AcceleratorError: CUDA error: invalid argument\nCompile with `TORCH_USE_CUDA_DSA` ..."
+
+    def fails(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", said)
+
+    monkeypatch.setattr(folder_bench.subprocess, "run", fails)
+    assert folder_bench._child({}, 1.0) == {"error": "torch.AcceleratorError: CUDA error: invalid argument"}

@@ -8,6 +8,7 @@ fields; start-up and the first picture are not part of their times.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -217,7 +218,8 @@ def _child(task: Record, limit: float) -> Record:
         answer: Record = json.loads(lines[-1])
         return answer
     said = done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"]
-    return {"error": " ".join(said[-1].split())[:300]}
+    named = [line for line in said if re.match(r"[\w.]*Error: ", line)]  # CUDA adds advice behind its error
+    return {"error": " ".join((named or said)[-1].split())[:300]}
 
 
 def table(records: Sequence[Record]) -> str:
