@@ -84,9 +84,32 @@ def test_gamma_and_primaries(tmp_path: Path) -> None:
     linear = [(b"gAMA", struct.pack(">I", 100_000))]
     made, notes = through(tmp_path, png(linear), ".png")
     assert linear[0] in list(chunks.png_chunks(made)) and notes == ()
-    assert "colours of gAMA and cHRM was dropped" in through(tmp_path, png(linear), ".jpg")[1][0]
-    usual = [(b"gAMA", struct.pack(">I", 45455))]
-    assert through(tmp_path, png(usual), ".jpg")[1] == ()
+    assert "colours of gAMA, cHRM or cICP was dropped" in through(tmp_path, png(linear), ".jpg")[1][0]
+
+
+@pytest.mark.parametrize(
+    ("written", "noted"),
+    [
+        ([(b"gAMA", struct.pack(">I", 45455))], False),
+        ([(b"sRGB", b"\1")], False),
+        ([(b"sRGB", b"\1"), (b"gAMA", struct.pack(">I", 45455))], False),
+        ([(b"cICP", bytes([9, 16, 0, 1]))], True),
+    ],
+)
+def test_chunks_that_define_the_colours(
+    tmp_path: Path, written: list[tuple[bytes, bytes]], noted: bool
+) -> None:
+    made, notes = through(tmp_path, png(written), ".png")
+    found = list(chunks.png_chunks(made))
+    assert all(chunk in found for chunk in written) and notes == ()
+    assert bool(through(tmp_path, png(written), ".jpg")[1]) is noted
+
+
+def test_the_extension_of_xmp_is_noted(tmp_path: Path) -> None:
+    body = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + bytes(8) + b"<x/>"
+    data = pillow("JPEG")
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
+    assert "the extension of its XMP was left out" in through(tmp_path, data, ".jpg")[1]
 
 
 @pytest.mark.parametrize("comment", [b"(c) A NAME", "Schloß".encode(), b"\xe4\xff"])

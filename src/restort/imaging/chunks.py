@@ -15,6 +15,8 @@ from restort.utils.files import Content
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"tIME")
 XMP_KEYWORD = b"XML:com.adobe.xmp\0"
+COLOUR_CHUNKS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
+"""What defines the colours of a PNG without a profile, in the order of precedence."""
 _SRGB_GAMMA = struct.pack(">I", 45455)
 _SRGB_PRIMARIES = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 _MOST_XMP = 16 << 20  # bytes of decompressed XMP; more is no real packet
@@ -95,12 +97,20 @@ def png_text(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
 
 
 def png_colour(chunks: Iterable[Chunk]) -> tuple[Chunk, ...]:
-    """Select gAMA and cHRM where they define the colours: without a profile, and not those of sRGB."""
+    """Select the chunks that define the colours where there is no profile: COLOUR_CHUNKS."""
     found = dict(chunks)
-    if b"iCCP" in found or b"sRGB" in found:
+    if b"iCCP" in found:
         return ()
-    kept = [(kind, found[kind]) for kind in (b"gAMA", b"cHRM") if kind in found]
-    return () if all(body in (_SRGB_GAMMA, _SRGB_PRIMARIES) for _, body in kept) else tuple(kept)
+    return tuple((kind, found[kind]) for kind in COLOUR_CHUNKS if kind in found)
+
+
+def means_srgb(chunks: Iterable[Chunk]) -> bool:
+    """Whether COLOUR_CHUNKS say nothing but what a picture without them means."""
+    found = dict(chunks)
+    if b"cICP" in found:
+        return False
+    defined = [found[kind] for kind in (b"gAMA", b"cHRM") if kind in found]
+    return b"sRGB" in found or all(body in (_SRGB_GAMMA, _SRGB_PRIMARIES) for body in defined)
 
 
 def png_exif(chunks: Iterable[Chunk]) -> bytes | None:

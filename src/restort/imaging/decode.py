@@ -420,6 +420,8 @@ def _beside_vips(
     if source.format == "tiff" and (directory := tiff_tags.read_directory(data)) is not None:
         blocks["exif-data"] = blocks["exif-data"] or tiff_tags.exif_of_tiff(*directory)
         values = directory[1].values
+        if tiff_tags.GEOREFERENCE & values.keys():
+            source.notes.append("its georeference (GeoTIFF) was left out")
         if tiff_tags.IPTC in values:
             blocks["iptc-data"] = values[tiff_tags.IPTC].data
         elif tiff_tags.PHOTOSHOP in values:
@@ -470,9 +472,12 @@ def _animation(
 
 
 def _note_losses(source: _Source, data: Content, blocks: dict[str, bytes | None]) -> None:
-    """Note gain maps and further pictures that are not read."""
+    """Note gain maps, further pictures and parts of the metadata that are not read."""
     segments = list(chunks.jpeg_segments(data)) if source.format == "jpeg" else []
     application = [body for marker, body in segments if marker == b"\xe2"]
+    described_by = [body for marker, body in segments if marker == b"\xe1"]
+    if any(body.startswith(b"http://ns.adobe.com/xmp/extension/") for body in described_by):
+        source.notes.append("the extension of its XMP was left out")
     xmp = blocks["xmp-data"]
     described = xmp is not None and metadata.has_gain_map(xmp)
     if described or any(body.startswith(b"urn:iso:std:iso:ts:21496") for body in application):

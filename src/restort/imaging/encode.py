@@ -38,7 +38,6 @@ _HOLDS = {
     "bmp": set[str](),
 }
 """Metadata that each format holds, besides the profile."""
-_GAMMA = (b"gAMA", b"cHRM")
 
 
 def check_output(path: str | Path) -> str:
@@ -103,15 +102,16 @@ def encode(path: Path, picture: Picture, quality: int = QUALITY) -> tuple[bytes,
 def lost_metadata(picture: Picture, name: str) -> list[str]:
     """Note the metadata that the format cannot hold."""
     kinds = {kind for kind, _ in picture.text}
+    colour_chunks = [chunk for chunk in picture.text if chunk[0] in chunks.COLOUR_CHUNKS]
     has = {
         "EXIF": picture.exif is not None,
         "XMP": picture.xmp is not None,
         "IPTC": picture.iptc is not None,
         "comments": bool(picture.comments),
-        "text": bool(kinds.difference(_GAMMA)),
-        "gamma": bool(kinds.intersection(_GAMMA)),
+        "text": bool(kinds.difference(chunks.COLOUR_CHUNKS)),
+        "gamma": not chunks.means_srgb(colour_chunks),
     }
-    words = {"gamma": "the colours of gAMA and cHRM", "text": "PNG text", "comments": "JPEG comments"}
+    words = {"gamma": "the colours of gAMA, cHRM or cICP", "text": "PNG text", "comments": "JPEG comments"}
     lost = [words.get(key, key) for key, present in has.items() if present and key not in _HOLDS[name]]
     if not lost:
         return []
@@ -137,7 +137,10 @@ def with_metadata(data: bytes, picture: Picture, name: str) -> bytes:
     if name == "png":
         comments = [chunks.comment_chunk(text) for text in picture.comments]
         xmp = [] if picture.xmp is None else [chunks.xmp_chunk(picture.xmp)]
-        return chunks.insert_png_chunks(data, [*picture.text, *comments, *xmp])
+        text = [
+            chunk for chunk in picture.text if picture.icc is None or chunk[0] not in chunks.COLOUR_CHUNKS
+        ]
+        return chunks.insert_png_chunks(data, [*text, *comments, *xmp])
     if name == "jpeg":
         return chunks.insert_jpeg_comments(data, picture.comments)
     if name == "tiff":

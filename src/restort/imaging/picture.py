@@ -40,7 +40,7 @@ class Picture:
     icc         ICC profile of the pixels, or None
     exif, xmp, iptc   metadata blocks as stored in files, orientation 1; None without
     resolution  pixels per millimetre, horizontal and vertical; None where unknown
-    text        PNG chunks (type, data) with text, time or the definition of the colours (gAMA, cHRM)
+    text        PNG chunks (type, data) with text, time or the definition of the colours (COLOUR_CHUNKS)
     comments    JPEG comments
     format      the format it was read from ('png', 'jpeg', ...), or None
     notes       what the reader left out or converted, one clause each

@@ -14,8 +14,27 @@ from pathlib import Path
 
 from restort.utils.files import Content
 
-DESCRIPTION = {269, 270, 271, 272, 285, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)}
-"""Tags of the first directory that describe the picture: title, camera, software, date, author, rating, copyright."""
+DESCRIPTION = {
+    269,
+    270,
+    271,
+    272,
+    285,
+    301,
+    305,
+    306,
+    315,
+    316,
+    318,
+    319,
+    18246,
+    18249,
+    33432,
+    *range(40091, 40096),
+}
+"""Tags of the first directory that describe the picture: title, camera, date, author, colour, rating, copyright ..."""
+GEOREFERENCE = {33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113}
+"""Tags of GeoTIFF and GDAL: where on the earth the pixels lie, which a result of another size has no longer."""
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, IPTC, PHOTOSHOP = 254, 258, 259, 262, 33723, 34377
 EXIF_IFD, GPS_IFD, INTEROP_IFD = 34665, 34853, 40965
 WIDTH, HEIGHT = 0xA002, 0xA003
