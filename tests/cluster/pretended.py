@@ -48,6 +48,14 @@ class Instant:
         return events
 
 
+def peak_rss() -> int:
+    """Peak resident memory of this program in bytes. getrusage would also count that of the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1000
+    return int(next(line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line)) * 1024
+
+
 def walk(count: int) -> Any:
     """What os.walk would yield for a tree of `count` pictures."""
 
@@ -77,7 +85,7 @@ def main(count: int, root: Path) -> None:
     attempts = Attempts(root / ".restort")
     totals = Driver(Instant(), 8, root, jobs, index, attempts, lambda result: None, lambda line: None).run()
     attempts.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = peak_rss() / 1e6
     print(json.dumps({"done": totals.done, "seconds": totals.seconds, "peak_mb": peak}))
 
 

@@ -309,7 +309,7 @@ def test_interruption_is_clean(weights: Path, tmp_path: Path, number: int, statu
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # background jobs and nohup ignore some
     )
     # two, since the signal may come after a picture has its name and before it is counted
     wait_for(lambda: len(list(out.glob("*.png"))) >= 2)

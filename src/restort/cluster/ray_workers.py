@@ -9,6 +9,7 @@ from typing import Any
 from restort.cluster.shards import Died, Event, Finished, Setup, Shard, Started
 from restort.cluster.worker import Worker
 from restort.errors import RestortError, UsageError
+from restort.utils.extras import install_command
 from restort.utils.integers import cdiv
 
 DEFAULT_PORT = 6379
@@ -26,7 +27,7 @@ def connect(address: str, workers: int | None) -> tuple[int, int, int]:
         import ray
     except ImportError:
         raise RestortError(
-            "Ray is not installed; run `pip install 'restort[cluster]'` on every machine"
+            f"Ray is not installed; install it on every machine with: {install_command('cluster')}"
         ) from None
     options: dict[str, Any] = {"address": address, "logging_level": "error", "log_to_driver": False}
     if address == "local":
